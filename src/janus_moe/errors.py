@@ -1,0 +1,84 @@
+"""Every error Janus raises on purpose. Messages say what is wrong, with the values, and what to do.
+
+JanusError
+|-- ConfigError            a setting or a combination of settings cannot be met
+|-- CheckpointError        a checkpoint is missing something, damaged or unsupported
+|-- RequestError           one request is invalid; the service is fine
+|-- OverloadedError        the service is full; try again later
+|-- ServiceError           the service cannot answer any request
+|   |-- WorkerDied         a worker process ended while it was needed
+|   `-- WorkerFailed       a worker reported an error it cannot recover from
+`-- ExchangeError          the pools could not exchange activations
+    |-- ExchangeTimeout    a peer did not answer before the deadline
+    |-- ExchangeClosed     the transport was closed while waiting
+    `-- RoutingDivergence  expert instances disagreed on the routing of one batch
+"""
+
+from __future__ import annotations
+
+
+class JanusError(Exception):
+    """Base of all deliberate errors."""
+
+
+class ConfigError(JanusError):
+    """A setting, or a combination of settings, cannot be met."""
+
+
+class CheckpointError(JanusError):
+    """A checkpoint is missing something, damaged or of an unsupported kind."""
+
+
+class RequestError(JanusError):
+    """One request is invalid. `param` names the offending field where there is one."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class OverloadedError(JanusError):
+    """The service is full; the same request may succeed in `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ServiceError(JanusError):
+    """The service cannot answer any request."""
+
+
+class WorkerDied(ServiceError):
+    """A worker process ended while it was needed."""
+
+
+class WorkerFailed(ServiceError):
+    """A worker reported an error it cannot recover from."""
+
+
+class ExchangeError(JanusError):
+    """The pools could not exchange activations."""
+
+
+class ExchangeTimeout(ExchangeError):
+    """A peer did not answer before the deadline; the message names peer, layer and stage."""
+
+    def __init__(self, *, peer: str, stage: str, step: int, layer: int, waited_s: float) -> None:
+        super().__init__(
+            f"{peer} did not answer within {waited_s:.1f} s "
+            f"(stage {stage}, step {step}, layer {layer}); "
+            "look at that worker's log, or raise --exchange-timeout if it is only slow"
+        )
+        self.peer = peer
+        self.stage = stage
+        self.step = step
+        self.layer = layer
+
+
+class ExchangeClosed(ExchangeError):
+    """The transport was closed while somebody waited on it."""
+
+
+class RoutingDivergence(ExchangeError):
+    """Expert instances disagreed on the routing of one batch, so their sums cannot be trusted."""

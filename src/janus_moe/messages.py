@@ -1,0 +1,193 @@
+"""Control messages between the engine and its workers: what is said, not how it travels.
+
+Encoded with msgspec (MessagePack, strict types, unknown fields and tags rejected). Tensors never
+travel here; activations have the transport, weights come from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from janus_moe.config import EngineConfig
+from janus_moe.spec import InstanceId, ModelSpec
+
+
+class Message(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True
+):  # one tagged union per direction
+    """Base of the control messages."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tokens are chosen and when a sequence ends. Defaults as in OpenAI's API.
+
+    temperature: 0 is greedy.
+    top_k: 0 keeps all. top_p, min_p: 1.0 and 0.0 keep all.
+    seed: fixed seed gives the same tokens whatever else is in the batch.
+    logprobs: number of alternatives per produced token; None for no log-probabilities at all.
+    prompt_logprobs: the same for prompt tokens (echo).
+    stop_token_ids: end the sequence, besides the model's end-of-sequence ids.
+    """
+
+    max_tokens: int = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """One token's natural-log probability under the unmodified model, and its best rivals.
+
+    top: (token id, log-probability) pairs, most likely first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class NewTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step produced for one request.
+
+    finish_reason: "stop" (end-of-sequence or stop token) or "length"; None while it goes on.
+    stop_token_id: the token that ended it, when it was one.
+    prompt_logprobs: sent once, before or with the first token; first entry is None (no context).
+    num_cached_tokens: prompt tokens served from the prefix cache.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+    num_cached_tokens: int = 0
+
+
+class ExpertActivity(msgspec.Struct, frozen=True, kw_only=True):
+    """Distinct activated experts per expert instance, summed over the MoE layers of some steps.
+
+    layers: how many layer passes the sums cover; max_activated: sum over passes of the busiest
+    instance's count; activated: [expert instances] sums per instance.
+    """
+
+    layers: int
+    max_activated: int
+    activated: tuple[int, ...]
+
+
+# --- engine -> worker -------------------------------------------------------------------------
+
+
+class Setup(Message, frozen=True):
+    """First message to a worker process: everything it needs to build its instances.
+
+    slots: [moe layers][expert instances] logical expert ids hosted there, in slot order.
+    """
+
+    instances: tuple[InstanceId, ...]
+    spec: ModelSpec
+    config: EngineConfig
+    checkpoint: str
+    num_kv_blocks: int
+    num_threads: int
+    epoch: int
+    slots: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+class AddRequest(Message, frozen=True):
+    """A request for one attention instance. `resumed` counts trailing ids it produced before."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    eos_token_ids: tuple[int, ...]
+    resumed: int = 0
+
+
+class AbortRequest(Message, frozen=True):
+    request_id: str
+
+
+class Stop(Message, frozen=True):
+    """Finish the current step and exit."""
+
+
+# --- worker -> engine -------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True):
+    """A worker process is up and wants its setup."""
+
+    name: str
+    pid: int
+    version: str
+
+
+class Progress(Message, frozen=True):
+    """Start-up progress of one instance; bytes are 0 for stages without any."""
+
+    instance: InstanceId
+    stage: str
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+class Ready(Message, frozen=True):
+    """All instances of the worker are loaded and warmed up."""
+
+    name: str
+
+
+class StepDone(Message, frozen=True):
+    """One step of one attention instance: new tokens and its load."""
+
+    instance: InstanceId
+    outputs: tuple[NewTokens, ...]
+    num_running: int
+    num_waiting: int
+    kv_usage: float
+    num_preemptions: int
+    step_seconds: float
+    dispatch_seconds: float
+    combine_seconds: float
+    activity: ExpertActivity | None = None
+
+
+class Failed(Message, frozen=True):
+    """A worker cannot go on; `error` is a sentence for people, without a stack trace."""
+
+    name: str
+    error: str
+
+
+ToWorker = Setup | AddRequest | AbortRequest | Stop
+FromWorker = Hello | Progress | Ready | StepDone | Failed
+
+
+def encode(message: Message) -> bytes:
+    """One message as MessagePack."""
+    return msgspec.msgpack.encode(message)
+
+
+def decode_to_worker(data: bytes) -> ToWorker:
+    """Strict decoding on the worker's side; raises msgspec.DecodeError on anything else."""
+    message: ToWorker = msgspec.msgpack.decode(data, type=ToWorker)
+    return message
+
+
+def decode_from_worker(data: bytes) -> FromWorker:
+    """Strict decoding on the engine's side; raises msgspec.DecodeError on anything else."""
+    message: FromWorker = msgspec.msgpack.decode(data, type=FromWorker)
+    return message

@@ -1,0 +1,163 @@
+"""Nouns that every layer shares: what a model is, where it lives, how large the pools are.
+
+Everything here is an immutable value without behaviour beyond derived properties. This module
+knows nothing of torch, files, processes or HTTP.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from janus_moe.errors import ConfigError
+
+Dtype = Literal["float32", "bfloat16"]
+Pool = Literal["attention", "expert"]
+
+DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2}
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the immutable values; decoding one from bytes rejects unknown fields."""
+
+
+class RopeSpec(Spec, frozen=True):
+    """Rotary position embedding with static frequencies.
+
+    inv_freq: [rotary_dim / 2] inverse frequencies, scaling (YaRN, llama3, linear) included.
+    attention_factor: factor on cos and sin.
+    layout: "halves" pairs dimension i with i + rotary_dim/2; "interleaved" pairs 2i with 2i+1.
+    """
+
+    inv_freq: tuple[float, ...]
+    attention_factor: float = 1.0
+    layout: Literal["halves", "interleaved"] = "halves"
+
+
+class GqaSpec(Spec, frozen=True, tag="gqa"):
+    """Grouped-query attention; `qk_norm` is an RMSNorm over each head's dimension."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    qk_norm: bool
+    bias: bool
+
+    @property
+    def cache_row(self) -> int:
+        """Elements one token takes in the KV cache of one layer."""
+        return 2 * self.num_kv_heads * self.head_dim
+
+
+class MlaSpec(Spec, frozen=True, tag="mla"):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434 section 2.1).
+
+    `q_lora_rank` is None when queries are projected directly (DeepSeek-V2-Lite).
+    """
+
+    num_heads: int
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    nope_head_dim: int
+    rope_head_dim: int
+    value_head_dim: int
+    scale: float
+    bias: bool
+    lora_norm_eps: float
+
+    @property
+    def cache_row(self) -> int:
+        """Elements one token takes in the KV cache of one layer: the latent and the rotary key."""
+        return self.kv_lora_rank + self.rope_head_dim
+
+
+class RouterSpec(Spec, frozen=True):
+    """How router logits become top-k expert ids and weights.
+
+    scoring: softmax or sigmoid over the expert logits.
+    num_groups/top_groups: group-limited selection; 1/1 means none.
+    group_score: "max" (DeepSeek-V2) or "top2_sum" (DeepSeek-V3).
+    correction_bias: a learned bias that counts for the selection but not for the weights.
+    """
+
+    top_k: int
+    scoring: Literal["softmax", "sigmoid"]
+    normalize: bool
+    scaling_factor: float = 1.0
+    num_groups: int = 1
+    top_groups: int = 1
+    group_score: Literal["max", "top2_sum"] = "max"
+    correction_bias: bool = False
+
+
+class MoeSpec(Spec, frozen=True):
+    """The routed experts of every MoE layer, and the shared expert (0 = none)."""
+
+    num_experts: int
+    intermediate_size: int
+    router: RouterSpec
+    shared_intermediate_size: int = 0
+
+
+class ModelSpec(Spec, frozen=True):
+    """Everything the workers must know of a checkpoint, without opening it.
+
+    moe_layers: [num_layers] True where the layer's MLP is a mixture of experts.
+    dense_intermediate_size: MLP width of the other layers (0 when there is none).
+    dtype: what weights, activations and KV cache are held in.
+    """
+
+    family: str
+    hidden_size: int
+    num_layers: int
+    vocab_size: int
+    max_position: int
+    rms_norm_eps: float
+    tie_embeddings: bool
+    attention: GqaSpec | MlaSpec
+    rope: RopeSpec
+    moe: MoeSpec
+    moe_layers: tuple[bool, ...]
+    dense_intermediate_size: int
+    dtype: Dtype
+    eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def moe_layer_ids(self) -> tuple[int, ...]:
+        return tuple(layer for layer, is_moe in enumerate(self.moe_layers) if is_moe)
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of one expert of one layer: gate, up and down projections."""
+        return 3 * self.hidden_size * self.moe.intermediate_size * DTYPE_BYTES[self.dtype]
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self.num_layers * self.attention.cache_row * DTYPE_BYTES[self.dtype]
+
+
+class PoolShape(Spec, frozen=True):
+    """`attention` x `expert` instances; any two positive numbers."""
+
+    attention: int
+    expert: int
+
+    def __post_init__(self) -> None:
+        for pool, count in (("attention", self.attention), ("expert", self.expert)):
+            if count < 1:
+                raise ConfigError(f"--{pool}-instances must be at least 1, got {count}")
+
+    def __str__(self) -> str:
+        return f"{self.attention}A{self.expert}E"
+
+
+class InstanceId(Spec, frozen=True):
+    """One worker of a pool, e.g. `expert 2`."""
+
+    pool: Pool
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.pool} {self.index}"
