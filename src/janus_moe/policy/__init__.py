@@ -1,0 +1,11 @@
+"""Decisions as pure, deterministic code: same input, same answer, on every machine.
+
+paging      which KV block holds which tokens, and what a prompt can reuse
+batching    which tokens one attention instance computes in its next step
+routing     which attention instance gets a request
+activation  which replica computes an activated expert
+placement   which expert instance holds which experts
+
+Nothing here knows of tensors, models, clocks, processes or files; numpy and numba are all it
+needs, so the simulator and the live system run the same functions.
+"""

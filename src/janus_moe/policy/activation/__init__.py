@@ -1,0 +1,17 @@
+"""The activation scheduler: which replica computes each activated expert of one layer's batch.
+
+The layer costs what its busiest instance reads, so the goal is the smallest maximum of distinct
+activated experts per instance; one replica serves all tokens of its expert. Every expert instance
+runs this on the same input and must get the same answer, so everything is integers, in a fixed
+order, with ties to the lowest id.
+
+layout     where the replicas of one layer live, and the answer's type
+reference  the semantics, in plain Python
+fast       the same answers (==), compiled
+scheduler  the entry points: `Scheduler` (reuses buffers) and `schedule` (one call)
+"""
+
+from janus_moe.policy.activation.layout import Assignment, LayerLayout, Policy
+from janus_moe.policy.activation.scheduler import Scheduler, schedule
+
+__all__ = ["Assignment", "LayerLayout", "Policy", "Scheduler", "schedule"]

@@ -1,0 +1,87 @@
+"""Where the replicas of one layer live, and what the activation scheduler answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_moe.errors import ConfigError
+
+Policy = Literal["aebs", "exact"]
+
+
+class Assignment(NamedTuple):
+    """Which instance computes each activated expert.
+
+    instance_of_expert: [experts] int32, -1 where the expert is not activated.
+    activated: [instances] int32, distinct activated experts per instance.
+    optimal: no assignment has a smaller maximum of `activated`; False means not proved.
+    """
+
+    instance_of_expert: NDArray[np.int32]
+    activated: NDArray[np.int32]
+    optimal: bool
+
+
+@dataclass(frozen=True, eq=False)
+class LayerLayout:
+    """The hosts of every expert of one layer; read-only.
+
+    hosts: [experts, max_replicas] int32, instance ids ascending, padded with -1 at the end.
+    """
+
+    hosts: NDArray[np.int32]
+    num_instances: int
+
+    def __post_init__(self) -> None:
+        hosts = np.array(self.hosts, dtype=np.int32, order="C", ndmin=2)
+        if hosts.ndim != 2 or 0 in hosts.shape:
+            raise ConfigError(f"hosts must be [experts, max_replicas], got shape {hosts.shape}")
+        homeless = np.flatnonzero((hosts == -1).all(axis=1))
+        if homeless.size:
+            raise ConfigError(f"expert {homeless[0]} has no host; give every expert a slot")
+        outside = hosts[(hosts < -1) | (hosts >= self.num_instances)]
+        if outside.size:
+            raise ConfigError(
+                f"host {outside[0]} is not an instance; ids run from 0 to {self.num_instances - 1}"
+            )
+        left, right = hosts[:, :-1], hosts[:, 1:]
+        disordered = np.flatnonzero(((right != -1) & (right <= left)).any(axis=1))
+        if disordered.size:
+            expert = disordered[0]
+            raise ConfigError(
+                f"hosts of expert {expert} must ascend without repetition, padding (-1) last; "
+                f"got {hosts[expert].tolist()}"
+            )
+        hosts.setflags(write=False)
+        object.__setattr__(self, "hosts", hosts)
+
+    @classmethod
+    def from_slots(cls, slots: Sequence[Sequence[int]], num_experts: int) -> LayerLayout:
+        """slots: per instance, the logical experts it holds; at most one replica of each."""
+        hosts: list[list[int]] = [[] for _ in range(num_experts)]
+        for instance, experts in enumerate(slots):
+            for expert in experts:
+                if not 0 <= expert < num_experts:
+                    raise ConfigError(
+                        f"instance {instance} holds expert {expert}, but ids run from 0 to "
+                        f"{num_experts - 1}"
+                    )
+                hosts[expert].append(instance)
+        table = np.full((num_experts, max(1, max(map(len, hosts)))), -1, np.int32)
+        for expert, instances in enumerate(hosts):
+            table[expert, : len(instances)] = instances
+        return cls(table, len(slots))
+
+    @property
+    def num_experts(self) -> int:
+        return int(self.hosts.shape[0])
+
+    @property
+    def num_replicas(self) -> NDArray[np.int32]:
+        """[experts] int32, replicas of each expert."""
+        return np.asarray((self.hosts >= 0).sum(axis=1), np.int32)
