@@ -1,0 +1,31 @@
+"""The exchange of activations between the pools: one contract, several backends."""
+
+from janus_moe.transport.base import (
+    AttentionPort,
+    Combined,
+    Exchange,
+    ExpertPort,
+    ReplyNote,
+    Ticket,
+    WaitRule,
+    Work,
+    spin_budget_us,
+)
+from janus_moe.transport.loopback import LoopbackExchange
+from janus_moe.transport.shm import ShmAddress, ShmLayout, ShmRegion
+
+__all__ = [
+    "AttentionPort",
+    "Combined",
+    "Exchange",
+    "ExpertPort",
+    "LoopbackExchange",
+    "ReplyNote",
+    "ShmAddress",
+    "ShmLayout",
+    "ShmRegion",
+    "Ticket",
+    "WaitRule",
+    "Work",
+    "spin_budget_us",
+]
