@@ -80,6 +80,7 @@ class RouterSpec(Spec, frozen=True):
     num_groups/top_groups: group-limited selection; 1/1 means none.
     group_score: "max" (DeepSeek-V2) or "top2_sum" (DeepSeek-V3).
     correction_bias: a learned bias that counts for the selection but not for the weights.
+    logits_dtype: what the gate's matrix product runs in, "model" for the model's own dtype.
     """
 
     top_k: int
@@ -90,6 +91,7 @@ class RouterSpec(Spec, frozen=True):
     top_groups: int = 1
     group_score: Literal["max", "top2_sum"] = "max"
     correction_bias: bool = False
+    logits_dtype: Literal["model", "float32"] = "model"
 
 
 class MoeSpec(Spec, frozen=True):

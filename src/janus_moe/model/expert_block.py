@@ -1,0 +1,92 @@
+"""Everything an expert instance computes: the gates, and the experts in its own slots.
+
+Knows nothing of placement, scheduling or the attention pool. Call it under torch.inference_mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from janus_moe.kernels.grouped_experts import grouped_experts
+from janus_moe.model.checkpoint import Checkpoint, OnBytes, ignore_bytes
+from janus_moe.model.loading import Loader
+from janus_moe.model.router import route
+from janus_moe.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertLayer:
+    """One MoE layer's share of an instance.
+
+    router: [experts, hidden] over all logical experts; router_bias: [experts] float32.
+    slots: logical expert in each slot. gate_up: [slots, 2 * width, hidden], gate above up;
+    down: [slots, hidden, width].
+    """
+
+    router: Tensor
+    router_bias: Tensor | None
+    slots: tuple[int, ...]
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertModel:
+    """Weights of one expert instance. layers: model layer id -> its share."""
+
+    spec: ModelSpec
+    layers: Mapping[int, ExpertLayer]
+
+    @classmethod
+    def load(
+        cls,
+        spec: ModelSpec,
+        checkpoint: Checkpoint,
+        slots_per_layer: Sequence[Sequence[int]],
+        device: torch.device | str,
+        on_bytes: OnBytes = ignore_bytes,
+    ) -> ExpertModel:
+        """slots_per_layer: [moe layers][slots] logical expert ids; an expert may have several.
+
+        on_bytes: called with the bytes of each tensor; `expert_pool_bytes` in total.
+        """
+        loader = Loader(spec, checkpoint, torch.device(device), on_bytes)
+        layers = zip(spec.moe_layer_ids, slots_per_layer, strict=True)
+        return cls(spec, {layer: _load_layer(loader, spec, layer, s) for layer, s in layers})
+
+    def route(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(expert_ids [tokens, top_k] int32, weights [tokens, top_k] float32) of model layer
+        `layer` for hidden [tokens, hidden]."""
+        weights = self.layers[layer]
+        return route(hidden, weights.router, weights.router_bias, self.spec.moe.router)
+
+    def compute(self, layer: int, hidden: Tensor, slot_ids: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sums over this instance's slots, [tokens, hidden] float32.
+
+        hidden: [tokens, hidden]; slot_ids: [tokens, top_k] int32, -1 where another instance
+        computes; weights: [tokens, top_k] float32.
+        """
+        experts = self.layers[layer]
+        return grouped_experts(hidden, experts.gate_up, experts.down, slot_ids, weights)
+
+
+def _load_layer(loader: Loader, spec: ModelSpec, layer: int, slots: Sequence[int]) -> ExpertLayer:
+    width, hidden = spec.moe.intermediate_size, spec.hidden_size
+    gate_up = loader.empty(len(slots), 2 * width, hidden)
+    down = loader.empty(len(slots), hidden, width)
+    for slot, expert in enumerate(slots):
+        loader.into(gate_up[slot, :width], "expert_gate", layer, expert)
+        loader.into(gate_up[slot, width:], "expert_up", layer, expert)
+        loader.into(down[slot], "expert_down", layer, expert)
+    has_bias = spec.moe.router.correction_bias
+    return ExpertLayer(
+        router=loader.tensor("router", layer),
+        router_bias=loader.tensor("router_bias", layer) if has_bias else None,
+        slots=tuple(slots),
+        gate_up=gate_up,
+        down=down,
+    )

@@ -1,0 +1,131 @@
+"""Multi-head latent attention of one layer, in the absorbed form for prefill and decode alike.
+
+The cache holds one latent row per token (DeepSeek-V2, arXiv 2405.04434 section 2.1). The key
+up-projection is applied to the query and the value up-projection to the result, so that attention
+is multi-query attention over the latents and no key or value is ever expanded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from janus_moe.kernels.linear import linear
+from janus_moe.kernels.paged_attention import paged_attention, write_kv
+from janus_moe.model.kv_cache import StepInput
+from janus_moe.model.layers import pair_order, rms_norm, rotate_
+from janus_moe.model.loading import Loader
+from janus_moe.spec import MlaSpec, RopeSpec
+
+
+@dataclass(frozen=True, slots=True)
+class MlaAttention:
+    """Weights of one layer; rotary pairs are adjacent.
+
+    Rows of `down` and `up_query`, R = rope_head_dim, L = kv_lora_rank:
+      with query latent     down: query latent | key rotary R | latent L
+                            up_query: heads * nope | heads * R
+      without               down: heads * nope | heads * R | key rotary R | latent L
+    up_key: [heads, nope, L]; up_value: [heads, L, value_head_dim]; o: [hidden, heads * value].
+    """
+
+    spec: MlaSpec
+    down: Tensor
+    down_bias: Tensor | None
+    query_norm: Tensor | None
+    up_query: Tensor | None
+    latent_norm: Tensor
+    up_key: Tensor
+    up_value: Tensor
+    o: Tensor
+    o_bias: Tensor | None
+
+    @classmethod
+    def load(cls, loader: Loader, spec: MlaSpec, rope: RopeSpec, layer: int) -> MlaAttention:
+        has_latent = spec.q_lora_rank is not None
+        query_order, key_order = _query_order(spec, rope), _key_order(spec, rope)
+        orders = (None if has_latent else query_order, key_order)
+        up_key, up_value = _up_projections(loader, spec, layer)
+        return cls(
+            spec=spec,
+            down=loader.rows(("q_a" if has_latent else "q", "kv_a"), layer, orders),
+            down_bias=_down_bias(loader, spec, key_order, layer) if spec.bias else None,
+            query_norm=loader.tensor("q_a_norm", layer) if has_latent else None,
+            up_query=loader.rows(("q_b",), layer, (query_order,)) if has_latent else None,
+            latent_norm=loader.tensor("kv_a_norm", layer),
+            up_key=up_key,
+            up_value=up_value,
+            o=loader.tensor("o", layer),
+            o_bias=loader.tensor("o_bias", layer) if spec.bias else None,
+        )
+
+    def __call__(
+        self, normed: Tensor, rotation: Tensor, step: StepInput, latents: Tensor
+    ) -> Tensor:
+        """normed, result: [tokens, hidden]. Writes the tokens' latent rows to the cache."""
+        spec, tokens = self.spec, normed.shape[0]
+        nope, rotary, latent = self._project(normed)
+        rotary = rotate_(rotary, rotation).to(normed.dtype)
+        latent = rms_norm(latent, self.latent_norm, spec.lora_norm_eps).unsqueeze(1)
+        query_rotary, key_rotary = rotary.split((spec.num_heads, 1), dim=1)
+        write_kv(latents, torch.cat((latent, key_rotary), dim=-1), step.slot_mapping)
+        nope_in_latent = torch.bmm(nope.transpose(0, 1), self.up_key).transpose(0, 1)
+        query = torch.cat((nope_in_latent, query_rotary), dim=-1)
+        out = paged_attention(query, latents, latents, step.batch, spec.scale, spec.kv_lora_rank)
+        values = torch.bmm(out.transpose(0, 1), self.up_value).transpose(0, 1)
+        return linear(values.reshape(tokens, -1), self.o, self.o_bias)
+
+    def _project(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries without position [tokens, heads, nope], rotary queries and last the rotary key
+        [tokens, heads + 1, rope], latent [tokens, kv_lora_rank]; not normalised, not rotated."""
+        spec, tokens = self.spec, normed.shape[0]
+        heads, rope = spec.num_heads, spec.rope_head_dim
+        nope_rows = heads * spec.nope_head_dim
+        down = linear(normed, self.down, self.down_bias)
+        if self.up_query is None or self.query_norm is None:
+            sizes = (nope_rows, (heads + 1) * rope, spec.kv_lora_rank)
+            nope, rotary, latent = down.split(sizes, dim=-1)
+        else:
+            sizes = (down.shape[-1] - spec.cache_row, rope, spec.kv_lora_rank)
+            query_latent, key_rotary, latent = down.split(sizes, dim=-1)
+            query_latent = rms_norm(query_latent, self.query_norm, spec.lora_norm_eps)
+            nope, rotary = linear(query_latent, self.up_query).split(
+                (nope_rows, heads * rope), dim=-1
+            )
+            rotary = torch.cat((rotary, key_rotary), dim=-1)
+        return (
+            nope.view(tokens, heads, spec.nope_head_dim),
+            rotary.view(tokens, heads + 1, rope),
+            latent,
+        )
+
+
+def _query_order(spec: MlaSpec, rope: RopeSpec) -> Tensor:
+    """Stored rows are per head nope | rope; ours are all heads' nope, then all heads' rope."""
+    heads = torch.arange(spec.num_heads)[:, None] * (spec.nope_head_dim + spec.rope_head_dim)
+    nope = heads + torch.arange(spec.nope_head_dim)
+    rotary = heads + spec.nope_head_dim + pair_order(rope)
+    return torch.cat((nope.view(-1), rotary.view(-1)))
+
+
+def _key_order(spec: MlaSpec, rope: RopeSpec) -> Tensor:
+    """Stored rows are latent | rotary key; ours are rotary key | latent."""
+    return torch.cat((spec.kv_lora_rank + pair_order(rope), torch.arange(spec.kv_lora_rank)))
+
+
+def _down_bias(loader: Loader, spec: MlaSpec, key_order: Tensor, layer: int) -> Tensor:
+    """The architecture has no bias on a direct query projection; that part is zero."""
+    if spec.q_lora_rank is not None:
+        return loader.rows(("q_a_bias", "kv_a_bias"), layer, (None, key_order))
+    key_bias = loader.rows(("kv_a_bias",), layer, (key_order,))
+    query_rows = spec.num_heads * (spec.nope_head_dim + spec.rope_head_dim)
+    return torch.cat((key_bias.new_zeros(query_rows), key_bias))
+
+
+def _up_projections(loader: Loader, spec: MlaSpec, layer: int) -> tuple[Tensor, Tensor]:
+    """The two halves of kv_b, as the absorbed form multiplies with them."""
+    kv_b = loader.tensor("kv_b", layer).view(spec.num_heads, -1, spec.kv_lora_rank)
+    key, value = kv_b.split((spec.nope_head_dim, spec.value_head_dim), dim=1)
+    return key, value.transpose(1, 2)
