@@ -1,0 +1,39 @@
+"""A look at the load of the whole engine. Plain values; knows nothing of who shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How often something happened and how long it took altogether, since the start."""
+
+    count: int = 0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSnapshot:
+    """Load of the whole engine at one moment; counters run since the start.
+
+    kv_usage: used share of the KV blocks, 0 to 1, over all attention instances.
+    activated_experts: [expert instances] mean distinct experts activated per MoE layer pass.
+    expert_load_imbalance: busiest expert instance over the mean, 1 is perfect, 0 is unknown.
+    dispatch, combine, scheduler: one count per engine step.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    preemptions: int = 0
+    pool_sizes: Mapping[str, int] = field(default_factory=dict)
+    activated_experts: tuple[float, ...] = ()
+    expert_load_imbalance: float = 0.0
+    dispatch: Timing = Timing()
+    combine: Timing = Timing()
+    scheduler: Timing = Timing()
+    placement_epoch: int = 0
