@@ -50,7 +50,7 @@ class LayerLayout:
                 f"host {outside[0]} is not an instance; ids run from 0 to {self.num_instances - 1}"
             )
         left, right = hosts[:, :-1], hosts[:, 1:]
-        disordered = np.flatnonzero(((right != -1) & (right <= left)).any(axis=1))
+        disordered = np.flatnonzero(((right != -1) & ((left == -1) | (right <= left))).any(axis=1))
         if disordered.size:
             expert = disordered[0]
             raise ConfigError(

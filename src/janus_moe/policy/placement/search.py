@@ -16,6 +16,11 @@ from janus_moe.errors import ConfigError
 from janus_moe.policy.placement.sizing import validate_shape
 from janus_moe.policy.placement.value import Placement
 
+# Loads closer than this share of the replica at hand count as equal. Measured statistics hardly
+# ever tie, and with 0 the links then chain few instances: 256 experts + 64 replicas on 16
+# instances, 64 tokens of mixed topics: busiest instance 13.8 with 0, 12.4 from 0.1 to 2.
+SLACK = 0.1
+
 
 def initial_placement(
     num_layers: int,
@@ -85,6 +90,7 @@ class _Layer:
         self.experts: list[dict[int, float]] = [{} for _ in range(num_instances)]
         self.load = [0.0] * num_instances
         self.links = np.zeros((num_instances, num_instances), np.int64)
+        self.component = list(range(num_instances))  # of the graph that replicas span
 
     def place(self, expert: int, load: float) -> None:
         """Put one more replica of `expert` on the best instance that has none of it."""
@@ -99,17 +105,24 @@ class _Layer:
         return [i for i, experts in enumerate(self.experts) if len(experts) < self.capacity[i]]
 
     def _best(self, free: list[int], holders: list[int], load: float) -> int:
-        """The lightest instance; among nearly equal ones the least linked to other holders."""
-        lightest = min(self.load[i] for i in free)
-        near = [i for i in free if self.load[i] <= lightest + 0.1 * load]
+        """The lightest instance; among nearly equal ones the least linked to other holders.
+
+        An instance that no chain of replicas links to a holder comes first of all: the scheduler
+        can only balance within what is connected.
+        """
+        limit = min(self.load[i] for i in free) + SLACK * load
+        near = [i for i in free if self.load[i] <= limit]
         links = self.links[:, holders].sum(axis=1)
-        return min(near, key=lambda i: (links[i], self.load[i], len(self.experts[i]), i))
+        linked = {self.component[i] for i in holders}
+        return min(near, key=lambda i: (self.component[i] in linked, links[i], self.load[i], i))
 
     def _put(self, expert: int, load: float, instance: int) -> None:
         for other, experts in enumerate(self.experts):
             if expert in experts:
                 self.links[instance, other] += 1
                 self.links[other, instance] += 1
+                old, new = self.component[other], self.component[instance]
+                self.component = [new if c == old else c for c in self.component]
         self.experts[instance][expert] = load
         self.load[instance] += load
 

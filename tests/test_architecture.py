@@ -1,0 +1,148 @@
+"""The rules the code base keeps: who may import whom, what is pure, what is never used, sizes."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "janus_moe"
+SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
+
+# A row imports rows above it; within a row, only its own package and what SAME_ROW adds.
+ROWS: tuple[tuple[str, ...], ...] = (
+    ("spec", "errors"),
+    ("policy", "perf", "config", "messages"),
+    ("sim", "plan", "kernels", "transport"),
+    ("model",),
+    ("attention", "experts"),
+    ("engine", "control"),
+    ("server",),
+    ("cli",),
+)
+SAME_ROW = {"spec": {"errors"}, "messages": {"config"}}
+
+# A library for anybody, without a deep-learning framework.
+PURE = ("policy", "perf", "sim", "plan")
+HEAVY = ("torch", "transformers")
+
+MAX_LINES = 400
+MAX_MEDIAN_LINES = 150
+
+
+def modules() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def unit_of(path: Path) -> str:
+    """The package or top-level module of the table that a file belongs to."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted module) of every import, relative ones resolved, names included."""
+    package = (PACKAGE, *path.relative_to(SOURCE).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            source = ".".join((*base, *filter(None, [node.module])))
+            for alias in node.names:
+                yield node.lineno, f"{source}.{alias.name}"
+
+
+def allowed(unit: str) -> set[str]:
+    row = next(index for index, units in enumerate(ROWS) if unit in units)
+    above = {name for units in ROWS[:row] for name in units}
+    return above | {unit} | SAME_ROW.get(unit, set())
+
+
+def known(unit: str) -> bool:
+    return any(unit in units for units in ROWS)
+
+
+def test_every_package_has_a_place_in_the_table() -> None:
+    units = {unit_of(path) for path in modules()} - {"__init__", "__main__"}
+    assert not {unit for unit in units if not known(unit)}, "add it to a row of ROWS"
+
+
+def test_rows_import_only_rows_above() -> None:
+    wrong = []
+    for path in modules():
+        unit = unit_of(path)
+        if not known(unit):  # the package's own __init__ and __main__
+            continue
+        for line, name in imports(path):
+            target = name.split(".")[1] if name.startswith(f"{PACKAGE}.") else None
+            if target and known(target) and target not in allowed(unit):
+                wrong.append(f"{path.relative_to(SOURCE)}:{line} imports {target}")
+    assert not wrong, wrong
+
+
+def test_the_two_pools_never_import_each_other() -> None:
+    assert "experts" not in allowed("attention") and "attention" not in allowed("experts")
+
+
+def test_pure_packages_name_no_framework() -> None:
+    wrong = [
+        f"{path.relative_to(SOURCE)}:{line} imports {name}"
+        for path in modules()
+        for line, name in imports(path)
+        if unit_of(path) in PURE and name.split(".")[0] in HEAVY
+    ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("unit", PURE)
+def test_pure_packages_load_no_framework(unit: str) -> None:
+    names = [
+        ".".join((PACKAGE, *path.relative_to(SOURCE).with_suffix("").parts))
+        for path in modules()
+        if unit_of(path) == unit
+    ]
+    if not names:
+        pytest.skip(f"{unit} does not exist yet")
+    names = [name.removesuffix(".__init__") for name in names]
+    code = (
+        f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
+        f"loaded = [name for name in {HEAVY} if name in sys.modules]\n"
+        "sys.exit(f'loaded {loaded}' if loaded else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def dangers(path: Path) -> Iterator[str]:
+    """Ways of running somebody else's code: unpickling and remote model code."""
+    for line, name in imports(path):
+        if name.split(".")[0] in ("pickle", "cPickle", "cloudpickle", "dill", "shelve"):
+            yield f"{path.name}:{line} imports {name}"
+        if name == "torch.load":
+            yield f"{path.name}:{line} imports torch.load"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load":
+            yield f"{path.name}:{node.lineno} uses torch.load"
+        if isinstance(node, ast.keyword) and (node.arg, ast.unparse(node.value)) in (
+            ("trust_remote_code", "True"),
+            ("allow_pickle", "True"),
+        ):
+            yield f"{path.name}:{node.value.lineno} sets {node.arg}=True"
+
+
+def test_nothing_is_unpickled_and_no_remote_code_is_run() -> None:
+    wrong = [danger for path in modules() for danger in dangers(path)]
+    assert not wrong, wrong
+
+
+def test_files_stay_small() -> None:
+    lines = {path: len(path.read_text().splitlines()) for path in modules()}
+    long = {str(path.relative_to(SOURCE)): n for path, n in lines.items() if n > MAX_LINES}
+    assert not long, f"split what has more than {MAX_LINES} lines: {long}"
+    assert statistics.median(n for n in lines.values() if n) < MAX_MEDIAN_LINES
