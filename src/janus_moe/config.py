@@ -1,70 +1,101 @@
 """Settings of a run: parsed once, immutable, passed by argument.
 
-Field names are the CLI's flag names with underscores; a YAML file uses the CLI's names. Unknown
-keys raise. "auto" is resolved once by `control`, which says what it chose.
+A field's name is its CLI flag with underscores and its YAML key with dashes or underscores; its
+description is its help text. Unknown keys raise. "auto" is resolved once by `control`, which says
+what it chose.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from janus_moe.errors import ConfigError
-from janus_moe.spec import Dtype, PoolShape
+from janus_moe.spec import PoolShape
 
 TransportName = Literal["auto", "loopback", "shm"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a model is served, apart from HTTP.
+    """How a model is served, apart from HTTP."""
 
-    model: local folder, Hugging Face id present in the local cache, or "bundled".
-    max_num_seqs, max_num_batched_tokens: per attention instance and step.
-    kv_cache_memory_bytes: per attention instance; None takes what `max_num_seqs` full contexts
-        need, at most a share of the free memory.
-    redundant_experts: extra expert replicas per layer over the whole expert pool.
-    threads: compute threads of each worker; 0 divides the cores among the instances of a pool.
-    exchange_timeout: seconds a pool waits for the other before it names the peer and fails.
-    """
-
-    model: str = "bundled"
-    tokenizer: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: Literal["cpu", "cuda"] = "cpu"
-    seed: int = 0
-    max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
-    block_size: int = 16
-    kv_cache_memory_bytes: int | None = None
-    enable_prefix_caching: bool = True
-    attention_instances: int = 1
-    expert_instances: int = 1
-    redundant_experts: int | Literal["auto"] = "auto"
-    activation_policy: Literal["exact", "aebs"] = "exact"
-    transport: TransportName = "auto"
-    threads: int = 0
-    exchange_timeout: float = 60.0
-    startup_timeout: float = 1800.0
-    max_queue: int = 4096
+    model: Annotated[str, Meta(description="local folder, Hugging Face id, or 'bundled'")] = (
+        "bundled"
+    )
+    tokenizer: Annotated[
+        str | None, Meta(description="folder or id of the tokenizer, if not the model's own")
+    ] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Meta(description="weights, activations, KV cache; auto: float32 on CPU, else as stored"),
+    ] = "auto"
+    device: Annotated[
+        Literal["cpu", "cuda"], Meta(description="cuda runs all instances on one GPU (loopback)")
+    ] = "cpu"
+    attention_instances: Annotated[int, Meta(description="size of the attention pool")] = 1
+    expert_instances: Annotated[int, Meta(description="size of the expert pool")] = 1
+    redundant_experts: Annotated[
+        int | Literal["auto"],
+        Meta(description="extra expert replicas per layer in the expert pool; auto: free memory"),
+    ] = "auto"
+    activation_policy: Annotated[
+        Literal["exact", "aebs"], Meta(description="how activated experts are given to replicas")
+    ] = "exact"
+    transport: Annotated[
+        TransportName,
+        Meta(description="loopback: one process; shm: processes of this host; auto: by shape"),
+    ] = "auto"
+    max_model_len: Annotated[
+        int | None, Meta(description="context in tokens, prompt and output; default: the model's")
+    ] = None
+    max_num_seqs: Annotated[
+        int, Meta(description="sequences per step and attention instance")
+    ] = 64
+    max_num_batched_tokens: Annotated[
+        int, Meta(description="tokens per step and attention instance")
+    ] = 2048
+    block_size: Annotated[int, Meta(description="tokens per KV block")] = 16
+    kv_cache_memory_bytes: Annotated[
+        int | None, Meta(description="KV cache of each attention instance; default: by free memory")
+    ] = None
+    prefix_caching: Annotated[
+        Literal["on", "off"], Meta(description="reuse the KV of prompts that begin alike")
+    ] = "on"
+    threads: Annotated[
+        int, Meta(description="compute threads per instance; 0 divides the cores by the pool")
+    ] = 0
+    seed: Annotated[int, Meta(description="seed of requests that bring none; 0: unpredictable")] = 0
+    max_queue: Annotated[int, Meta(description="requests held at once before 429")] = 4096
+    exchange_timeout: Annotated[
+        float, Meta(description="seconds one pool waits for the other before it gives up")
+    ] = 60.0
+    startup_timeout: Annotated[
+        float, Meta(description="seconds all workers have to load and get ready")
+    ] = 1800.0
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_queue"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("exchange_timeout", "startup_timeout"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0 seconds")
+        for name in ("max_model_len", "kv_cache_memory_bytes"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "at least 1")
         _require(self.threads >= 0, "threads", self.threads, "0 (automatic) or more")
-        if isinstance(self.redundant_experts, int):
-            _require(
-                self.redundant_experts >= 0, "redundant_experts", self.redundant_experts, ">= 0"
+        redundant = 0 if self.redundant_experts == "auto" else self.redundant_experts
+        _require(redundant >= 0, "redundant_experts", redundant, "auto, 0 or more")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"--max-num-batched-tokens {self.max_num_batched_tokens} cannot hold one token of "
+                f"each of --max-num-seqs {self.max_num_seqs} sequences; raise the first or lower "
+                "the second"
             )
-        if self.max_model_len is not None:
-            _require(self.max_model_len >= 1, "max_model_len", self.max_model_len, "at least 1")
         if self.device == "cuda" and self.transport not in ("auto", "loopback"):
             raise ConfigError(
-                f"--device cuda runs all instances on one GPU in one process, so --transport "
-                f"must be loopback (or auto), not {self.transport}"
+                "--device cuda runs all instances on one GPU in one process; "
+                f"use --transport loopback (or auto), not {self.transport}"
             )
         _ = self.shape
 
@@ -74,23 +105,36 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The HTTP side. Limits bound what one request can ask for.
+    """The HTTP side. Limits bound what one request can ask for."""
 
-    max_completions: largest `n`; max_logprobs: largest number of alternatives per token.
-    shutdown_timeout: seconds that in-flight requests get to finish after SIGTERM.
-    """
+    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Meta(description="port to listen on; 0 takes a free one")] = 8000
+    api_key: Annotated[
+        str | None, Meta(description="key that clients must send as a bearer token")
+    ] = None
+    served_model_name: Annotated[
+        str | None, Meta(description="name in the API; default: the model's")
+    ] = None
+    chat_template: Annotated[
+        str | None, Meta(description="file with a Jinja chat template, if not the tokenizer's own")
+    ] = None
+    disable_fastapi_docs: Annotated[
+        bool, Meta(description="no /docs, /redoc and /openapi.json")
+    ] = False
+    shutdown_timeout: Annotated[
+        float, Meta(description="seconds that running requests get after SIGTERM")
+    ] = 30.0
+    max_body_bytes: Annotated[int, Meta(description="largest request body")] = 16 * 2**20
+    max_completions: Annotated[int, Meta(description="largest n of a request")] = 128
+    max_logprobs: Annotated[int, Meta(description="most alternatives per token")] = 20
+    max_stop_strings: Annotated[int, Meta(description="most stop strings of a request")] = 16
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    api_key: str | None = None
-    served_model_name: str | None = None
-    chat_template: str | None = None
-    disable_fastapi_docs: bool = False
-    shutdown_timeout: float = 30.0
-    max_body_bytes: int = 16 * 1024 * 1024
-    max_completions: int = 128
-    max_logprobs: int = 20
-    max_stop_strings: int = 16
+    def __post_init__(self) -> None:
+        _require(0 <= self.port <= 65535, "port", self.port, "between 0 and 65535")
+        _require(self.shutdown_timeout >= 0, "shutdown_timeout", self.shutdown_timeout, ">= 0")
+        for name in ("max_body_bytes", "max_completions", "max_stop_strings"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.max_logprobs >= 0, "max_logprobs", self.max_logprobs, "0 or more")
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -100,25 +144,9 @@ def _require(condition: bool, name: str, value: object, expected: str) -> None:
 
 def parse_human_int(text: str) -> int:
     """`32K` -> 32768 with upper-case binary suffixes, `32k` -> 32000 with lower-case ones."""
-    binary, decimal = {"K": 2**10, "M": 2**20, "G": 2**30}, {"k": 10**3, "m": 10**6, "g": 10**9}
-    factor = (binary | decimal).get(text[-1:], 1)
-    digits = text[:-1] if factor > 1 else text
+    factors = {"K": 2**10, "M": 2**20, "G": 2**30, "k": 10**3, "m": 10**6, "g": 10**9}
+    factor = factors.get(text[-1:])
     try:
-        return int(float(digits) * factor) if factor > 1 else int(digits)
-    except ValueError:
+        return int(text) if factor is None else round(float(text[:-1]) * factor)
+    except (ValueError, OverflowError):
         raise ConfigError(f"{text!r} is not a number; write e.g. 4096, 4K or 1.5G") from None
-
-
-def with_changes(config: EngineConfig, **changes: Any) -> EngineConfig:
-    """A copy with some fields replaced, validated again."""
-    return msgspec.structs.replace(config, **changes)
-
-
-__all__ = [
-    "Dtype",
-    "EngineConfig",
-    "ServerConfig",
-    "TransportName",
-    "parse_human_int",
-    "with_changes",
-]

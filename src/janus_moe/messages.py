@@ -64,6 +64,7 @@ class NewTokens(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_id: the token that ended it, when it was one.
     prompt_logprobs: sent once, before or with the first token; first entry is None (no context).
     num_cached_tokens: prompt tokens served from the prefix cache.
+    queued_seconds: from arrival to the first step; sent once.
     """
 
     request_id: str
@@ -73,6 +74,7 @@ class NewTokens(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str | None = None
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
+    queued_seconds: float | None = None
 
 
 class ExpertActivity(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,13 +104,19 @@ class Setup(Message, frozen=True):
     checkpoint: str
     num_kv_blocks: int
     num_threads: int
+    num_cores: int
     epoch: int
     slots: tuple[tuple[tuple[int, ...], ...], ...]
 
 
 class AddRequest(Message, frozen=True):
-    """A request for one attention instance. `resumed` counts trailing ids it produced before."""
+    """A request for attention instance `attention_index`.
 
+    `sampling.seed` is always set. `resumed` counts trailing prompt ids the request produced itself
+    before it was moved here: they are prompt to the model, output to penalties and limits.
+    """
+
+    attention_index: int
     request_id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
@@ -117,6 +125,7 @@ class AddRequest(Message, frozen=True):
 
 
 class AbortRequest(Message, frozen=True):
+    attention_index: int
     request_id: str
 
 

@@ -20,6 +20,7 @@ class EngineSnapshot:
 
     kv_usage: used share of the KV blocks, 0 to 1, over all attention instances.
     activated_experts: [expert instances] mean distinct experts activated per MoE layer pass.
+    max_activated_experts: the same for the busiest instance of each pass.
     expert_load_imbalance: busiest expert instance over the mean, 1 is perfect, 0 is unknown.
     dispatch, combine, scheduler: one count per engine step.
     """
@@ -32,6 +33,7 @@ class EngineSnapshot:
     preemptions: int = 0
     pool_sizes: Mapping[str, int] = field(default_factory=dict)
     activated_experts: tuple[float, ...] = ()
+    max_activated_experts: float = 0.0
     expert_load_imbalance: float = 0.0
     dispatch: Timing = Timing()
     combine: Timing = Timing()

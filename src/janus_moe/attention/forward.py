@@ -1,0 +1,67 @@
+"""One forward pass of an attention instance: where a layer crosses to the expert pool and back.
+
+This is the seam of the system: everything between `dispatch` and `combine` happens in the other
+pool, while this one computes the shared expert. The module knows nothing of requests or sampling.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from janus_moe.messages import ExpertActivity
+from janus_moe.model.attention_block import AttentionModel, KvCache, StepInput
+from janus_moe.transport import AttentionPort, ReplyNote
+
+
+@dataclass(slots=True)
+class ExchangeLog:
+    """What one pass saw of the expert pool."""
+
+    dispatch_seconds: float = 0.0
+    combine_seconds: float = 0.0
+    notes: list[tuple[ReplyNote, ...]] = field(default_factory=list)
+
+    def activity(self) -> ExpertActivity | None:
+        """Activated experts per instance, summed over the layers of the pass."""
+        if not self.notes:
+            return None
+        counts = [[note.activated for note in notes] for notes in self.notes]
+        return ExpertActivity(
+            layers=len(counts),
+            max_activated=sum(max(row) for row in counts),
+            activated=tuple(sum(column) for column in zip(*counts, strict=True)),
+        )
+
+
+def forward(
+    model: AttentionModel, cache: KvCache, step: StepInput, port: AttentionPort, log: ExchangeLog
+) -> Tensor:
+    """Hidden states after the last layer, [tokens, hidden], before the final norm."""
+    hidden = model.embed(step)
+    for layer, is_moe in enumerate(model.spec.moe_layers):
+        hidden = model.attention(layer, hidden, step, cache)
+        normed = model.expert_input(layer, hidden)
+        if is_moe:
+            hidden = hidden + _through_experts(model, layer, normed, port, log)
+        else:
+            hidden = hidden + model.dense(layer, normed)
+    return hidden
+
+
+def _through_experts(
+    model: AttentionModel, layer: int, normed: Tensor, port: AttentionPort, log: ExchangeLog
+) -> Tensor:
+    """Routed plus shared experts of one layer, [tokens, hidden] in the model's dtype."""
+    start = time.perf_counter()
+    ticket = port.dispatch(layer, normed)
+    log.dispatch_seconds += time.perf_counter() - start
+    shared = model.shared(layer, normed)
+    start = time.perf_counter()
+    combined = port.combine(ticket)
+    log.combine_seconds += time.perf_counter() - start
+    log.notes.append(combined.notes)
+    routed = combined.hidden.to(normed.dtype)
+    return routed if shared is None else routed + shared

@@ -1,0 +1,44 @@
+"""The life of an attention instance's thread: messages in, steps, messages out.
+
+It takes part in every step its peers begin, with zero tokens when it has no work, and blocks when
+nobody has any. It knows nothing of models or sockets.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+
+from janus_moe.attention.instance import AttentionInstance
+from janus_moe.messages import AbortRequest, AddRequest, FromWorker, Stop, ToWorker
+
+
+def serve(
+    instance: AttentionInstance,
+    inbox: queue.SimpleQueue[ToWorker],
+    send: Callable[[FromWorker], None],
+) -> None:
+    """Runs until a Stop message; errors of the exchange propagate."""
+    port = instance.port
+    while _handle(instance, inbox):
+        if instance.has_work:
+            send(instance.step())
+        elif port.step_pending():
+            port.begin_step(0)
+        else:
+            port.wait(None)
+
+
+def _handle(instance: AttentionInstance, inbox: queue.SimpleQueue[ToWorker]) -> bool:
+    """Applies all waiting messages; False once told to stop."""
+    while not inbox.empty():
+        match inbox.get():
+            case AddRequest() as message:
+                instance.add(message)
+            case AbortRequest(request_id=request_id):
+                instance.abort(request_id)
+            case Stop():
+                return False
+            case other:
+                raise TypeError(f"{instance.id} cannot handle {type(other).__name__}")
+    return True

@@ -1,0 +1,85 @@
+"""Starting worker processes on this host, and making sure none is ever left behind.
+
+A worker inherits exactly the file descriptors it needs: the lifeline and, with shared memory, the
+region and its doorbells. It is told everything else by message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from janus_moe.control.bootstrap import Bootstrap
+
+TERMINATE_GRACE_S = 3.0
+"""How long a worker may take to leave by itself before it is killed."""
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """One started worker."""
+
+    name: str
+    process: asyncio.subprocess.Process
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} (pid {self.process.pid})"
+
+    def how_it_ended(self) -> str:
+        """e.g. `was killed by SIGKILL` or `exited with status 1`."""
+        code = self.process.returncode
+        if code is None:
+            return "is running"
+        if code < 0:
+            return f"was killed by {signal.Signals(-code).name}"
+        return f"exited with status {code}"
+
+
+class ProcessLauncher:
+    """Spawns workers as child processes that end when this process does."""
+
+    def __init__(self) -> None:
+        self._lifeline_read, self._lifeline_write = os.pipe()
+
+    async def spawn(
+        self, bootstrap: Bootstrap, pass_fds: Sequence[int], environment: Mapping[str, str]
+    ) -> WorkerProcess:
+        """Starts one worker; `bootstrap.lifeline_fd` is filled in here."""
+        bootstrap = msgspec.structs.replace(bootstrap, lifeline_fd=self._lifeline_read)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "janus_moe.control.worker",
+            msgspec.json.encode(bootstrap).decode(),
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=(self._lifeline_read, *pass_fds),
+            env={**os.environ, **environment},
+            start_new_session=True,  # Ctrl-C goes to the engine, which drains before it stops us
+        )
+        return WorkerProcess(name=bootstrap.name, process=process)
+
+    def close(self) -> None:
+        """Cuts the lifeline: every worker still there leaves at once."""
+        for fd in (self._lifeline_write, self._lifeline_read):
+            os.close(fd)
+
+
+async def end_processes(workers: Sequence[WorkerProcess], grace_s: float) -> None:
+    """Waits for the workers to leave, then terminates, then kills those that do not."""
+    for act in (None, signal.SIGTERM, signal.SIGKILL):
+        remaining = [w for w in workers if w.process.returncode is None]
+        if act is not None:
+            for worker in remaining:
+                worker.process.send_signal(act)
+        waits = [asyncio.create_task(worker.process.wait()) for worker in remaining]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=grace_s)
+            for wait in late:
+                wait.cancel()

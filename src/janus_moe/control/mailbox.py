@@ -1,0 +1,83 @@
+"""A worker process's end of the control channel: one thread owns the socket, others use queues.
+
+It also watches the lifeline, a pipe whose other end only the engine's process holds: when that
+process is gone, however it went, the worker leaves. This module knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+
+import msgspec
+import zmq
+
+from janus_moe.control.bootstrap import Bootstrap
+from janus_moe.messages import FromWorker, ToWorker, decode_to_worker, encode
+
+LINGER_MS = 2000
+"""How long the last messages may take to leave when the worker ends."""
+
+
+class Mailbox:
+    """Messages to and from the engine. `send` and `inbox` may be used from any thread."""
+
+    def __init__(self, bootstrap: Bootstrap, on_orphaned: Callable[[], None]) -> None:
+        self.inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
+        self._on_orphaned = on_orphaned
+        self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._wake_read, self._wake_write = os.pipe()
+        self._lifeline_fd = bootstrap.lifeline_fd
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, bootstrap.name.encode())
+        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+        self._socket.connect(bootstrap.endpoint)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mailbox", daemon=True)
+        self._thread.start()
+
+    def send(self, message: FromWorker) -> None:
+        """Queues one message for the engine."""
+        self._outbox.put(encode(message))
+        os.write(self._wake_write, b"\0")
+
+    def close(self) -> None:
+        """Sends what is queued and closes the socket."""
+        self._closing.set()
+        os.write(self._wake_write, b"\0")
+        self._thread.join(timeout=2 * LINGER_MS / 1000)
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        for source in (self._socket, self._wake_read, self._lifeline_fd):
+            poller.register(source, zmq.POLLIN)
+        while True:
+            ready = dict(poller.poll())
+            if self._lifeline_fd in ready:
+                self._on_orphaned()
+                break
+            if self._wake_read in ready:
+                os.read(self._wake_read, 4096)
+                self._send_queued()
+                if self._closing.is_set():
+                    break
+            if self._socket in ready:
+                self._receive()
+        self._socket.close()
+        self._context.term()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _send_queued(self) -> None:
+        while not self._outbox.empty():
+            self._socket.send(self._outbox.get())
+
+    def _receive(self) -> None:
+        try:
+            message = decode_to_worker(self._socket.recv())
+        except msgspec.DecodeError:
+            return  # not from our engine: nothing here may be acted on
+        self.inbox.put(message)

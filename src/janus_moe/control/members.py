@@ -1,0 +1,166 @@
+"""From a setup message to running instances: load weights, warm up, give each a thread's work.
+
+The one place that knows how models, policies and ports fit together in a worker.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numba
+import torch
+
+from janus_moe.attention.instance import AttentionInstance, StepLimits
+from janus_moe.attention.loop import serve as serve_attention
+from janus_moe.experts.instance import ExpertInstance
+from janus_moe.experts.loop import serve as serve_experts
+from janus_moe.messages import FromWorker, Progress, Setup, ToWorker
+from janus_moe.model.attention_block import AttentionModel, KvCache
+from janus_moe.model.checkpoint import Checkpoint
+from janus_moe.model.expert_block import ExpertModel
+from janus_moe.policy.paging import BlockManager
+from janus_moe.policy.placement import Placement
+from janus_moe.spec import InstanceId
+from janus_moe.transport import (
+    AttentionPort,
+    ExpertPort,
+    LoopbackExchange,
+    ShmAddress,
+    ShmRegion,
+    WaitRule,
+    spin_budget_us,
+)
+
+Send = Callable[[FromWorker], None]
+REPORT_EVERY_S = 0.2
+
+
+class Member:
+    """An instance in a worker: its inbox, and the work of its thread (none in loopback, where the
+    attention instances run the experts)."""
+
+    def __init__(
+        self,
+        instance_id: InstanceId,
+        wake: Callable[[], None],
+        work: Callable[[queue.SimpleQueue[ToWorker]], None],
+    ) -> None:
+        self.id = instance_id
+        self._inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
+        self._wake = wake
+        self._work = work
+
+    def post(self, message: ToWorker) -> None:
+        """Puts a message in the inbox and wakes the instance."""
+        self._inbox.put(message)
+        self._wake()
+
+    def serve(self) -> None:
+        """The work of the instance's thread, until a Stop message."""
+        self._work(self._inbox)
+
+
+def build_members(setup: Setup, shm: ShmAddress | None, send: Send) -> Sequence[Member]:
+    """Loads and warms up the instances of a worker.
+
+    Experts come first: in loopback the attention instances call them.
+    """
+    torch.set_num_threads(setup.num_threads)
+    numba.set_num_threads(min(setup.num_threads, numba.config.NUMBA_NUM_THREADS))
+    builder = _Builder(setup, shm, send)
+    experts = [builder.expert(i) for i in setup.instances if i.pool == "expert"]
+    attention = [builder.attention(i) for i in setup.instances if i.pool == "attention"]
+    return [*attention, *(member for member in experts if member is not None)]
+
+
+class _Builder:
+    """Shares what the instances of one worker have in common."""
+
+    def __init__(self, setup: Setup, shm: ShmAddress | None, send: Send) -> None:
+        self._setup = setup
+        self._send = send
+        self._device = torch.device(setup.config.device)
+        self._checkpoint = Checkpoint.open(Path(setup.checkpoint))
+        self._placement = Placement(
+            epoch=setup.epoch, num_experts=setup.spec.moe.num_experts, slots=setup.slots
+        )
+        shape = setup.config.shape
+        self._region = None if shm is None else ShmRegion.attach(shm)
+        self._loopback = LoopbackExchange(shape, setup.epoch) if shm is None else None
+        # Both pools may compute at once only with several micro-batches; a waiter may spin when
+        # its own core is not wanted by the pool it waits for.
+        wanted = 1 + setup.num_threads * max(shape.attention, shape.expert)
+        self._rule = WaitRule(
+            timeout_s=setup.config.exchange_timeout,
+            spin_us=spin_budget_us(setup.num_cores, wanted),
+        )
+
+    def attention(self, instance_id: InstanceId) -> Member:
+        setup, config = self._setup, self._setup.config
+        model = AttentionModel.load(
+            setup.spec, self._checkpoint, self._device, self._reporter(instance_id)
+        )
+        cache = KvCache.allocate(setup.spec, setup.num_kv_blocks, config.block_size, self._device)
+        instance = AttentionInstance(
+            index=instance_id.index,
+            model=model,
+            cache=cache,
+            blocks=BlockManager(
+                setup.num_kv_blocks,
+                config.block_size,
+                enable_prefix_caching=config.prefix_caching == "on",
+            ),
+            limits=StepLimits(
+                config.max_num_seqs,
+                config.max_num_batched_tokens,
+                config.max_model_len or setup.spec.max_position,
+            ),
+            port=self._attention_port(instance_id.index),
+        )
+        return Member(
+            instance_id,
+            instance.port.wake,
+            lambda inbox: serve_attention(instance, inbox, self._send),
+        )
+
+    def expert(self, instance_id: InstanceId) -> Member | None:
+        setup, index = self._setup, instance_id.index
+        model = ExpertModel.load(
+            setup.spec,
+            self._checkpoint,
+            [layer[index] for layer in setup.slots],
+            self._device,
+            self._reporter(instance_id),
+        )
+        instance = ExpertInstance(
+            index, model, self._placement, setup.config.activation_policy, setup.spec.moe_layer_ids
+        )
+        self._send(Progress(instance=instance_id, stage="warm up"))
+        instance.warm_up()
+        if self._loopback is not None:
+            self._loopback.serve(index, instance.serve_once)
+            return None
+        assert self._region is not None
+        port: ExpertPort = self._region.expert_port(index, self._rule)
+        return Member(instance_id, port.wake, lambda inbox: serve_experts(instance, port, inbox))
+
+    def _attention_port(self, index: int) -> AttentionPort:
+        exchange = self._loopback or self._region
+        assert exchange is not None
+        return exchange.attention_port(index, self._rule)
+
+    def _reporter(self, instance_id: InstanceId) -> Callable[[int], None]:
+        """A callback that counts loaded bytes and reports now and then."""
+        done, reported_at = 0, 0.0
+
+        def on_bytes(count: int) -> None:
+            nonlocal done, reported_at
+            done += count
+            if time.monotonic() - reported_at >= REPORT_EVERY_S:
+                reported_at = time.monotonic()
+                self._send(Progress(instance=instance_id, stage="load", done_bytes=done))
+
+        return on_bytes

@@ -1,0 +1,64 @@
+"""A complete service: an engine and the workers it runs on, from settings.
+
+`prepare` finds everything that is wrong before anything is started; `run` lives until it is
+cancelled or a worker is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from janus_moe.config import EngineConfig
+from janus_moe.control.cluster import Cluster
+from janus_moe.control.resolve import RunPlan, host_facts, resolve_run
+from janus_moe.engine.admission import Limits
+from janus_moe.engine.engine import Engine
+from janus_moe.engine.text.tokenizer import load_tokenizer
+from janus_moe.messages import Progress
+from janus_moe.model.source import resolve_model
+
+
+def _ignore(_: Progress) -> None:
+    """Nobody watches the start."""
+
+
+@dataclass(slots=True)
+class Service:
+    """plan: what was decided. engine: takes requests once it is ready."""
+
+    plan: RunPlan
+    engine: Engine
+    pids: dict[str, int]
+
+    @classmethod
+    def prepare(cls, config: EngineConfig) -> Service:
+        """Validates and decides everything; raises ConfigError or CheckpointError."""
+        plan = resolve_run(config, host_facts(config.device))
+        folder = plan.folder if config.tokenizer is None else resolve_model(config.tokenizer)
+        limits = Limits(
+            max_model_len=plan.max_model_len,
+            cache_tokens=plan.num_kv_blocks * plan.config.block_size,
+            vocab_size=plan.spec.vocab_size,
+        )
+        engine = Engine(plan.config, plan.spec, load_tokenizer(folder), limits)
+        return cls(plan=plan, engine=engine, pids={})
+
+    async def run(
+        self, ready: asyncio.Event, on_progress: Callable[[Progress], None] = _ignore
+    ) -> None:
+        """Starts the workers and serves; `ready` is set when requests may come.
+
+        Raises ServiceError when the service has ended by itself. Leaves no process behind.
+        """
+        cluster = Cluster(self.plan)
+        try:
+            await cluster.start(on_progress)
+            self.pids = cluster.pids
+            await self.engine.run(cluster, ready)
+        except BaseException as error:
+            self.engine.mark_dead(str(error) or type(error).__name__)
+            raise
+        finally:
+            await cluster.close()

@@ -1,0 +1,94 @@
+"""A worker process: says hello, builds its instances, runs each in a thread, passes on messages.
+
+Whether it hosts one instance (shm) or all of them (loopback) makes no difference here. An error
+in any instance ends the whole worker after its sentence has reached the engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Sequence
+
+import msgspec
+
+from janus_moe import __version__
+from janus_moe.control.bootstrap import Bootstrap
+from janus_moe.control.mailbox import Mailbox
+from janus_moe.control.members import Member, build_members
+from janus_moe.errors import ExchangeClosed, JanusError
+from janus_moe.messages import AbortRequest, AddRequest, Failed, Hello, Ready, Setup, Stop
+from janus_moe.spec import InstanceId
+
+logger = logging.getLogger(__name__)
+
+
+def run(bootstrap: Bootstrap) -> int:
+    """Lives until told to stop; returns the exit status."""
+    mailbox = Mailbox(bootstrap, on_orphaned=_leave_at_once)
+    mailbox.send(Hello(name=bootstrap.name, pid=os.getpid(), version=__version__))
+    try:
+        setup = mailbox.inbox.get()
+        if isinstance(setup, Stop):
+            return 0
+        if not isinstance(setup, Setup):
+            raise TypeError(f"expected a setup first, got {type(setup).__name__}")
+        members = build_members(setup, bootstrap.shm, mailbox.send)
+        mailbox.send(Ready(name=bootstrap.name))
+        return _serve(bootstrap.name, members, mailbox)
+    except Exception as error:
+        _report(bootstrap.name, error, mailbox)
+        return 1
+    finally:
+        mailbox.close()
+
+
+def _serve(name: str, members: Sequence[Member], mailbox: Mailbox) -> int:
+    """Runs every member in a thread and hands messages on until the worker is told to stop."""
+    failed = threading.Event()
+
+    def live(member: Member) -> None:
+        try:
+            member.serve()
+        except ExchangeClosed:
+            logger.debug("%s: the exchange was closed", member.id)
+        except Exception as error:
+            _report(f"{member.id}", error, mailbox)
+            failed.set()
+            mailbox.inbox.put(Stop())
+
+    threads = [threading.Thread(target=live, args=(m,), name=str(m.id)) for m in members]
+    for thread in threads:
+        thread.start()
+    while not isinstance(message := mailbox.inbox.get(), Stop):
+        if isinstance(message, AddRequest | AbortRequest):
+            home = InstanceId(pool="attention", index=message.attention_index)
+            next(member for member in members if member.id == home).post(message)
+    for member in members:
+        member.post(Stop())
+    for thread in threads:
+        thread.join()
+    return 1 if failed.is_set() else 0
+
+
+def _report(name: str, error: Exception, mailbox: Mailbox) -> None:
+    if not isinstance(error, JanusError):
+        logger.exception("%s failed", name)
+    kind = "" if isinstance(error, JanusError) else f"{type(error).__name__}: "
+    mailbox.send(Failed(name=name, error=f"{kind}{error}"))
+
+
+def _leave_at_once() -> None:
+    os._exit(3)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
+    bootstrap = msgspec.json.decode(sys.argv[1], type=Bootstrap)
+    sys.exit(run(bootstrap))
+
+
+if __name__ == "__main__":
+    main()

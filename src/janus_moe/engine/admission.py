@@ -1,0 +1,47 @@
+"""Whether a request can be served at all: pure checks against the limits of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from janus_moe.errors import RequestError
+from janus_moe.messages import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """max_model_len: prompt and output together, in tokens. cache_tokens: KV cache of one
+    attention instance. vocab_size: token ids are 0 .. vocab_size - 1."""
+
+    max_model_len: int
+    cache_tokens: int
+    vocab_size: int
+
+
+def admit(prompt_ids: Sequence[int], sampling: SamplingParams, limits: Limits) -> None:
+    """Raises RequestError, with the numbers and the fix, when a request can never be served."""
+    length = len(prompt_ids)
+    if length == 0:
+        raise RequestError("the prompt is empty; send at least one token", "prompt")
+    if not all(0 <= token < limits.vocab_size for token in prompt_ids):
+        raise RequestError(f"token ids must be between 0 and {limits.vocab_size - 1}", "prompt")
+    if length + sampling.max_tokens > limits.max_model_len:
+        raise RequestError(
+            f"the prompt has {length} tokens and {sampling.max_tokens} more are asked for, "
+            f"but the context is {limits.max_model_len} tokens; shorten one of them",
+            "max_tokens" if length < limits.max_model_len else "prompt",
+        )
+    needed = length + max(0, sampling.max_tokens - 1)  # the last token is never fed back
+    if needed > limits.cache_tokens:
+        raise RequestError(
+            f"the request needs room for {needed} tokens but the KV cache of an attention "
+            f"instance holds {limits.cache_tokens}; ask for less or raise "
+            "--kv-cache-memory-bytes",
+            "max_tokens",
+        )
+    for token in (*sampling.logit_bias, *sampling.stop_token_ids):
+        if not 0 <= token < limits.vocab_size:
+            raise RequestError(
+                f"token id {token} is outside the vocabulary of {limits.vocab_size}", "logit_bias"
+            )
