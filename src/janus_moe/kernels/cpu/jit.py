@@ -1,0 +1,48 @@
+"""How CPU kernels are compiled and entered.
+
+Compiled lazily at the first call and cached on disk, so importing a kernel costs nothing.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numba
+
+# numba's `workqueue` layer aborts the process when two threads enter parallel regions at once.
+# One lock for the process is therefore inherent, not state of a kernel.
+_REGION = threading.Lock()
+
+
+def helper(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function that kernels call."""
+    compiled: Callable[..., Any] = numba.njit(
+        nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True
+    )(function)
+    return compiled
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a kernel with parallel regions; call it inside `parallel_region()`."""
+    compiled: Callable[..., Any] = numba.njit(
+        parallel=True, nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True
+    )(function)
+    return compiled
+
+
+def _layer_is_thread_safe() -> bool:
+    try:
+        return bool(numba.threading_layer() != "workqueue")
+    except ValueError:  # no parallel region has run yet, so the layer is not chosen
+        return False
+
+
+@contextmanager
+def parallel_region() -> Iterator[None]:
+    """Enter a kernel from any thread: one at a time unless the threading layer allows more."""
+    if _layer_is_thread_safe():
+        yield
+        return
+    with _REGION:
+        yield

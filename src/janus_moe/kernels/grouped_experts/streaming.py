@@ -1,0 +1,175 @@
+"""CPU kernel that streams every activated weight row once against all of its tokens.
+
+Two parallel phases. A: activations of all (token, k) pairs, units of (slot, block of rows). B:
+outputs, units of a block of output rows over all slots, so that no two threads write the same
+element. Threads take units from a shared counter, which balances uneven slots and noisy cores.
+
+Each dot product and each sum over slots (ascending) has one order, independent of the number of
+threads and of the other tokens in the batch: a token's result is the same bits in every batch.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+from janus_moe.kernels.cpu.arrays import elements
+from janus_moe.kernels.cpu.jit import helper, kernel, parallel_region
+from janus_moe.kernels.cpu.math import silu
+from janus_moe.kernels.cpu.rows import SUMS_SIZE, block_rows, dot_rows
+from janus_moe.kernels.cpu.tiles import claim, max_columns, pointer
+
+
+def grouped_experts_streaming(
+    hidden: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    slot_ids: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    """Contract of `grouped_experts` for contiguous CPU tensors."""
+    out = torch.empty(hidden.shape, dtype=torch.float32)
+    arrays = (
+        hidden.detach().float().contiguous().numpy(),
+        elements(gate_up),
+        elements(down),
+        slot_ids.contiguous().numpy(),
+        weights.detach().contiguous().numpy(),
+        out.numpy(),
+    )
+    with parallel_region():
+        _run(*arrays, numba.get_num_threads())
+    return out
+
+
+@kernel
+def _run(
+    hidden: Any, gate_up: Any, down: Any, slot_ids: Any, weights: Any, out: Any, workers: int
+) -> None:
+    slots, double_width, in_size = gate_up.shape
+    width = double_width // 2
+    top_k = slot_ids.shape[1]
+    first_pair, pairs = _sort_by_slot(slot_ids.reshape(-1), slots)
+    active = np.flatnonzero(first_pair[1:] > first_pair[:-1])
+    token_of = pairs // top_k
+    hidden_starts = token_of * in_size
+    activation_starts = np.arange(pairs.size) * width
+    pair_weights = weights.reshape(-1)[pairs]
+    gates = np.empty((pairs.size, width), np.float32)  # becomes the activations
+    ups = np.empty((pairs.size, width), np.float32)
+    block = block_rows(width * active.size, workers)
+    blocks = (width + block - 1) // block
+    out_block = block_rows(in_size, workers)
+    out_blocks = (in_size + out_block - 1) // out_block
+    counter = np.zeros(2, np.int64)
+    for _ in numba.prange(workers):
+        sums = np.empty(SUMS_SIZE, np.float32)
+        unit = claim(pointer(counter))
+        while unit < blocks * active.size:
+            slot = active[unit // blocks]
+            begin = unit % blocks * block
+            end = min(begin + block, width)
+            first, last = first_pair[slot], first_pair[slot + 1]
+            _gate_and_up(
+                hidden, gate_up, slot, begin, end, first, last, hidden_starts, gates, ups, sums
+            )
+            _activate(gates, ups, pair_weights, begin, end, first, last)
+            unit = claim(pointer(counter))
+    for _ in numba.prange(workers):
+        sums = np.empty(SUMS_SIZE, np.float32)
+        unit = claim(pointer(counter[1:]))
+        while unit < out_blocks:
+            begin = unit * out_block
+            end = min(begin + out_block, in_size)
+            out[:, begin:end] = np.float32(0)
+            for i in range(active.size):
+                slot, following = active[i], active[min(i + 1, active.size - 1)]
+                _project(
+                    gates, down, slot, following, begin, end, first_pair[slot],
+                    first_pair[slot + 1], activation_starts, token_of, out, sums,
+                )  # fmt: skip
+            unit = claim(pointer(counter[1:]))
+
+
+@helper
+def _sort_by_slot(slot_ids: Any, slots: int) -> Any:
+    """Pairs with a slot, by slot and then by position: (first_pair [slots + 1], pairs)."""
+    first = np.zeros(slots + 1, np.int64)
+    for slot in slot_ids:
+        if slot >= 0:
+            first[slot + 1] += 1
+    for slot in range(slots):
+        first[slot + 1] += first[slot]
+    cursor = first[:-1].copy()
+    pairs = np.empty(first[slots], np.int64)
+    for pair, slot in enumerate(slot_ids):
+        if slot >= 0:
+            pairs[cursor[slot]] = pair
+            cursor[slot] += 1
+    return first, pairs
+
+
+@helper
+def _gate_and_up(
+    hidden: Any, gate_up: Any, slot: int, begin: int, end: int, first: int, last: int,
+    hidden_starts: Any, gates: Any, ups: Any, sums: Any,
+) -> None:  # fmt: skip
+    """gates and ups [pair, row] for rows begin..end and pairs first..last of one slot."""
+    double_width, length = gate_up.shape[1:]
+    shift = double_width // 2 * length
+    for row in range(begin, end, 2):
+        rows = min(2, end - row)
+        start = slot * double_width * length + row * length
+        stride = length * (rows - 1)
+        ahead = 2 * length
+        for pair in range(first, last, max_columns()):
+            n = min(max_columns(), last - pair)
+            dot_rows(
+                pointer(gate_up), start, start + shift, stride, ahead, pointer(hidden),
+                pointer(hidden_starts[pair:]), n, length, pointer(sums),
+            )  # fmt: skip
+            ahead = 0
+            for r in range(rows):
+                for c in range(n):
+                    gates[pair + c, row + r] = sums[r * n + c]
+                    ups[pair + c, row + r] = sums[(2 + r) * n + c]
+
+
+@helper
+def _activate(
+    gates: Any, ups: Any, pair_weights: Any, begin: int, end: int, first: int, last: int
+) -> None:
+    """gates[pair, row] becomes weight * silu(gate) * up."""
+    for pair in range(first, last):
+        for row in range(begin, end):
+            value = silu(gates[pair, row]) * ups[pair, row]
+            gates[pair, row] = pair_weights[pair] * value
+
+
+@helper
+def _project(
+    activations: Any, down: Any, slot: int, following: int, begin: int, end: int, first: int,
+    last: int, activation_starts: Any, token_of: Any, out: Any, sums: Any,
+) -> None:  # fmt: skip
+    """out[token, row] += down[row] . activations[pair] for rows begin..end of one slot."""
+    out_size, length = down.shape[1:]
+    for row in range(begin, end, 4):
+        rows = min(4, end - row)
+        start = (slot * out_size + row) * length
+        ahead = 4 * length
+        if row + 4 >= end:  # the next rows are those of the next slot
+            ahead = ((following - slot) * out_size + begin - row) * length
+        stride = min(1, rows - 1) * length
+        second = start + max(0, rows - 2) * length
+        for pair in range(first, last, max_columns()):
+            n = min(max_columns(), last - pair)
+            dot_rows(
+                pointer(down), start, second, stride, ahead, pointer(activations),
+                pointer(activation_starts[pair:]), n, length, pointer(sums),
+            )  # fmt: skip
+            ahead = 0
+            for r in range(rows):
+                place = r if r < 2 else r + 4 - rows
+                for c in range(n):
+                    out[token_of[pair + c], row + r] += sums[place * n + c]

@@ -1,0 +1,68 @@
+"""CPU kernel for few tokens: streams every weight row once against all of them.
+
+A token's result is the same bits for any number of threads and any other tokens in the batch.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+from janus_moe.kernels.cpu.arrays import elements
+from janus_moe.kernels.cpu.jit import helper, kernel, parallel_region
+from janus_moe.kernels.cpu.rows import SUMS_SIZE, block_rows, dot_rows
+from janus_moe.kernels.cpu.tiles import claim, max_columns, pointer
+
+
+def linear_streaming(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Contract of `linear` for CPU tensors; `weight` is contiguous."""
+    out = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float32)
+    inputs = x.detach().float().contiguous().numpy()
+    with parallel_region():
+        _run(inputs, elements(weight), out.numpy(), numba.get_num_threads())
+    if bias is not None:
+        out += bias
+    return out.to(x.dtype)
+
+
+@kernel
+def _run(x: Any, weight: Any, out: Any, workers: int) -> None:
+    tokens, length = x.shape
+    rows = weight.shape[0]
+    starts = np.arange(tokens) * length
+    block = block_rows(rows, workers)
+    blocks = (rows + block - 1) // block
+    counter = np.zeros(1, np.int64)
+    for _ in numba.prange(workers):
+        sums = np.empty(SUMS_SIZE, np.float32)
+        unit = claim(pointer(counter))
+        while unit < blocks:
+            begin = unit * block
+            _project(x, weight, starts, begin, min(begin + block, rows), out, sums)
+            unit = claim(pointer(counter))
+
+
+@helper
+def _project(x: Any, weight: Any, starts: Any, begin: int, end: int, out: Any, sums: Any) -> None:
+    """out[token, row] = weight[row] . x[token] for rows begin..end."""
+    tokens, length = x.shape
+    for row in range(begin, end, 4):
+        rows = min(4, end - row)
+        start = row * length
+        stride = min(1, rows - 1) * length
+        second = start + max(0, rows - 2) * length
+        ahead = 4 * length
+        for token in range(0, tokens, max_columns()):
+            n = min(max_columns(), tokens - token)
+            dot_rows(
+                pointer(weight), start, second, stride, ahead, pointer(x),
+                pointer(starts[token:]), n, length, pointer(sums),
+            )  # fmt: skip
+            ahead = 0
+            for r in range(rows):
+                place = r if r < 2 else r + 4 - rows
+                for c in range(n):
+                    out[token + c, row + r] = sums[place * n + c]

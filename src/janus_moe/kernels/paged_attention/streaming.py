@@ -1,0 +1,198 @@
+"""CPU attention of single query tokens, straight from the paged cache.
+
+Two parallel phases. One: units of (query token, key/value head, range of RANGE_KEYS keys), each
+with its own softmax maximum and sum; a single long sequence still feeds every thread. Two: merge
+a query head's ranges, in order. Ranges do not depend on the number of threads, nor does any bit
+of the result.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+from janus_moe.kernels.cpu.arrays import elements
+from janus_moe.kernels.cpu.jit import helper, kernel, parallel_region
+from janus_moe.kernels.cpu.math import exp
+from janus_moe.kernels.cpu.rows import SUMS_SIZE, dot_rows
+from janus_moe.kernels.cpu.tiles import claim, max_columns, pointer, widen
+
+RANGE_KEYS = 256  # keys of a unit
+
+
+def attend_streaming(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    tables: torch.Tensor,
+    visible: torch.Tensor,
+    scale: float,
+    value_dim: int,
+) -> torch.Tensor:
+    """Attention of query tokens that each have their own block table and key count.
+
+    query: [tokens, heads, key_dim]; tables: [tokens, max_blocks] int32; visible: [tokens] int32,
+    keys that a token sees, at least 1. Caches are contiguous and of one dtype.
+    Returns [tokens, heads, value_dim] float32.
+    """
+    out = torch.empty((*query.shape[:2], value_dim), dtype=torch.float32)
+    arrays = (
+        query.detach().float().contiguous().numpy(),
+        elements(key_cache),
+        elements(value_cache),
+        tables.contiguous().numpy(),
+        visible.contiguous().numpy(),
+        np.float32(scale),
+        out.numpy(),
+    )
+    with parallel_region():
+        _run(*arrays, numba.get_num_threads())
+    return out
+
+
+@kernel
+def _run(
+    query: Any, keys: Any, values: Any, tables: Any, visible: Any, scale: Any, out: Any,
+    workers: int,
+) -> None:  # fmt: skip
+    tokens, heads, key_dim = query.shape
+    kv_heads = keys.shape[2]
+    group = heads // kv_heads
+    value_dim = out.shape[2]
+    first_range = np.zeros(tokens + 1, np.int64)
+    for token in range(tokens):
+        ranges = (visible[token] + RANGE_KEYS - 1) // RANGE_KEYS
+        first_range[token + 1] = first_range[token] + ranges
+    count = first_range[tokens]
+    mixed = np.empty((count, heads, value_dim), np.float32)
+    peaks = np.empty((count, heads), np.float32)
+    totals = np.empty((count, heads), np.float32)
+    counter = np.zeros(2, np.int64)
+    for _ in numba.prange(workers):
+        sums = np.empty(SUMS_SIZE, np.float32)
+        scores = np.empty((group, RANGE_KEYS), np.float32)
+        starts = np.empty(group, np.int64)
+        unit = claim(pointer(counter))
+        while unit < count * kv_heads:
+            part, kv_head = unit // kv_heads, unit % kv_heads
+            token = np.searchsorted(first_range, part, "right") - 1
+            begin = (part - first_range[token]) * RANGE_KEYS
+            end = min(begin + RANGE_KEYS, visible[token])
+            head = kv_head * group
+            for h in range(group):
+                starts[h] = (token * heads + head + h) * key_dim
+            _scores(query, keys, tables[token], kv_head, begin, end, starts, scores, sums)
+            for h in range(group):
+                peaks[part, head + h], totals[part, head + h] = _softmax(
+                    scores[h, : end - begin], scale
+                )
+            _mix(values, tables[token], kv_head, begin, end, scores, mixed[part, head:])
+            unit = claim(pointer(counter))
+    for _ in numba.prange(workers):
+        unit = claim(pointer(counter[1:]))
+        while unit < tokens * heads:
+            token, head = unit // heads, unit % heads
+            begin, end = first_range[token], first_range[token + 1]
+            _merge(
+                peaks[begin:end, head], totals[begin:end, head], mixed[begin:end, head],
+                out[token, head],
+            )  # fmt: skip
+            unit = claim(pointer(counter[1:]))
+
+
+@helper
+def _scores(
+    query: Any, keys: Any, table: Any, kv_head: int, begin: int, end: int, starts: Any,
+    scores: Any, sums: Any,
+) -> None:  # fmt: skip
+    """scores[h, key - begin] = query head h . key, for keys begin..end of one sequence."""
+    block_size, kv_heads, key_dim = keys.shape[1:]
+    step = kv_heads * key_dim
+    group = starts.size
+    key = begin
+    while key < end:
+        offset = key % block_size
+        rows = min(4, end - key, block_size - offset)
+        start = (table[key // block_size] * block_size + offset) * step + kv_head * key_dim
+        stride = min(1, rows - 1) * step
+        second = start + max(0, rows - 2) * step
+        ahead = 4 * step
+        for head in range(0, group, max_columns()):
+            n = min(max_columns(), group - head)
+            dot_rows(
+                pointer(keys), start, second, stride, ahead, pointer(query),
+                pointer(starts[head:]), n, key_dim, pointer(sums),
+            )  # fmt: skip
+            ahead = 0
+            for r in range(rows):
+                place = r if r < 2 else r + 4 - rows
+                for c in range(n):
+                    scores[head + c, key - begin + r] = sums[place * n + c]
+        key += rows
+
+
+@helper
+def _softmax(scores: Any, scale: Any) -> Any:
+    """Replace scores by exp(scale * (score - peak)); returns (scale * peak, their sum)."""
+    peak = scores[0]
+    for i in range(scores.size):
+        peak = max(peak, scores[i])
+    for i in range(scores.size):
+        scores[i] = exp((scores[i] - peak) * scale)
+    total = np.float32(0)
+    for i in range(scores.size):
+        total += scores[i]
+    return peak * scale, total
+
+
+@helper
+def _mix(
+    values: Any, table: Any, kv_head: int, begin: int, end: int, weights: Any, out: Any
+) -> None:
+    """out[h] = sum over keys begin..end of weights[h, key - begin] * value row."""
+    block_size = values.shape[1]
+    group, value_dim = weights.shape[0], out.shape[1]
+    out[:group] = np.float32(0)
+    key = begin
+    while key < end:
+        offset = key % block_size
+        rows = min(4, end - key, block_size - offset)
+        block = values[table[key // block_size]]
+        for h in range(group):
+            w = weights[h, key - begin : key - begin + rows]
+            if rows == 4:
+                _add_four(
+                    block[offset, kv_head], block[offset + 1, kv_head], block[offset + 2, kv_head],
+                    block[offset + 3, kv_head], w, out[h],
+                )  # fmt: skip
+            else:
+                for r in range(rows):
+                    row = block[offset + r, kv_head]
+                    for d in range(value_dim):
+                        out[h, d] += w[r] * widen(row[d])
+        key += rows
+
+
+@helper
+def _add_four(a: Any, b: Any, c: Any, d: Any, w: Any, out: Any) -> None:
+    """out += w[0] * a + w[1] * b + w[2] * c + w[3] * d, elementwise."""
+    w0, w1, w2, w3 = w[0], w[1], w[2], w[3]
+    for i in range(out.size):
+        low = w0 * widen(a[i]) + w1 * widen(b[i])
+        out[i] += low + (w2 * widen(c[i]) + w3 * widen(d[i]))
+
+
+@helper
+def _merge(peaks: Any, totals: Any, mixed: Any, out: Any) -> None:
+    """Softmax-weighted mean of the ranges of one head: [ranges], [ranges], [ranges, dim]."""
+    peak = peaks.max()
+    total = np.float32(0)
+    out[:] = np.float32(0)
+    for r in range(peaks.size):
+        weight = exp(peaks[r] - peak)
+        total += weight * totals[r]
+        for i in range(out.size):
+            out[i] += weight * mixed[r, i]
+    for i in range(out.size):
+        out[i] /= total
