@@ -92,7 +92,7 @@ class ShmRegion:
         self.layout = layout
         self._region_fd = region_fd
         self._bells = bells
-        self._memory = mmap.mmap(region_fd, layout.total_bytes)
+        self._memory = memoryview(mmap.mmap(region_fd, layout.total_bytes))
         self._open = True
         shape = layout.shape
         self._wiring = Wiring(
@@ -136,6 +136,8 @@ class ShmRegion:
         return LockstepExpert(index, self._board(), self._wiring, store, rule)
 
     def shutdown(self) -> None:
+        if not self._open:
+            return
         self._board().close()
         for bell in self._bells:
             bell.ring()
@@ -143,17 +145,19 @@ class ShmRegion:
     def close(self) -> None:
         """Gives this process's descriptors back; its ports must not be in use any more.
 
-        The mapping itself goes with the last port or tensor that looks into it.
+        The mapping, which holds a descriptor of its own, goes with the last port or tensor that
+        looks into it.
         """
         if self._open:
             self._open = False
+            self._memory = memoryview(b"")
             os.close(self._region_fd)
             for bell in self._bells:
                 bell.close()
 
     def _board(self) -> Board:
         size = board_bytes(self.layout.shape)
-        return Board(self.layout.shape, memoryview(self._memory)[:size].cast("q"))
+        return Board(self.layout.shape, self._memory[:size].cast("q"))
 
     def _ring_experts(self, key: int) -> None:
         for bell in self._wiring.expert_bells:
@@ -163,7 +167,7 @@ class ShmRegion:
 class _Batch:
     """The batch in two guises: for torch, and as raw rows (numpy has no bfloat16)."""
 
-    def __init__(self, layout: ShmLayout, memory: mmap.mmap) -> None:
+    def __init__(self, layout: ShmLayout, memory: memoryview) -> None:
         shape = (layout.max_total, layout.hidden_size)
         count, offset = shape[0] * shape[1], layout.batch_offset
         self.dtype = _TORCH_DTYPES[layout.dtype]
@@ -176,7 +180,7 @@ class _Batch:
 class _AttentionRows:
     """An `AttentionStore` in the region; views are made once per step."""
 
-    def __init__(self, layout: ShmLayout, memory: mmap.mmap, index: int) -> None:
+    def __init__(self, layout: ShmLayout, memory: memoryview, index: int) -> None:
         self._index = index
         self._layout = layout
         self._batch = _Batch(layout, memory)
@@ -222,7 +226,7 @@ class _AttentionRows:
 class _ExpertRows:
     """An `ExpertStore` in the region; views are kept while the number of rows stays the same."""
 
-    def __init__(self, layout: ShmLayout, memory: mmap.mmap, index: int) -> None:
+    def __init__(self, layout: ShmLayout, memory: memoryview, index: int) -> None:
         self._batch = _Batch(layout, memory).tensor
         self._all = _partial(layout, memory, index)
         self._hidden = self._batch[:0]
@@ -241,7 +245,7 @@ class _ExpertRows:
         np.copyto(self._partial, partial.numpy())
 
 
-def _partial(layout: ShmLayout, memory: mmap.mmap, expert: int) -> NDArray[np.float32]:
+def _partial(layout: ShmLayout, memory: memoryview, expert: int) -> NDArray[np.float32]:
     shape = (layout.max_total, layout.hidden_size)
     offset = layout.partial_offset(expert)
     return np.frombuffer(memory, np.float32, shape[0] * shape[1], offset).reshape(shape)
