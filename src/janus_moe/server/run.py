@@ -1,0 +1,157 @@
+"""Serving the app on a socket, and ending politely.
+
+First SIGTERM or SIGINT: /health turns 503, new requests are refused, those under way finish (at
+most `shutdown_timeout`), while the socket keeps answering. Second signal: exit at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from janus_moe.config import ServerConfig
+from janus_moe.errors import ConfigError
+from janus_moe.server.app import create_app, make_state
+from janus_moe.server.app_state import AppState
+from janus_moe.server.backend import EngineBackend
+
+logger = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_KEEP_ALIVE_S = 65
+_LAST_WORDS_S = 2.0
+
+
+class HttpServer:
+    """One listening socket with the app behind it."""
+
+    def __init__(self, backend: EngineBackend, config: ServerConfig) -> None:
+        self._config = config
+        self._state = make_state(backend, config)
+        self._socket = _bind(config.host, config.port)
+        self._uvicorn = _Uvicorn(create_app(self._state))
+        self._draining: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> AppState:
+        return self._state
+
+    @property
+    def url(self) -> str:
+        host, port = self._socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def run(self, on_started: Callable[[HttpServer], None]) -> None:
+        """Serves until `stop`; `on_started` is called once the socket is listening."""
+        self._uvicorn.on_started = lambda: on_started(self)
+        try:
+            await self._uvicorn.serve(sockets=[self._socket])
+        finally:
+            if self._draining is not None:
+                self._draining.cancel()
+            self._state.text.close()
+
+    def stop(self) -> None:
+        """First call: finish what is under way, then end. Second call: end now."""
+        if self._draining is None:
+            logger.info("finishing %d requests", self._state.lifecycle.num_requests)
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+        else:
+            self._uvicorn.end_now()
+
+    async def _drain(self) -> None:
+        lifecycle = self._state.lifecycle
+        lifecycle.start_draining()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(lifecycle.drained(), self._config.shutdown_timeout)
+        if lifecycle.num_requests:
+            logger.warning("ending %d unfinished requests", lifecycle.num_requests)
+            lifecycle.out_of_patience.set()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(lifecycle.drained(), _LAST_WORDS_S)
+        self._uvicorn.should_exit = True
+
+
+async def run_server(
+    backend: EngineBackend,
+    config: ServerConfig,
+    on_started: Callable[[HttpServer], None] = lambda server: None,
+) -> None:
+    """Serves until a signal ends it. The engine may still be loading; it is not stopped here.
+
+    Raises ConfigError when the address is taken or the chat template cannot be used.
+    """
+    server = HttpServer(backend, config)
+    with _signals_call(server.stop):
+        await server.run(on_started)
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its signal handling, which would close the socket at once."""
+
+    def __init__(self, app: object) -> None:
+        config = uvicorn.Config(
+            app,  # type: ignore[arg-type]
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=3,
+        )
+        super().__init__(config)
+        self.on_started: Callable[[], None] = lambda: None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.on_started()
+
+    def end_now(self) -> None:
+        self.config.timeout_graceful_shutdown = 0
+        self.should_exit = True
+        self.force_exit = True
+
+
+@contextlib.contextmanager
+def _signals_call(stop: Callable[[], None]) -> Iterator[None]:
+    """Signals call `stop` on the event loop; elsewhere than in the main thread there are none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port} ({error.strerror}); choose another --port"
+        ) from error
+    listener.setblocking(False)
+    return listener
