@@ -56,7 +56,7 @@ class GqaAttention:
         spec = self.spec
         tokens, heads, kv_heads = normed.shape[0], spec.num_heads, spec.num_kv_heads
         qkv = linear(normed, self.qkv, self.qkv_bias).view(tokens, -1, spec.head_dim)
-        qk, value = torch.split(qkv, (heads + kv_heads, kv_heads), dim=1)
+        qk, value = torch.split(qkv, [heads + kv_heads, kv_heads], dim=1)
         if self.qk_norm is not None:
             qk = F.rms_norm(qk, (spec.head_dim,), None, self.eps).mul_(self.qk_norm)
         qk = rotate_(qk, rotation).to(normed.dtype)

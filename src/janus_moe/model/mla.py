@@ -69,7 +69,7 @@ class MlaAttention:
         nope, rotary, latent = self._project(normed)
         rotary = rotate_(rotary, rotation).to(normed.dtype)
         latent = rms_norm(latent, self.latent_norm, spec.lora_norm_eps).unsqueeze(1)
-        query_rotary, key_rotary = rotary.split((spec.num_heads, 1), dim=1)
+        query_rotary, key_rotary = torch.split(rotary, [spec.num_heads, 1], dim=1)
         write_kv(latents, torch.cat((latent, key_rotary), dim=-1), step.slot_mapping)
         nope_in_latent = torch.bmm(nope.transpose(0, 1), self.up_key).transpose(0, 1)
         query = torch.cat((nope_in_latent, query_rotary), dim=-1)
@@ -85,15 +85,14 @@ class MlaAttention:
         nope_rows = heads * spec.nope_head_dim
         down = linear(normed, self.down, self.down_bias)
         if self.up_query is None or self.query_norm is None:
-            sizes = (nope_rows, (heads + 1) * rope, spec.kv_lora_rank)
-            nope, rotary, latent = down.split(sizes, dim=-1)
+            sizes = [nope_rows, (heads + 1) * rope, spec.kv_lora_rank]
+            nope, rotary, latent = torch.split(down, sizes, dim=-1)
         else:
-            sizes = (down.shape[-1] - spec.cache_row, rope, spec.kv_lora_rank)
-            query_latent, key_rotary, latent = down.split(sizes, dim=-1)
+            sizes = [down.shape[-1] - spec.cache_row, rope, spec.kv_lora_rank]
+            query_latent, key_rotary, latent = torch.split(down, sizes, dim=-1)
             query_latent = rms_norm(query_latent, self.query_norm, spec.lora_norm_eps)
-            nope, rotary = linear(query_latent, self.up_query).split(
-                (nope_rows, heads * rope), dim=-1
-            )
+            query = linear(query_latent, self.up_query)
+            nope, rotary = torch.split(query, [nope_rows, heads * rope], dim=-1)
             rotary = torch.cat((rotary, key_rotary), dim=-1)
         return (
             nope.view(tokens, heads, spec.nope_head_dim),
@@ -127,5 +126,5 @@ def _down_bias(loader: Loader, spec: MlaSpec, key_order: Tensor, layer: int) -> 
 def _up_projections(loader: Loader, spec: MlaSpec, layer: int) -> tuple[Tensor, Tensor]:
     """The two halves of kv_b, as the absorbed form multiplies with them."""
     kv_b = loader.tensor("kv_b", layer).view(spec.num_heads, -1, spec.kv_lora_rank)
-    key, value = kv_b.split((spec.nope_head_dim, spec.value_head_dim), dim=1)
+    key, value = torch.split(kv_b, [spec.nope_head_dim, spec.value_head_dim], dim=1)
     return key, value.transpose(1, 2)

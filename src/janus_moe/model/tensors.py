@@ -104,14 +104,14 @@ def layer_roles(spec: ModelSpec, layer: int) -> tuple[str, ...]:
 
 def attention_roles(attention: GqaSpec | MlaSpec) -> tuple[str, ...]:
     if isinstance(attention, GqaSpec):
-        roles: tuple[str, ...] = ("q", "k", "v", "o")
-        norms = ("q_norm", "k_norm") if attention.qk_norm else ()
-        biases = ("q_bias", "k_bias", "v_bias", "o_bias") if attention.bias else ()
-        return roles + norms + biases
-    has_lora = attention.q_lora_rank is not None
-    query = ("q_a", "q_a_norm", "q_b") if has_lora else ("q",)
-    biases = ("kv_a_bias", "o_bias", *(["q_a_bias"] if has_lora else [])) if attention.bias else ()
-    return (*query, "kv_a", "kv_a_norm", "kv_b", "o", *biases)
+        norms = ["q_norm", "k_norm"] if attention.qk_norm else []
+        biases = ["q_bias", "k_bias", "v_bias", "o_bias"] if attention.bias else []
+        return ("q", "k", "v", "o", *norms, *biases)
+    if attention.q_lora_rank is None:
+        biases = ["kv_a_bias", "o_bias"] if attention.bias else []
+        return ("q", "kv_a", "kv_a_norm", "kv_b", "o", *biases)
+    biases = ["q_a_bias", "kv_a_bias", "o_bias"] if attention.bias else []
+    return ("q_a", "q_a_norm", "q_b", "kv_a", "kv_a_norm", "kv_b", "o", *biases)
 
 
 def _shapes(spec: ModelSpec) -> dict[str, Shape]:

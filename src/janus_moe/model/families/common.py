@@ -9,6 +9,8 @@ from typing import Any, Literal
 from janus_moe.errors import CheckpointError
 from janus_moe.spec import RopeSpec
 
+RopeLayout = Literal["halves", "interleaved"]
+
 STATIC_ROPE_TYPES = ("default", "linear", "llama3", "proportional", "yarn")
 
 _LAYER = "model.layers.{layer}."
@@ -88,7 +90,7 @@ def eos_ids(value: int | list[int] | None) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
 
-def rope_spec(config: Any, rotary_dim: int, layout: Literal["halves", "interleaved"]) -> RopeSpec:
+def rope_spec(config: Any, rotary_dim: int, layout: RopeLayout) -> RopeSpec:
     """Static rotary frequencies, by transformers' own formulas.
 
     rotary_dim: dimensions of a head that rotate.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from janus_moe.model.families.common import (
+    RopeLayout,
     eos_ids,
     require,
     require_sizes,
@@ -21,7 +22,7 @@ def mla_moe_spec(
     config: Any,
     dtype: Dtype,
     router: RouterSpec,
-    rope_layout: Literal["halves", "interleaved"],
+    rope_layout: RopeLayout,
 ) -> ModelSpec:
     """ModelSpec of a DeepSeek config with the given router."""
     _check(config, router)

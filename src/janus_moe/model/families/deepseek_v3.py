@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from janus_moe.model.families.common import COMMON_NAMES, MLA_NAMES, require, require_value
+from janus_moe.model.families.common import (
+    COMMON_NAMES,
+    MLA_NAMES,
+    RopeLayout,
+    require,
+    require_value,
+)
 from janus_moe.model.families.deepseek import mla_moe_spec
 from janus_moe.spec import Dtype, ModelSpec, RouterSpec
 
@@ -36,5 +42,5 @@ def spec_from_config(config: Any, dtype: Dtype) -> ModelSpec:
         correction_bias=True,
         logits_dtype="float32",
     )
-    layout = "interleaved" if config.rope_interleave else "halves"
+    layout: RopeLayout = "interleaved" if config.rope_interleave else "halves"
     return mla_moe_spec(config, dtype, router, layout)
