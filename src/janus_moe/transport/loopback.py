@@ -89,12 +89,9 @@ class LoopbackExchange:
         serve_once, port = self._served[index]
         for _ in range(100):  # again where `wake` made accept return None
             serve_once(port)
-            if self._words[self._reply_word(index)] == key:
+            if self._board.latest_reply(index) == key:
                 return
         raise ExchangeError(f"expert {index} was called but did not reply")
-
-    def _reply_word(self, index: int) -> int:
-        return (1 + self.shape.attention + index) * 8
 
     def _why_closed(self) -> ExchangeError:
         if self._failure is None:
