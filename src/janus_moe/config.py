@@ -50,9 +50,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_model_len: Annotated[
         int | None, Meta(description="context in tokens, prompt and output; default: the model's")
     ] = None
-    max_num_seqs: Annotated[
-        int, Meta(description="sequences per step and attention instance")
-    ] = 64
+    max_num_seqs: Annotated[int, Meta(description="sequences per step and attention instance")] = 64
     max_num_batched_tokens: Annotated[
         int, Meta(description="tokens per step and attention instance")
     ] = 2048

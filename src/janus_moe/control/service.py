@@ -20,7 +20,7 @@ from janus_moe.messages import Progress
 from janus_moe.model.source import resolve_model
 
 
-def _ignore(_: Progress) -> None:
+def ignore_progress(_: Progress) -> None:
     """Nobody watches the start."""
 
 
@@ -46,7 +46,7 @@ class Service:
         return cls(plan=plan, engine=engine, pids={})
 
     async def run(
-        self, ready: asyncio.Event, on_progress: Callable[[Progress], None] = _ignore
+        self, ready: asyncio.Event, on_progress: Callable[[Progress], None] = ignore_progress
     ) -> None:
         """Starts the workers and serves; `ready` is set when requests may come.
 

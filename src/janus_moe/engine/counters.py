@@ -62,6 +62,7 @@ class EngineCounters:
             pool_sizes={"attention": self.shape.attention, "expert": self.shape.expert},
             activated_experts=tuple(count / passes for count in self.activated),
             max_activated_experts=self.max_activated / passes,
+            layer_passes=self.layer_passes,
             expert_load_imbalance=self.max_activated * self.shape.expert / total if total else 0.0,
             dispatch=Timing(count=self.num_steps, total_s=self.dispatch_seconds),
             combine=Timing(count=self.num_steps, total_s=self.combine_seconds),

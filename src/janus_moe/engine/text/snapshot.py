@@ -21,6 +21,7 @@ class EngineSnapshot:
     kv_usage: used share of the KV blocks, 0 to 1, over all attention instances.
     activated_experts: [expert instances] mean distinct experts activated per MoE layer pass.
     max_activated_experts: the same for the busiest instance of each pass.
+    layer_passes: MoE layer passes these means are over.
     expert_load_imbalance: busiest expert instance over the mean, 1 is perfect, 0 is unknown.
     dispatch, combine, scheduler: one count per engine step.
     """
@@ -34,6 +35,7 @@ class EngineSnapshot:
     pool_sizes: Mapping[str, int] = field(default_factory=dict)
     activated_experts: tuple[float, ...] = ()
     max_activated_experts: float = 0.0
+    layer_passes: int = 0
     expert_load_imbalance: float = 0.0
     dispatch: Timing = Timing()
     combine: Timing = Timing()

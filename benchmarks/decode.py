@@ -1,0 +1,196 @@
+"""Decode speed of the whole engine beside transformers, and the price of separate pools.
+
+    python benchmarks/decode.py --json benchmarks/results/decode.json
+
+Claims: float32, two threads, the `1b` shape (Qwen3-MoE, 1.005 B parameters, 64 experts top-8),
+greedy, prompts of 64 tokens: the disaggregated engine (1A1E over shared memory) makes at least 3x
+the tokens per second of transformers eager at B=16 and 2x at B=1, and costs at most 15 % over the
+same engine in one process (loopback) at B=16.
+
+All engines are loaded at once and take turns, round after round, so that what else the machine
+does hits all of them; the ratios are medians of the rounds. What waits is blocked and uses no core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from common import machine_facts, print_table, write_json
+
+from janus_moe.config import EngineConfig
+from janus_moe.control.service import Service
+from janus_moe.messages import SamplingParams
+
+SHAPE_1B: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 384,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "vocab_size": 32768,
+    "max_position_embeddings": 4096,
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+}
+PROMPT_TOKENS = 64
+THREADS = 2
+
+Decode = Callable[[list[list[int]], int], Awaitable[float]]
+"""(prompts, tokens to produce) -> seconds per decode step, prefill left out."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--tokens", type=int, default=24, help="decode steps per turn")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--checkpoint", type=Path, help="folder to make or reuse")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.checkpoint or Path(scratch) / "1b"
+        make_checkpoint(folder)
+        result = asyncio.run(
+            measure(folder, arguments.batches, arguments.tokens, arguments.rounds)
+        )
+    print_table(result["rows"])
+    if arguments.json:
+        write_json(arguments.json, {"machine": machine_facts(), **result})
+
+
+def make_checkpoint(folder: Path) -> None:
+    """Random weights, written by transformers, with a tokenizer so that the engine takes it."""
+    if (folder / "config.json").exists():
+        return
+    from tests.checkpoints import write_tokenizer
+    from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Qwen3MoeConfig(**SHAPE_1B), dtype=torch.float32)
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+
+
+async def measure(
+    folder: Path, batches: list[int], num_tokens: int, rounds: int
+) -> dict[str, Any]:
+    """Rounds of all engines over all batch sizes; one row per batch size."""
+    times: dict[tuple[str, int], list[float]] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        engines: dict[str, Decode] = {"transformers": transformers_engine(folder)}
+        for transport in ("loopback", "shm"):
+            service = await stack.enter_async_context(running(folder, transport))
+            engines[transport] = janus_engine(service)
+        for turn in range(rounds + 1):
+            for batch in batches:
+                for name, decode in engines.items():
+                    prompts = make_prompts(batch, turn)
+                    seconds = await decode(prompts, num_tokens)
+                    if turn > 0:  # the first round warms up
+                        times.setdefault((name, batch), []).append(seconds)
+            print(f"round {turn} of {rounds} done", flush=True)
+    return {"rows": [row(batch, times) for batch in batches], "rounds": rounds}
+
+
+def row(batch: int, times: dict[tuple[str, int], list[float]]) -> dict[str, Any]:
+    """Tokens per second of each engine and the ratios that are claimed."""
+    hf, loopback, shm = (times[name, batch] for name in ("transformers", "loopback", "shm"))
+    return {
+        "B": batch,
+        "transformers tok/s": batch / median(hf),
+        "loopback tok/s": batch / median(loopback),
+        "shm 1A1E tok/s": batch / median(shm),
+        "shm / transformers": median(a / b for a, b in zip(hf, shm, strict=True)),
+        "tax of shm": median(b / a for a, b in zip(loopback, shm, strict=True)) - 1,
+    }
+
+
+def make_prompts(batch: int, turn: int) -> list[list[int]]:
+    """Prompts that differ between turns, so that no prefix is cached."""
+    generator = torch.Generator().manual_seed(1000 * turn + batch)
+    vocabulary = SHAPE_1B["vocab_size"]
+    return torch.randint(0, vocabulary, (batch, PROMPT_TOKENS), generator=generator).tolist()
+
+
+def transformers_engine(folder: Path) -> Decode:
+    """Greedy decoding by transformers: eager attention, its default expert implementation."""
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(THREADS)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    ).eval()
+
+    async def decode(prompts: list[list[int]], num_tokens: int) -> float:
+        with torch.inference_mode():
+            output = model(torch.tensor(prompts), use_cache=True)
+            start = time.perf_counter()
+            for _ in range(num_tokens):
+                next_ids = output.logits[:, -1:].argmax(dim=-1)
+                output = model(next_ids, past_key_values=output.past_key_values, use_cache=True)
+            return (time.perf_counter() - start) / num_tokens
+
+    return decode
+
+
+@contextlib.asynccontextmanager
+async def running(folder: Path, transport: str) -> AsyncIterator[Service]:
+    """A 1A1E service with its worker processes."""
+    config = EngineConfig(
+        model=str(folder),
+        transport=transport,  # type: ignore[arg-type]
+        threads=THREADS,
+        max_model_len=512,
+        max_num_batched_tokens=4096,
+    )
+    service = Service.prepare(config)
+    ready = asyncio.Event()
+    task = asyncio.create_task(service.run(ready))
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if task.done():
+            task.result()
+        yield service
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def janus_engine(service: Service) -> Decode:
+    """The same work through the engine: from when all prompts are in to the last token."""
+
+    async def decode(prompts: list[list[int]], num_tokens: int) -> float:
+        sampling = SamplingParams(max_tokens=num_tokens + 1, temperature=0, ignore_eos=True)
+        arrivals: list[list[float]] = [[] for _ in prompts]
+
+        async def one(index: int) -> None:
+            name = f"{time.monotonic_ns()}-{index}"
+            async for chunk in service.engine.submit(name, prompts[index], sampling):
+                arrivals[index] += [time.perf_counter()] * len(chunk.token_ids)
+
+        await asyncio.gather(*(one(index) for index in range(len(prompts))))
+        all_started = max(times[0] for times in arrivals)
+        ended = max(times[-1] for times in arrivals)
+        steps = min(sum(t > all_started for t in times) for times in arrivals)
+        return (ended - all_started) / steps
+
+    return decode
+
+
+if __name__ == "__main__":
+    main()

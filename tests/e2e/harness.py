@@ -1,0 +1,159 @@
+"""Whole services for tests: the real engine and instances, in threads or in processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from janus_moe.config import EngineConfig
+from janus_moe.control.layout import create_region, setup_message, worker_layouts
+from janus_moe.control.members import build_members
+from janus_moe.control.service import Service
+from janus_moe.engine.engine import Engine
+from janus_moe.errors import ExchangeClosed
+from janus_moe.messages import (
+    AbortRequest,
+    AddRequest,
+    Failed,
+    FromWorker,
+    SamplingParams,
+    Setup,
+    Stop,
+    TokenLogprob,
+    ToWorker,
+)
+from janus_moe.spec import InstanceId
+
+START_TIMEOUT_S = 100.0
+
+
+@dataclass(slots=True)
+class Completion:
+    """Everything one request produced."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    num_cached_tokens: int = 0
+
+
+async def complete(
+    engine: Engine,
+    request_id: str,
+    prompt_ids: Sequence[int],
+    stop: Sequence[str] = (),
+    **sampling: Any,
+) -> Completion:
+    """Runs one request to its end."""
+    result = Completion()
+    params = SamplingParams(**sampling)
+    async for chunk in engine.submit(request_id, prompt_ids, params, tuple(stop)):
+        result.text += chunk.text
+        result.token_ids += chunk.token_ids
+        result.logprobs += chunk.logprobs or ()
+        result.prompt_logprobs = chunk.prompt_logprobs or result.prompt_logprobs
+        result.finish_reason = chunk.finish_reason
+        result.stop_reason = chunk.stop_reason
+        result.num_cached_tokens += chunk.num_cached_tokens
+    return result
+
+
+@contextlib.asynccontextmanager
+async def running(folder: Path, **settings: Any) -> AsyncIterator[Service]:
+    """A service with real worker processes."""
+    service = Service.prepare(EngineConfig(model=str(folder), **settings))
+    ready = asyncio.Event()
+    task = asyncio.create_task(service.run(ready))
+    waiter = asyncio.create_task(ready.wait())
+    async with asyncio.timeout(START_TIMEOUT_S):
+        await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if task.done():
+            task.result()
+        yield service
+    finally:
+        waiter.cancel()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@contextlib.asynccontextmanager
+async def running_in_threads(folder: Path, **settings: Any) -> AsyncIterator[Engine]:
+    """The same engine and instances in this process: quick to start, and `shm` still goes through
+    shared memory and doorbells."""
+    service = Service.prepare(EngineConfig(model=str(folder), **settings))
+    workers = ThreadWorkers(service)
+    ready = asyncio.Event()
+    task = asyncio.create_task(service.engine.run(workers, ready))
+    waiter = asyncio.create_task(ready.wait())
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        yield service.engine
+    finally:
+        waiter.cancel()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await workers.close()
+
+
+class ThreadWorkers:
+    """`engine.Workers` whose instances are threads of this process."""
+
+    def __init__(self, service: Service) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[FromWorker] = asyncio.Queue()
+        self._region = create_region(service.plan)
+        shm = None if self._region is None else self._region.address
+        self._members = {}
+        for layout in worker_layouts(service.plan):
+            setup: Setup = setup_message(service.plan, layout)
+            for member in build_members(setup, shm, self._emit):
+                self._members[member.id] = member
+        self._threads = [
+            threading.Thread(target=self._live, args=(member,), daemon=True)
+            for member in self._members.values()
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def send(self, message: ToWorker) -> None:
+        assert isinstance(message, AddRequest | AbortRequest)
+        self._members[InstanceId(pool="attention", index=message.attention_index)].post(message)
+
+    async def receive(self) -> FromWorker:
+        return await self._queue.get()
+
+    async def close(self) -> None:
+        for member in self._members.values():
+            member.post(Stop())
+        if self._region is not None:
+            self._region.shutdown()
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join, 10)
+            assert not thread.is_alive()
+        if self._region is not None:
+            self._region.close()
+
+    def _live(self, member: Any) -> None:
+        try:
+            member.serve()
+        except ExchangeClosed:
+            pass
+        except Exception as error:
+            self._emit(Failed(name=str(member.id), error=f"{type(error).__name__}: {error}"))
+
+    def _emit(self, message: FromWorker) -> None:
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, message)

@@ -1,0 +1,46 @@
+"""The undivided model, by transformers: what every completion is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.e2e.harness import Completion
+from transformers import AutoModelForCausalLM
+
+RELATIVE_TOLERANCE = 1e-4
+"""Of the largest logit, as float32 sums differ in order between the two."""
+
+
+class Oracle:
+    """Teacher forcing: one forward over prompt and completion judges every step of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """[tokens, vocabulary] float32."""
+        with torch.inference_mode():
+            output: torch.Tensor = self._model(torch.tensor([list(token_ids)])).logits[0].float()
+        return output
+
+    def check_greedy(self, prompt_ids: Sequence[int], completion: Completion) -> float:
+        """Every token is the arg max and every log-probability agrees; returns the worst error,
+        relative to the largest logit."""
+        logits = self.logits([*prompt_ids, *completion.token_ids])[len(prompt_ids) - 1 : -1]
+        assert completion.token_ids == logits.argmax(dim=-1).tolist()
+        return self._worst_error(logits, completion)
+
+    def _worst_error(self, logits: torch.Tensor, completion: Completion) -> float:
+        if not completion.logprobs:
+            return 0.0
+        ours = torch.empty_like(logits)
+        for row, entry in enumerate(completion.logprobs):
+            assert len(entry.top) == logits.shape[-1], "ask for the whole vocabulary"
+            ids, values = zip(*entry.top, strict=True)
+            ours[row, list(ids)] = torch.tensor(values)
+        error = (ours - torch.log_softmax(logits, dim=-1)).abs().max() / logits.abs().max()
+        assert error <= RELATIVE_TOLERANCE
+        return float(error)
