@@ -34,7 +34,7 @@ class ApiKeyMiddleware:
 
     def _has_key(self, scope: Scope) -> bool:
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        # Headers arrive as Latin-1. Digests have one length, so the comparison does not even tell the key's length.
+        # Headers arrive as Latin-1. Digests have one length, so even the key's stays unknown.
         matches = hmac.compare_digest(_digest(key.strip().encode("latin-1")), self._expected)
         return matches and scheme.lower() == "bearer"
 

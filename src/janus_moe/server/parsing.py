@@ -143,7 +143,7 @@ def convert(fields: Mapping[str, Any], kind: type[T]) -> T:
         complaint, _, path = str(error).partition(" - at `$")
         param = path.rstrip("`").lstrip(".") or None
         where = f"{param}: " if param else ""
-        raise RequestError(f"{where}{complaint}", param) from None
+        raise RequestError(f"{where}{complaint}{_given(fields, param)}", param) from None
     except (OverflowError, RecursionError):
         raise RequestError("a number or a nesting in the request is too large") from None
 
@@ -152,3 +152,10 @@ def _asks_for_nothing(name: str, value: Any) -> bool:
     return any(type(value) is type(idle) and value == idle for idle in UNSUPPORTED[name]) or (
         name == "length_penalty" and value == 1
     )
+
+
+def _given(fields: Mapping[str, Any], param: str | None) -> str:
+    """What the client sent, where it is a number that is out of range."""
+    value = fields.get(param or "")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f", got {value!r:.40}" if is_number else ""

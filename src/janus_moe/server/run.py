@@ -64,6 +64,7 @@ class HttpServer:
             logger.info("finishing %d requests", self._state.lifecycle.num_requests)
             self._draining = asyncio.get_running_loop().create_task(self._drain())
         else:
+            self._state.lifecycle.out_of_patience.set()
             self._uvicorn.end_now()
 
     async def _drain(self) -> None:
@@ -104,6 +105,7 @@ class _Uvicorn(uvicorn.Server):
             lifespan="off",
             log_config=None,
             access_log=False,
+            proxy_headers=False,
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=3,
@@ -120,9 +122,9 @@ class _Uvicorn(uvicorn.Server):
         self.on_started()
 
     def end_now(self) -> None:
-        self.config.timeout_graceful_shutdown = 0
+        """Leaves requests only the moment they need to say that they ended."""
+        self.config.timeout_graceful_shutdown = 1
         self.should_exit = True
-        self.force_exit = True
 
 
 @contextlib.contextmanager
