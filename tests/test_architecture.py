@@ -16,13 +16,13 @@ SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 
 # A row imports rows above it; within a row, only its own package and what SAME_ROW adds.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("spec", "errors"),
+    ("spec", "errors", "bundled"),  # bundled is data
     ("policy", "perf", "config", "messages"),
     ("sim", "plan", "kernels", "transport"),
     ("model",),
     ("attention", "experts"),
     ("engine", "control"),
-    ("server",),
+    ("server", "offline"),
     ("cli",),
 )
 SAME_ROW = {"spec": {"errors"}, "messages": {"config"}}

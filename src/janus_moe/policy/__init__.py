@@ -1,6 +1,6 @@
 """Decisions as pure, deterministic code: same input, same answer, on every machine.
 
-paging      which KV block holds which tokens, and what a prompt can reuse
+paging      which KV block holds which tokens, and what a prompt can reuse (`prefix_tree`)
 sequences   what is kept of a request on its attention instance, and one step's plan
 batching    which tokens one attention instance computes in its next step
 routing     which attention instance gets a request

@@ -98,7 +98,7 @@ class Batcher:
         prefills: list[ScheduledSequence] = []
         preempted: list[str] = []
         left = self._plan_running(decodes, prefills, preempted)
-        if not preempted:  # else the blocks just taken back would be handed out again
+        if not preempted:  # else the first in the queue has just been found not to fit
             left = self._plan_waiting(decodes, prefills, left)
         return StepPlan(
             scheduled=(*decodes, *prefills),
@@ -154,8 +154,9 @@ class Batcher:
     ) -> int:
         """Admit waiting requests in order while there is room; returns the tokens left.
 
-        Every request already running keeps one block in reserve, so that what is admitted now
-        is not taken back a step later.
+        A request gets the blocks of all its present tokens at once, however many steps it takes
+        to compute them, and every request already running keeps one block in reserve: what is
+        admitted now is not taken back a step later.
         """
         while self._waiting and left and len(self._running) < self._max_num_seqs:
             reserve = len(self._running)
