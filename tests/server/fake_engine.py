@@ -139,6 +139,7 @@ class FakeEngine:
                 finish_reason=reason,  # type: ignore[arg-type]
                 stop_reason=matched,
                 num_cached_tokens=3,
+                queued_s=0.25 if position == 0 else None,
             )
             if reason:
                 return

@@ -145,7 +145,8 @@ async def test_metrics(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     assert samples["vllm:inter_token_latency_seconds_count",] == num_tokens - 1 + 2
     assert samples["vllm:request_time_per_output_token_seconds_count",] == 3
     assert samples["vllm:e2e_request_latency_seconds_count",] == 3
-    assert samples["vllm:request_queue_time_seconds_count",] == 0
+    assert samples["vllm:request_queue_time_seconds_count",] == 4
+    assert samples["vllm:request_queue_time_seconds_sum",] == 1.0
     assert samples["janus:pool_size", ("pool", "expert")] == 3
     assert samples["janus:activated_experts_per_instance", ("instance", "1")] == 5.5
     assert samples["janus:expert_load_imbalance",] == 1.2

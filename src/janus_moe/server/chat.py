@@ -23,13 +23,14 @@ async def chat_completions(request: Request, state: AppState) -> Response:
     body = parse(await read_body(request, state.config.max_body_bytes), ChatBody)
     state.check_model(body.model)
     check_sampling(body, state.config, state.backend.spec.vocab_size)
+    if body.token_limit == 0:
+        raise RequestError("max_completion_tokens must be at least 1", "max_completion_tokens")
     check_logprobs("top_logprobs", body.top_logprobs, state.config)
     prompt = await state.text.run(lambda: chat_prompt(state, body))
     jobs = make_jobs(
         state.backend,
         body,
         [prompt],
-        max_tokens=_max_tokens(body),
         default_max_tokens=None,
         logprobs=_num_logprobs(body),
     )
@@ -52,13 +53,6 @@ async def chat_completions(request: Request, state: AppState) -> Response:
         choices=[ChatChoice(job, body, state) for job in jobs],
     )
     return await respond(request, answer, body)
-
-
-def _max_tokens(body: ChatBody) -> int | None:
-    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    if asked == 0:
-        raise RequestError("max_completion_tokens must be at least 1", "max_completion_tokens")
-    return asked
 
 
 def _num_logprobs(body: ChatBody) -> int | None:

@@ -35,7 +35,6 @@ async def completions(request: Request, state: AppState) -> Response:
         state.backend,
         body,
         prompts,
-        max_tokens=body.max_tokens,
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
 from janus_moe.errors import ServiceError
@@ -79,8 +79,9 @@ def _submit(state: AppState, request_id: str, job: Job) -> TokenStream:
 async def merge(streams: Sequence[TokenStream]) -> AsyncGenerator[tuple[int, TokenChunk]]:
     """(stream index, chunk) in order of arrival, until every stream has finished."""
     if len(streams) == 1:
-        async for chunk in _until_finished(streams[0]):
-            yield 0, chunk
+        async with aclosing(_until_finished(streams[0])) as chunks:
+            async for chunk in chunks:
+                yield 0, chunk
         return
     arrivals: asyncio.Queue[tuple[int, TokenChunk | Exception | None]] = asyncio.Queue()
     tasks = [asyncio.create_task(_pump(i, stream, arrivals)) for i, stream in enumerate(streams)]
@@ -106,8 +107,9 @@ async def _pump(
     arrivals: asyncio.Queue[tuple[int, TokenChunk | Exception | None]],
 ) -> None:
     try:
-        async for chunk in _until_finished(stream):
-            arrivals.put_nowait((index, chunk))
+        async with aclosing(_until_finished(stream)) as chunks:
+            async for chunk in chunks:
+                arrivals.put_nowait((index, chunk))
         arrivals.put_nowait((index, None))
     # Raised again where the streams come together.
     except Exception as error:

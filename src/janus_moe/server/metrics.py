@@ -88,6 +88,8 @@ class RequestTimer:
     def chunk(self, chunk: TokenChunk) -> None:
         """Records the arrival of a chunk."""
         now = self._clock()
+        if chunk.queued_s is not None:
+            self._metrics.queue_time.observe(chunk.queued_s)
         if chunk.token_ids:
             self._tokens(len(chunk.token_ids), now)
         if chunk.finish_reason is not None:

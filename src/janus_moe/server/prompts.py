@@ -93,7 +93,6 @@ def make_jobs(
     body: SamplingBody,
     prompts: Sequence[Prompt],
     *,
-    max_tokens: int | None,
     default_max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
@@ -101,7 +100,9 @@ def make_jobs(
     """One job per prompt and sample. `default_max_tokens` None means the rest of the context."""
     jobs: list[Job] = []
     for prompt_index, prompt in enumerate(prompts):
-        limit = _max_tokens(len(prompt.ids), max_tokens, default_max_tokens, backend.max_model_len)
+        limit = _max_tokens(
+            len(prompt.ids), body.token_limit, default_max_tokens, backend.max_model_len
+        )
         for sample in range(body.n):
             job = Job(
                 index=len(jobs),

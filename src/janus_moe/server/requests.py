@@ -31,13 +31,14 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class SamplingBody(Body, frozen=True, kw_only=True):
     """What completions and chat completions have in common.
 
-    max_tokens: None takes the endpoint's default.
+    max_completion_tokens: the newer name of max_tokens, and stronger.
     top_k: -1 and 0 keep all tokens.
     """
 
     n: Positive = 1
     best_of: Positive | None = None
     max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
     min_tokens: Count = 0
     temperature: UpTo2 = 1.0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
@@ -57,6 +58,12 @@ class SamplingBody(Body, frozen=True, kw_only=True):
     add_special_tokens: bool | None = None
 
     @property
+    def token_limit(self) -> int | None:
+        """How many tokens may follow; None takes the endpoint's default."""
+        newer = self.max_completion_tokens
+        return self.max_tokens if newer is None else newer
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
@@ -73,7 +80,6 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True):
     """POST /v1/chat/completions. Messages are checked when the template is rendered."""
 
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=16384)]
-    max_completion_tokens: Count | None = None
     logprobs: bool = False
     top_logprobs: Count | None = None
     add_generation_prompt: bool = True
