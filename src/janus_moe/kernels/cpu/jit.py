@@ -24,9 +24,15 @@ def helper(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a kernel with parallel regions; call it inside `parallel_region()`."""
+    """Compile a kernel whose `prange` loops are parallel; call it inside `parallel_region()`.
+
+    Only those loops: by default numba would also fork threads for each small array expression.
+    Keep numpy calls other than `np.empty` in helpers, they would inherit the parallel compiler.
+    """
+    automatic = ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil")
+    parallel = {**dict.fromkeys((*automatic, "fusion"), False), "prange": True}
     compiled: Callable[..., Any] = numba.njit(
-        parallel=True, nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True
+        parallel=parallel, nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True
     )(function)
     return compiled
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from janus_moe.kernels.cpu.jit import helper
 from janus_moe.kernels.cpu.tiles import dot_tile
 
@@ -32,3 +34,15 @@ def dot_rows(
 def block_rows(rows: int, workers: int) -> int:
     """Rows of a unit of work: a multiple of 4, at most 64, about 4 units for each worker."""
     return min(max(rows // (4 * workers) // 4 * 4, 4), 64)
+
+
+@helper
+def row_starts(rows: int, length: int) -> Any:
+    """Element offset of every row of a contiguous [rows, length] array."""
+    return np.arange(rows) * length
+
+
+@helper
+def new_counters() -> Any:
+    """Shared unit counters of a kernel's two phases, a cache line apart (see `claim`)."""
+    return np.zeros(16, np.int64)

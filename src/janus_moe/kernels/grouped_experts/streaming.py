@@ -17,7 +17,7 @@ import torch
 from janus_moe.kernels.cpu.arrays import elements
 from janus_moe.kernels.cpu.jit import helper, kernel, parallel_region
 from janus_moe.kernels.cpu.math import silu
-from janus_moe.kernels.cpu.rows import SUMS_SIZE, block_rows, dot_rows
+from janus_moe.kernels.cpu.rows import SUMS_SIZE, block_rows, dot_rows, new_counters, row_starts
 from janus_moe.kernels.cpu.tiles import claim, max_columns, pointer
 
 
@@ -49,20 +49,16 @@ def _run(
 ) -> None:
     slots, double_width, in_size = gate_up.shape
     width = double_width // 2
-    top_k = slot_ids.shape[1]
-    first_pair, pairs = _sort_by_slot(slot_ids.reshape(-1), slots)
-    active = np.flatnonzero(first_pair[1:] > first_pair[:-1])
-    token_of = pairs // top_k
-    hidden_starts = token_of * in_size
-    activation_starts = np.arange(pairs.size) * width
-    pair_weights = weights.reshape(-1)[pairs]
+    pairs, first_pair, active = _sort_by_slot(slot_ids.reshape(-1), slots)
+    token_of, hidden_starts, pair_weights = _pair_data(pairs, weights, in_size)
+    activation_starts = row_starts(pairs.size, width)
     gates = np.empty((pairs.size, width), np.float32)  # becomes the activations
     ups = np.empty((pairs.size, width), np.float32)
     block = block_rows(width * active.size, workers)
     blocks = (width + block - 1) // block
     out_block = block_rows(in_size, workers)
     out_blocks = (in_size + out_block - 1) // out_block
-    counter = np.zeros(2, np.int64)
+    counter = new_counters()
     for _ in numba.prange(workers):
         sums = np.empty(SUMS_SIZE, np.float32)
         unit = claim(pointer(counter))
@@ -78,23 +74,26 @@ def _run(
             unit = claim(pointer(counter))
     for _ in numba.prange(workers):
         sums = np.empty(SUMS_SIZE, np.float32)
-        unit = claim(pointer(counter[1:]))
+        unit = claim(pointer(counter[8:]))
         while unit < out_blocks:
             begin = unit * out_block
             end = min(begin + out_block, in_size)
-            out[:, begin:end] = np.float32(0)
+            _clear(out, begin, end)
             for i in range(active.size):
                 slot, following = active[i], active[min(i + 1, active.size - 1)]
                 _project(
                     gates, down, slot, following, begin, end, first_pair[slot],
                     first_pair[slot + 1], activation_starts, token_of, out, sums,
                 )  # fmt: skip
-            unit = claim(pointer(counter[1:]))
+            unit = claim(pointer(counter[8:]))
 
 
 @helper
 def _sort_by_slot(slot_ids: Any, slots: int) -> Any:
-    """Pairs with a slot, by slot and then by position: (first_pair [slots + 1], pairs)."""
+    """Sort the pairs that have a slot by slot, then by position.
+
+    Returns pairs [pairs], first_pair [slots + 1] and active, the slots that have any.
+    """
     first = np.zeros(slots + 1, np.int64)
     for slot in slot_ids:
         if slot >= 0:
@@ -107,7 +106,22 @@ def _sort_by_slot(slot_ids: Any, slots: int) -> Any:
         if slot >= 0:
             pairs[cursor[slot]] = pair
             cursor[slot] += 1
-    return first, pairs
+    return pairs, first, np.flatnonzero(first[1:] > first[:-1])
+
+
+@helper
+def _pair_data(pairs: Any, weights: Any, size: int) -> Any:
+    """Token, offset of its hidden state and router weight of every pair: [pairs] each."""
+    token_of = pairs // weights.shape[1]
+    return token_of, token_of * size, weights.reshape(-1)[pairs]
+
+
+@helper
+def _clear(out: Any, begin: int, end: int) -> None:
+    """Zero the columns begin..end."""
+    for token in range(out.shape[0]):
+        for row in range(begin, end):
+            out[token, row] = np.float32(0)
 
 
 @helper

@@ -11,7 +11,7 @@ import torch
 
 from janus_moe.kernels.cpu.arrays import elements
 from janus_moe.kernels.cpu.jit import helper, kernel, parallel_region
-from janus_moe.kernels.cpu.rows import SUMS_SIZE, block_rows, dot_rows
+from janus_moe.kernels.cpu.rows import SUMS_SIZE, block_rows, dot_rows, new_counters, row_starts
 from janus_moe.kernels.cpu.tiles import claim, max_columns, pointer
 
 
@@ -32,10 +32,10 @@ def linear_streaming(
 def _run(x: Any, weight: Any, out: Any, workers: int) -> None:
     tokens, length = x.shape
     rows = weight.shape[0]
-    starts = np.arange(tokens) * length
+    starts = row_starts(tokens, length)
     block = block_rows(rows, workers)
     blocks = (rows + block - 1) // block
-    counter = np.zeros(1, np.int64)
+    counter = new_counters()
     for _ in numba.prange(workers):
         sums = np.empty(SUMS_SIZE, np.float32)
         unit = claim(pointer(counter))

@@ -18,7 +18,7 @@ def paged_attention_padded(
     value_dim: int,
 ) -> torch.Tensor:
     """Contract of `paged_attention`; right for any mix, meant for one query per sequence."""
-    tokens, heads, _ = query.shape
+    tokens, heads, key_dim = query.shape
     kv_heads = key_cache.shape[2]
     position = torch.arange(tokens, device=query.device)
     sequence = torch.searchsorted(batch.query_starts.long(), position, right=True) - 1
@@ -27,7 +27,7 @@ def paged_attention_padded(
     tables = batch.block_tables.long()[sequence].clamp(0, key_cache.shape[0] - 1)
     keys = key_cache[tables].flatten(1, 2).float()
     values = value_cache[tables].flatten(1, 2)[..., :value_dim].float()
-    grouped = query.float().reshape(tokens, kv_heads, heads // kv_heads, -1)
+    grouped = query.float().reshape(tokens, kv_heads, heads // kv_heads, key_dim)
     scores = torch.einsum("tgqd,tkgd->tgqk", grouped, keys) * scale
     hidden = torch.arange(keys.shape[1], device=query.device) >= visible[:, None]
     scores = scores.masked_fill(hidden[:, None, None, :], float("-inf"))

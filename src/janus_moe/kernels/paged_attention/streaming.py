@@ -15,7 +15,7 @@ import torch
 from janus_moe.kernels.cpu.arrays import elements
 from janus_moe.kernels.cpu.jit import helper, kernel, parallel_region
 from janus_moe.kernels.cpu.math import exp
-from janus_moe.kernels.cpu.rows import SUMS_SIZE, dot_rows
+from janus_moe.kernels.cpu.rows import SUMS_SIZE, dot_rows, new_counters
 from janus_moe.kernels.cpu.tiles import claim, max_columns, pointer, widen
 
 RANGE_KEYS = 256  # keys of a unit
@@ -60,15 +60,12 @@ def _run(
     kv_heads = keys.shape[2]
     group = heads // kv_heads
     value_dim = out.shape[2]
-    first_range = np.zeros(tokens + 1, np.int64)
-    for token in range(tokens):
-        ranges = (visible[token] + RANGE_KEYS - 1) // RANGE_KEYS
-        first_range[token + 1] = first_range[token] + ranges
+    first_range = _first_ranges(visible)
     count = first_range[tokens]
     mixed = np.empty((count, heads, value_dim), np.float32)
     peaks = np.empty((count, heads), np.float32)
     totals = np.empty((count, heads), np.float32)
-    counter = np.zeros(2, np.int64)
+    counter = new_counters()
     for _ in numba.prange(workers):
         sums = np.empty(SUMS_SIZE, np.float32)
         scores = np.empty((group, RANGE_KEYS), np.float32)
@@ -76,7 +73,7 @@ def _run(
         unit = claim(pointer(counter))
         while unit < count * kv_heads:
             part, kv_head = unit // kv_heads, unit % kv_heads
-            token = np.searchsorted(first_range, part, "right") - 1
+            token = _token_of(first_range, part)
             begin = (part - first_range[token]) * RANGE_KEYS
             end = min(begin + RANGE_KEYS, visible[token])
             head = kv_head * group
@@ -90,7 +87,7 @@ def _run(
             _mix(values, tables[token], kv_head, begin, end, scores, mixed[part, head:])
             unit = claim(pointer(counter))
     for _ in numba.prange(workers):
-        unit = claim(pointer(counter[1:]))
+        unit = claim(pointer(counter[8:]))
         while unit < tokens * heads:
             token, head = unit // heads, unit % heads
             begin, end = first_range[token], first_range[token + 1]
@@ -98,7 +95,22 @@ def _run(
                 peaks[begin:end, head], totals[begin:end, head], mixed[begin:end, head],
                 out[token, head],
             )  # fmt: skip
-            unit = claim(pointer(counter[1:]))
+            unit = claim(pointer(counter[8:]))
+
+
+@helper
+def _first_ranges(visible: Any) -> Any:
+    """Ranges before each token's first one: [tokens + 1]."""
+    first = np.zeros(visible.size + 1, np.int64)
+    for token in range(visible.size):
+        first[token + 1] = first[token] + (visible[token] + RANGE_KEYS - 1) // RANGE_KEYS
+    return first
+
+
+@helper
+def _token_of(first_range: Any, part: int) -> Any:
+    """The token that range number `part` belongs to."""
+    return np.searchsorted(first_range, part, "right") - 1
 
 
 @helper
