@@ -1,0 +1,1 @@
+"""The parts of the script that trains the bundled model, and of the one that evaluates it."""
