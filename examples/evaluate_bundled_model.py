@@ -49,7 +49,7 @@ def write_samples(folder: Path) -> tuple[list[dict[str, str]], float]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = Path(__file__).read_text()
-    tokens = tokenizer(text, return_tensors="pt").input_ids[:, :512]
+    tokens = tokenizer(text[:1500], return_tensors="pt").input_ids
     difference = (model(tokens).logits - load_network(folder).logits(tokens)).abs().max()
     samples: list[dict[str, str]] = []
     for prompt in PROMPTS:
@@ -155,8 +155,8 @@ def render_scores(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"Every byte of every file is predicted. A file is scored alone, after the end-of-text "
-        f"token, in windows of {held_out['window_tokens']} tokens: the first scores all its tokens, "
-        f"each further one {held_out['stride_tokens']} more with at least "
+        f"token, in windows of {held_out['window_tokens']} tokens: the first scores all its "
+        f"tokens, each further one {held_out['stride_tokens']} more with at least "
         f"{held_out['window_tokens'] - held_out['stride_tokens']} tokens of context. Bits are "
         f"cross-entropy under the shipped bfloat16 weights, computed in {held_out['dtype']} "
         f"({held_out['nats_per_token']:.3f} nats per token). The compressors carry no prior "

@@ -87,14 +87,17 @@ class _RoutedExperts(torch.autograd.Function):
         rows = x.index_select(0, token_of_row)
         gate_up_out = rows.new_empty(len(rows), 2 * inner)
         for span, weight, result in zip(
-            rows.split(row_counts), gate_up, gate_up_out.split(row_counts), strict=True
+            torch.split(rows, row_counts),
+            gate_up,
+            torch.split(gate_up_out, row_counts),
+            strict=True,
         ):
             torch.mm(span, weight.T, out=result)
         gate, up = gate_up_out.chunk(2, dim=1)
         activated = F.silu(gate).mul_(up).mul_(row_weights)
         out = torch.empty_like(rows)
         for span, weight, result in zip(
-            activated.split(row_counts), down, out.split(row_counts), strict=True
+            torch.split(activated, row_counts), down, torch.split(out, row_counts), strict=True
         ):
             torch.mm(span, weight.T, out=result)
         ctx.save_for_backward(
@@ -112,10 +115,10 @@ class _RoutedExperts(torch.autograd.Function):
         _, hidden, inner = down.shape
         grad_out: Tensor = grads[0].to(rows.dtype)
         grad_rows_out = grad_out.index_select(0, token_of_row)
-        grad_rows_out_spans = grad_rows_out.split(ctx.row_counts)
+        grad_rows_out_spans = torch.split(grad_rows_out, ctx.row_counts)
         grad_weighted = rows.new_empty(len(rows), inner)
         for span, weight, result in zip(
-            grad_rows_out_spans, down, grad_weighted.split(ctx.row_counts), strict=True
+            grad_rows_out_spans, down, torch.split(grad_weighted, ctx.row_counts), strict=True
         ):
             torch.mm(span, weight, out=result)
         gate, up = gate_up_out.chunk(2, dim=1)
@@ -135,11 +138,11 @@ class _RoutedExperts(torch.autograd.Function):
             torch.mm(span.T, weighted, out=result)
         grad_rows = torch.empty_like(rows)
         for grad, row_span, weight, grad_weight, result in zip(
-            grad_gate_up_out.split(ctx.row_counts),
-            rows.split(ctx.row_counts),
+            torch.split(grad_gate_up_out, ctx.row_counts),
+            torch.split(rows, ctx.row_counts),
             gate_up,
             grad_gate_up,
-            grad_rows.split(ctx.row_counts),
+            torch.split(grad_rows, ctx.row_counts),
             strict=True,
         ):
             torch.mm(grad, weight, out=result)
