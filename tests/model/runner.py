@@ -89,7 +89,7 @@ def reference_logits(folder: Path, tokens: Sequence[int], dtype: torch.dtype) ->
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager"
+        folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
     )
     with torch.inference_mode():
         logits: Tensor = model(torch.tensor([list(tokens)])).logits[0].float()
