@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_moe.kernels.linear import linear, linear_reference
+from janus_moe.kernels.linear.dispatch import prefers_streaming
 from janus_moe.kernels.linear.streaming import linear_streaming
 
 
@@ -46,6 +47,13 @@ def test_linear_takes_weights_that_need_a_gradient_and_strided_inputs() -> None:
     x = torch.randn(3, 20)[:, ::2]
     with torch.no_grad():
         torch.testing.assert_close(linear(x, weight), linear_reference(x, weight))
+
+
+def test_streaming_rule_depends_on_tokens_and_bfloat16_products() -> None:
+    assert prefers_streaming(64, torch.float32, native_bfloat16=True)
+    assert prefers_streaming(64, torch.bfloat16, native_bfloat16=False)
+    assert not prefers_streaming(64, torch.bfloat16, native_bfloat16=True)
+    assert not prefers_streaming(0, torch.float32, native_bfloat16=False)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -4,10 +4,11 @@ Knows nothing about experts, attention or numba's typing; it only emits instruct
 Every sum below has one fixed order, so a result does not depend on which tile computed it.
 """
 
+from functools import cache
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba.core import cgutils, codegen
+from numba.core import cgutils, codegen, config
 
 FLOAT = ir.FloatType()
 INT16 = ir.IntType(16)
@@ -16,9 +17,16 @@ INT64 = ir.IntType(64)
 
 
 def host_features() -> frozenset[str]:
-    """Instruction sets that numba generates code for on this host, e.g. `avx2`, `fma`."""
-    enabled = codegen.get_host_cpu_features().split(",")
+    """Instruction sets that numba generates code for, e.g. `avx2`, `fma` (NUMBA_CPU_FEATURES)."""
+    settings: Any = config
+    enabled = (settings.CPU_FEATURES or codegen.get_host_cpu_features()).split(",")
     return frozenset(feature[1:] for feature in enabled if feature.startswith("+"))
+
+
+@cache
+def has_bfloat16_products() -> bool:
+    """Whether this host multiplies bfloat16 natively, as torch's matrix products then do."""
+    return bool(host_features() & {"avx512bf16", "amx-bf16"})
 
 
 def lanes() -> int:

