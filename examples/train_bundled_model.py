@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work-folder", type=Path, default=Path("bundled_model_run"))
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument("--checkpoint-minutes", type=float, default=4.0)
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="per step, all processes")
+    parser.add_argument("--batch-tokens", type=int, default=8192, help="per step, all processes")
     parser.add_argument(
         "--lengths",
         type=json.loads,
@@ -66,7 +66,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--matrix-lr", type=float, default=0.02, help="Muon")
     parser.add_argument("--embedding-lr", type=float, default=3e-3, help="AdamW: embedding, norms")
     parser.add_argument("--router-lr", type=float, default=1e-3, help="AdamW: router")
-    parser.add_argument("--balance-loss", type=float, default=5e-3, help="its weight in the loss")
+    parser.add_argument("--balance-loss", type=float, default=1e-2, help="its weight in the loss")
     parser.add_argument("--warm-up", type=float, default=0.02, help="share of the time")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--processes", type=int, default=2, help="single-threaded, one per core")

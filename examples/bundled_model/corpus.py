@@ -157,23 +157,30 @@ def encode_files(tokenizer: Tokenizer, files: Sequence[SourceFile]) -> list[npt.
 
 
 class WindowSampler:
-    """An endless stream of training windows; each epoch shuffles the files and joins them anew."""
+    """Training windows without end: each epoch joins the files in a new order, cuts, shuffles."""
 
     def __init__(self, files: Sequence[npt.NDArray[np.int64]], seed: int) -> None:
         self._files = list(files)
         self._random = np.random.default_rng(seed)
+        self._length = 0
         self._stream = np.empty(0, dtype=np.int64)
-        self.num_epochs_started = 0
+        self._starts = np.empty(0, dtype=np.int64)
+
+    def _start_epoch(self, length: int) -> None:
+        order = self._random.permutation(len(self._files))
+        self._stream = np.concatenate([self._files[i] for i in order])
+        offset = int(self._random.integers(length))
+        starts = np.arange(offset, len(self._stream) - length, length)
+        self._starts = self._random.permutation(starts)
+        self._length = length
 
     def next_windows(self, num_windows: int, length: int) -> npt.NDArray[np.int64]:
-        """`windows: [num_windows, length + 1] int64`; inputs are `[:, :-1]`, targets `[:, 1:]`."""
-        num_tokens = num_windows * length + 1
-        while len(self._stream) < num_tokens:
-            order = self._random.permutation(len(self._files))
-            self._stream = np.concatenate([self._stream, *(self._files[i] for i in order)])
-            self.num_epochs_started += 1
-        taken = self._stream[:num_tokens]
-        self._stream = self._stream[num_tokens - 1 :]
-        starts = np.arange(num_windows)[:, None] * length
-        windows: npt.NDArray[np.int64] = taken[starts + np.arange(length + 1)[None, :]]
+        """`windows: [num_windows, length + 1] int64`; inputs are `[:, :-1]`, targets `[:, 1:]`.
+
+        Neighbouring windows come from unrelated places, so that a batch is a fair draw of the text.
+        """
+        if length != self._length or len(self._starts) < num_windows:
+            self._start_epoch(length)
+        starts, self._starts = np.split(self._starts, [num_windows])
+        windows: npt.NDArray[np.int64] = self._stream[starts[:, None] + np.arange(length + 1)]
         return windows
