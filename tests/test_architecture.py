@@ -21,7 +21,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("sim", "plan", "kernels", "transport"),
     ("model",),
     ("attention", "experts"),
-    ("engine", "control"),
+    ("engine",),
+    ("control",),
     ("server", "offline"),
     ("cli",),
 )

@@ -160,7 +160,8 @@ class Ready(Message, frozen=True):
 
 
 class StepDone(Message, frozen=True):
-    """One step of one attention instance: new tokens and its load."""
+    """One step of one attention instance: new tokens and its load. Without a step (step_seconds 0)
+    only the load."""
 
     instance: InstanceId
     outputs: tuple[NewTokens, ...]
@@ -168,9 +169,9 @@ class StepDone(Message, frozen=True):
     num_waiting: int
     kv_usage: float
     num_preemptions: int
-    step_seconds: float
-    dispatch_seconds: float
-    combine_seconds: float
+    step_seconds: float = 0.0
+    dispatch_seconds: float = 0.0
+    combine_seconds: float = 0.0
     activity: ExpertActivity | None = None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -88,17 +89,24 @@ class AttentionInstance:
             self.port.begin_step(plan.num_tokens)
             hidden = forward(self._model, self._cache, step_input, self.port, log)
             outputs = self._produce(plan, hidden)
-        return StepDone(
-            instance=self.id,
+        return msgspec.structs.replace(
+            self.report(),
             outputs=outputs,
-            num_running=self._batcher.num_running,
-            num_waiting=self._batcher.num_waiting,
-            kv_usage=self._blocks.usage,
-            num_preemptions=self._batcher.num_preemptions,
             step_seconds=time.perf_counter() - start,
             dispatch_seconds=log.dispatch_seconds,
             combine_seconds=log.combine_seconds,
             activity=log.activity(),
+        )
+
+    def report(self) -> StepDone:
+        """The load of this instance, without a step."""
+        return StepDone(
+            instance=self.id,
+            outputs=(),
+            num_running=self._batcher.num_running,
+            num_waiting=self._batcher.num_waiting,
+            kv_usage=self._blocks.usage,
+            num_preemptions=self._batcher.num_preemptions,
         )
 
     def _produce(self, plan: StepPlan, hidden: Tensor) -> tuple[NewTokens, ...]:

@@ -20,7 +20,7 @@ def serve(
 ) -> None:
     """Runs until a Stop message; errors of the exchange propagate."""
     port = instance.port
-    while _handle(instance, inbox):
+    while _handle(instance, inbox, send):
         if instance.has_work:
             send(instance.step())
         elif port.step_pending():
@@ -29,16 +29,24 @@ def serve(
             port.wait(None)
 
 
-def _handle(instance: AttentionInstance, inbox: queue.SimpleQueue[ToWorker]) -> bool:
+def _handle(
+    instance: AttentionInstance,
+    inbox: queue.SimpleQueue[ToWorker],
+    send: Callable[[FromWorker], None],
+) -> bool:
     """Applies all waiting messages; False once told to stop."""
+    aborted = False
     while not inbox.empty():
         match inbox.get():
             case AddRequest() as message:
                 instance.add(message)
             case AbortRequest(request_id=request_id):
                 instance.abort(request_id)
+                aborted = True
             case Stop():
                 return False
             case other:
                 raise TypeError(f"{instance.id} cannot handle {type(other).__name__}")
+    if aborted and not instance.has_work:
+        send(instance.report())  # no step will tell that the cache is free again
     return True

@@ -14,6 +14,8 @@ from janus_moe.control.service import Service
 from janus_moe.errors import JanusError
 from janus_moe.server.run import run_server
 
+LAST_WORDS_S = 1.0
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command; MODEL may be given by position, by flag or in the file."""
@@ -60,6 +62,9 @@ async def _serve(service: Service, config: ServerConfig, view: StartupView) -> i
         workers.result()
         return 1
     except JanusError as error:
+        if workers.done():
+            await service.engine.drain(LAST_WORDS_S)  # open streams tell their clients why
+            await asyncio.sleep(0.1)
         print(f"janus serve: {error}", file=sys.stderr)
         return 1
     finally:

@@ -38,6 +38,7 @@ from janus_moe.transport import ShmRegion
 
 OnProgress = Callable[[Progress], None]
 STOP_GRACE_S = 3.0
+FAILED_GRACE_S = 0.5
 
 
 class Cluster:
@@ -58,7 +59,6 @@ class Cluster:
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.bind(self._endpoint)
-        self._sender: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket.underlying)
         self._region: ShmRegion | None = None
         self._receiver: asyncio.Task[None] | None = None
         self._stopping = False
@@ -83,13 +83,13 @@ class Cluster:
                 await self._set_up(on_progress)
             self._stage = "serving"
         except TimeoutError:
-            await self.close()
+            await self.close(grace_s=FAILED_GRACE_S)
             raise WorkerFailed(
                 f"the workers were not ready within {self._plan.config.startup_timeout:.0f} s; "
                 "raise --startup-timeout if loading is only slow"
             ) from None
         except BaseException:
-            await self.close()
+            await self.close(grace_s=FAILED_GRACE_S)
             raise
 
     def send(self, message: ToWorker) -> None:
@@ -105,8 +105,11 @@ class Cluster:
             raise event
         return event
 
-    async def close(self) -> None:
-        """Stops the workers and frees everything; safe to call twice."""
+    async def close(self, grace_s: float = STOP_GRACE_S) -> None:
+        """Stops the workers and frees everything; safe to call twice.
+
+        grace_s: what they get to leave by themselves; then they are terminated, then killed.
+        """
         if self._stopping:
             return
         self._stopping = True
@@ -115,7 +118,7 @@ class Cluster:
                 self._post(worker.name, Stop())
         if self._region is not None:
             self._region.shutdown()
-        await end_processes(self._workers, STOP_GRACE_S)
+        await end_processes(self._workers, grace_s)
         self._launcher.close()
         for task in (*self._watchers, *([self._receiver] if self._receiver else [])):
             task.cancel()
@@ -153,17 +156,26 @@ class Cluster:
                     raise WorkerFailed(f"{name} could not start: {error}")
 
     def _post(self, name: str, message: ToWorker) -> None:
-        """Queues at once; ZeroMQ refuses only unknown peers and full queues, both with an error."""
-        self._sender.send_multipart([name.encode(), encode(message)], zmq.NOBLOCK)
+        """Queues a message; the queues have no limit, so this is done at once or an error.
+
+        Sent through the asyncio socket itself: a send may swallow the readiness of the socket's
+        edge-triggered descriptor, and only the asyncio socket looks again after each send.
+        """
+        sent = asyncio.ensure_future(self._socket.send_multipart([name.encode(), encode(message)]))
+        if sent.done():
+            sent.result()
 
     async def _receive_forever(self) -> None:
         names = {layout.name for layout in self._layouts}
         while True:
             identity, *frames = await self._socket.recv_multipart()
-            if identity.decode(errors="replace") not in names or len(frames) != 1:
-                continue
-            with contextlib.suppress(msgspec.DecodeError):
+            name = identity.decode(errors="replace")
+            if name not in names or len(frames) != 1:
+                continue  # not one of ours
+            try:
                 self._inbox.put_nowait(decode_from_worker(frames[0]))
+            except msgspec.DecodeError as error:
+                self._inbox.put_nowait(Failed(name=name, error=f"unreadable message: {error}"))
 
     async def _watch(self, worker: WorkerProcess) -> None:
         """Reports a worker that ends unasked, after what it may have said itself."""

@@ -17,9 +17,6 @@ import msgspec
 
 from janus_moe.control.bootstrap import Bootstrap
 
-TERMINATE_GRACE_S = 3.0
-"""How long a worker may take to leave by itself before it is killed."""
-
 
 @dataclass(slots=True)
 class WorkerProcess:

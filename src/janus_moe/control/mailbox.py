@@ -15,7 +15,7 @@ import msgspec
 import zmq
 
 from janus_moe.control.bootstrap import Bootstrap
-from janus_moe.messages import FromWorker, ToWorker, decode_to_worker, encode
+from janus_moe.messages import Failed, FromWorker, ToWorker, decode_to_worker, encode
 
 LINGER_MS = 2000
 """How long the last messages may take to leave when the worker ends."""
@@ -26,6 +26,7 @@ class Mailbox:
 
     def __init__(self, bootstrap: Bootstrap, on_orphaned: Callable[[], None]) -> None:
         self.inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
+        self._name = bootstrap.name
         self._on_orphaned = on_orphaned
         self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._wake_read, self._wake_write = os.pipe()
@@ -77,7 +78,7 @@ class Mailbox:
 
     def _receive(self) -> None:
         try:
-            message = decode_to_worker(self._socket.recv())
-        except msgspec.DecodeError:
-            return  # not from our engine: nothing here may be acted on
-        self.inbox.put(message)
+            self.inbox.put(decode_to_worker(self._socket.recv()))
+        except msgspec.DecodeError as error:
+            self._outbox.put(encode(Failed(name=self._name, error=f"unreadable message: {error}")))
+            self._send_queued()

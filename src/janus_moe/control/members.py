@@ -101,7 +101,11 @@ class _Builder:
     def attention(self, instance_id: InstanceId) -> Member:
         setup, config = self._setup, self._setup.config
         model = AttentionModel.load(
-            setup.spec, self._checkpoint, self._device, self._reporter(instance_id)
+            setup.spec,
+            self._checkpoint,
+            self._device,
+            self._reporter(instance_id),
+            config.max_model_len,
         )
         cache = KvCache.allocate(setup.spec, setup.num_kv_blocks, config.block_size, self._device)
         instance = AttentionInstance(

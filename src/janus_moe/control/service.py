@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from janus_moe.config import EngineConfig
-from janus_moe.control.cluster import Cluster
+from janus_moe.control.cluster import FAILED_GRACE_S, Cluster
 from janus_moe.control.resolve import RunPlan, host_facts, resolve_run
 from janus_moe.engine.admission import Limits
 from janus_moe.engine.engine import Engine
 from janus_moe.engine.text.tokenizer import load_tokenizer
+from janus_moe.errors import JanusError
 from janus_moe.messages import Progress
 from janus_moe.model.source import resolve_model
 
@@ -57,8 +58,12 @@ class Service:
             await cluster.start(on_progress)
             self.pids = cluster.pids
             await self.engine.run(cluster, ready)
-        except BaseException as error:
-            self.engine.mark_dead(str(error) or type(error).__name__)
+        except JanusError as error:
+            self.engine.mark_dead(str(error))
+            await cluster.close(grace_s=FAILED_GRACE_S)
+            raise
+        except BaseException:
+            self.engine.mark_dead("the service was stopped")
             raise
         finally:
             await cluster.close()

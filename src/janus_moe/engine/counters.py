@@ -38,7 +38,7 @@ class EngineCounters:
 
     def add(self, done: StepDone) -> None:
         """Counts one step of one attention instance."""
-        self.num_steps += 1
+        self.num_steps += done.step_seconds > 0
         self.dispatch_seconds += done.dispatch_seconds
         self.combine_seconds += done.combine_seconds
         self.generation_tokens += sum(len(new.token_ids) for new in done.outputs)

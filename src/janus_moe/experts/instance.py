@@ -83,6 +83,7 @@ class ExpertInstance:
         """Local slot of every (token, k) that falls to this instance, -1 elsewhere, and how many
         distinct experts that activates here."""
         assignment = self._schedulers[number].schedule(ids)
+        local = np.full(len(self._slots[number]) + 1, -1, dtype=np.int32)  # [-1] is padding's
         mine = assignment.instance_of_expert == self.index
-        local = np.where(mine, self._slots[number], np.int32(-1))
+        np.copyto(local[:-1], self._slots[number], where=mine)
         return local[ids], int(assignment.activated[self.index])

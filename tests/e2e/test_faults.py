@@ -1,0 +1,92 @@
+"""Claims about losing a process: the service ends by itself within 5 s, says which worker it was,
+and leaves nothing behind. (Surviving such a loss is not promised yet.)"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from tests.e2e.conftest import Model
+from tests.e2e.server_process import ServerProcess, serving
+
+ENDS_WITHIN_S = 5.0
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def shared_memory() -> set[str]:
+    return {p.name for p in SHARED_MEMORY.iterdir()} if SHARED_MEMORY.exists() else set()
+
+
+def flags(model: Model) -> list[str]:
+    return [str(model.folder), "--expert-instances", "2", "--max-model-len", "200"]
+
+
+def assert_ends(server: ServerProcess, name: str, workers: list[psutil.Process]) -> None:
+    """The service ends in time, names the worker, and every process of it is gone."""
+    start = time.monotonic()
+    assert server.ended(ENDS_WITHIN_S) == 1
+    assert time.monotonic() - start < ENDS_WITHIN_S
+    assert name in server.output
+    assert "SIGKILL" in server.output
+    _, alive = psutil.wait_procs(workers, timeout=2)
+    assert not alive
+
+
+@pytest.mark.parametrize("name", ["attention 0", "expert 1"])
+def test_worker_lost_while_serving(qwen3: Model, name: str) -> None:
+    before = shared_memory()
+    with serving(*flags(qwen3)) as server:
+        server.wait_until_ready()
+        workers = server.workers()
+        errors: list[str] = []
+        client = threading.Thread(target=stream_until_error, args=(server.url, errors))
+        client.start()
+        time.sleep(0.3)
+        workers[name].kill()
+        assert_ends(server, name, list(workers.values()))
+        client.join(5)
+        assert not client.is_alive()
+        assert errors, "the open stream must end with an error, not with silence"
+    assert shared_memory() == before
+
+
+def test_worker_lost_while_starting(qwen3: Model) -> None:
+    before = shared_memory()
+    with serving(*flags(qwen3)) as server:
+        workers = server.wait_for_workers(3)
+        workers["expert 0"].kill()
+        assert_ends(server, "expert 0", list(workers.values()))
+    assert shared_memory() == before
+
+
+def test_server_killed_leaves_no_worker(qwen3: Model) -> None:
+    with serving(*flags(qwen3)) as server:
+        workers = list(server.wait_until_ready().workers().values())
+        assert len(workers) == 3
+        server.process.kill()
+        _, alive = psutil.wait_procs(workers, timeout=ENDS_WITHIN_S)
+        assert not alive
+
+
+def stream_until_error(url: str, errors: list[str]) -> None:
+    """Streams completions until one ends with an error."""
+    for _ in range(50):
+        try:
+            body = {"prompt": "a", "max_tokens": 180, "stream": True, "ignore_eos": True}
+            with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as response:
+                for line in response.iter_lines():
+                    data = line.removeprefix("data: ")
+                    if data.startswith("{") and "error" in json.loads(data):
+                        errors.append(data)
+                        return
+                if response.status_code != 200:
+                    errors.append(str(response.status_code))
+                    return
+        except httpx.HTTPError as error:
+            errors.append(type(error).__name__)
+            return
