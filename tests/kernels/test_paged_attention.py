@@ -119,7 +119,7 @@ def test_no_sequences_give_no_rows() -> None:
 
 
 def test_decode_is_the_same_bits_for_any_number_of_threads() -> None:
-    arguments = make_arguments([(1, 900), (1, 30)])
+    arguments = make_arguments([(1, 9000), (1, 30)])
     available = numba.get_num_threads()
     many = paged_attention(*arguments)
     numba.set_num_threads(1)

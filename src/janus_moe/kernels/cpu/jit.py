@@ -10,6 +10,8 @@ from typing import Any
 
 import numba
 
+WORK_PER_WORKER = 1 << 18  # multiply-adds
+
 # numba's `workqueue` layer aborts the process when two threads enter parallel regions at once.
 # One lock for the process is therefore inherent, not state of a kernel.
 _REGION = threading.Lock()
@@ -35,6 +37,16 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         parallel=parallel, nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True
     )(function)
     return compiled
+
+
+def num_workers(multiply_adds: int) -> int:
+    """Threads that a kernel should use: as many as numba may, but one for each WORK_PER_WORKER.
+
+    Waking a sleeping thread takes about as long as that much work that is bound by memory. Results
+    never depend on this number.
+    """
+    available = int(numba.get_num_threads())
+    return max(1, min(available, multiply_adds // WORK_PER_WORKER))
 
 
 def _layer_is_thread_safe() -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from janus_moe.kernels.cpu.arrays import elements
-from janus_moe.kernels.cpu.jit import helper, kernel, parallel_region
+from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_region
 from janus_moe.kernels.cpu.math import silu
 from janus_moe.kernels.cpu.rows import SUMS_SIZE, block_rows, dot_rows, new_counters, row_starts
 from janus_moe.kernels.cpu.tiles import claim, max_columns, pointer
@@ -38,8 +38,9 @@ def grouped_experts_streaming(
         weights.detach().contiguous().numpy(),
         out.numpy(),
     )
+    workers = num_workers(slot_ids.numel() * 3 * down.shape[1] * down.shape[2])
     with parallel_region():
-        _run(*arrays, numba.get_num_threads())
+        _run(*arrays, workers)
     return out
 
 
@@ -54,38 +55,71 @@ def _run(
     activation_starts = row_starts(pairs.size, width)
     gates = np.empty((pairs.size, width), np.float32)  # becomes the activations
     ups = np.empty((pairs.size, width), np.float32)
+    counter = new_counters()
+    if workers == 1:
+        _activate_units(
+            hidden, gate_up, first_pair, active, hidden_starts, pair_weights, gates, ups, counter, 1
+        )
+        _project_units(
+            gates, down, first_pair, active, activation_starts, token_of, out, counter[8:], 1
+        )
+        return
+    for _ in numba.prange(workers):
+        _activate_units(
+            hidden, gate_up, first_pair, active, hidden_starts, pair_weights, gates, ups, counter,
+            workers,
+        )  # fmt: skip
+    for _ in numba.prange(workers):
+        _project_units(
+            gates, down, first_pair, active, activation_starts, token_of, out, counter[8:], workers
+        )
+
+
+@helper
+def _activate_units(
+    hidden: Any, gate_up: Any, first_pair: Any, active: Any, hidden_starts: Any,
+    pair_weights: Any, gates: Any, ups: Any, counter: Any, workers: int,
+) -> None:  # fmt: skip
+    """One worker of phase A: take (slot, block of rows) units until there are none left."""
+    width = gates.shape[1]
     block = block_rows(width * active.size, workers)
     blocks = (width + block - 1) // block
-    out_block = block_rows(in_size, workers)
-    out_blocks = (in_size + out_block - 1) // out_block
-    counter = new_counters()
-    for _ in numba.prange(workers):
-        sums = np.empty(SUMS_SIZE, np.float32)
+    sums = np.empty(SUMS_SIZE, np.float32)
+    unit = claim(pointer(counter))
+    while unit < blocks * active.size:
+        slot = active[unit // blocks]
+        begin = unit % blocks * block
+        end = min(begin + block, width)
+        first, last = first_pair[slot], first_pair[slot + 1]
+        _gate_and_up(
+            hidden, gate_up, slot, begin, end, first, last, hidden_starts, gates, ups, sums
+        )
+        _activate(gates, ups, pair_weights, begin, end, first, last)
         unit = claim(pointer(counter))
-        while unit < blocks * active.size:
-            slot = active[unit // blocks]
-            begin = unit % blocks * block
-            end = min(begin + block, width)
-            first, last = first_pair[slot], first_pair[slot + 1]
-            _gate_and_up(
-                hidden, gate_up, slot, begin, end, first, last, hidden_starts, gates, ups, sums
-            )
-            _activate(gates, ups, pair_weights, begin, end, first, last)
-            unit = claim(pointer(counter))
-    for _ in numba.prange(workers):
-        sums = np.empty(SUMS_SIZE, np.float32)
-        unit = claim(pointer(counter[8:]))
-        while unit < out_blocks:
-            begin = unit * out_block
-            end = min(begin + out_block, in_size)
-            _clear(out, begin, end)
-            for i in range(active.size):
-                slot, following = active[i], active[min(i + 1, active.size - 1)]
-                _project(
-                    gates, down, slot, following, begin, end, first_pair[slot],
-                    first_pair[slot + 1], activation_starts, token_of, out, sums,
-                )  # fmt: skip
-            unit = claim(pointer(counter[8:]))
+
+
+@helper
+def _project_units(
+    activations: Any, down: Any, first_pair: Any, active: Any, activation_starts: Any,
+    token_of: Any, out: Any, counter: Any, workers: int,
+) -> None:  # fmt: skip
+    """One worker of phase B: take blocks of output rows until there are none left."""
+    out_size = out.shape[1]
+    block = block_rows(out_size, workers)
+    blocks = (out_size + block - 1) // block
+    sums = np.empty(SUMS_SIZE, np.float32)
+    unit = claim(pointer(counter))
+    while unit < blocks:
+        begin = unit * block
+        end = min(begin + block, out_size)
+        _clear(out, begin, end)
+        for i in range(active.size):
+            slot, following = active[i], active[min(i + 1, active.size - 1)]
+            _project(
+                activations, down, slot, following, begin, end, first_pair[slot],
+                first_pair[slot + 1], activation_starts, token_of, out, sums,
+            )  # fmt: skip
+        unit = claim(pointer(counter))
 
 
 @helper

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from janus_moe.kernels.cpu.arrays import elements
-from janus_moe.kernels.cpu.jit import helper, kernel, parallel_region
+from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_region
 from janus_moe.kernels.cpu.rows import SUMS_SIZE, block_rows, dot_rows, new_counters, row_starts
 from janus_moe.kernels.cpu.tiles import claim, max_columns, pointer
 
@@ -21,8 +21,9 @@ def linear_streaming(
     """Contract of `linear` for CPU tensors; `weight` is contiguous."""
     out = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float32)
     inputs = x.detach().float().contiguous().numpy()
+    workers = num_workers(x.shape[0] * weight.numel())
     with parallel_region():
-        _run(inputs, elements(weight), out.numpy(), numba.get_num_threads())
+        _run(inputs, elements(weight), out.numpy(), workers)
     if bias is not None:
         out += bias
     return out.to(x.dtype)
@@ -30,19 +31,27 @@ def linear_streaming(
 
 @kernel
 def _run(x: Any, weight: Any, out: Any, workers: int) -> None:
-    tokens, length = x.shape
+    counter = new_counters()
+    if workers == 1:
+        _work(x, weight, out, counter, workers)
+        return
+    for _ in numba.prange(workers):
+        _work(x, weight, out, counter, workers)
+
+
+@helper
+def _work(x: Any, weight: Any, out: Any, counter: Any, workers: int) -> None:
+    """One worker: take blocks of rows until there are none left."""
     rows = weight.shape[0]
-    starts = row_starts(tokens, length)
+    starts = row_starts(x.shape[0], x.shape[1])
     block = block_rows(rows, workers)
     blocks = (rows + block - 1) // block
-    counter = new_counters()
-    for _ in numba.prange(workers):
-        sums = np.empty(SUMS_SIZE, np.float32)
+    sums = np.empty(SUMS_SIZE, np.float32)
+    unit = claim(pointer(counter))
+    while unit < blocks:
+        begin = unit * block
+        _project(x, weight, starts, begin, min(begin + block, rows), out, sums)
         unit = claim(pointer(counter))
-        while unit < blocks:
-            begin = unit * block
-            _project(x, weight, starts, begin, min(begin + block, rows), out, sums)
-            unit = claim(pointer(counter))
 
 
 @helper

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from janus_moe.kernels.cpu.arrays import elements
-from janus_moe.kernels.cpu.jit import helper, kernel, parallel_region
+from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_region
 from janus_moe.kernels.cpu.math import exp
 from janus_moe.kernels.cpu.mix import mix_tile
 from janus_moe.kernels.cpu.rows import SUMS_SIZE, dot_rows, new_counters
@@ -47,8 +47,10 @@ def attend_streaming(
         np.float32(scale),
         out.numpy(),
     )
+    products = query.shape[1] * (query.shape[2] + value_dim)  # for each visible key
+    workers = num_workers(int(visible.sum()) * products)
     with parallel_region():
-        _run(*arrays, numba.get_num_threads())
+        _run(*arrays, workers)
     return out
 
 
@@ -57,46 +59,72 @@ def _run(
     query: Any, keys: Any, values: Any, tables: Any, visible: Any, scale: Any, out: Any,
     workers: int,
 ) -> None:  # fmt: skip
-    tokens, heads, key_dim = query.shape
+    heads, value_dim = out.shape[1:]
+    first_range = _first_ranges(visible)
+    ranges = first_range[visible.size]
+    mixed = np.empty((ranges, heads, value_dim), np.float32)
+    peaks = np.empty((ranges, heads), np.float32)
+    totals = np.empty((ranges, heads), np.float32)
+    counter = new_counters()
+    if workers == 1:
+        _attend_units(
+            query, keys, values, tables, visible, scale, first_range, peaks, totals, mixed, counter
+        )
+        _merge_units(first_range, peaks, totals, mixed, out, counter[8:])
+        return
+    for _ in numba.prange(workers):
+        _attend_units(
+            query, keys, values, tables, visible, scale, first_range, peaks, totals, mixed, counter
+        )
+    for _ in numba.prange(workers):
+        _merge_units(first_range, peaks, totals, mixed, out, counter[8:])
+
+
+@helper
+def _attend_units(
+    query: Any, keys: Any, values: Any, tables: Any, visible: Any, scale: Any, first_range: Any,
+    peaks: Any, totals: Any, mixed: Any, counter: Any,
+) -> None:  # fmt: skip
+    """One worker of phase one: take (range, key/value head) units until there are none left."""
+    heads, key_dim = query.shape[1:]
     kv_heads = keys.shape[2]
     group = heads // kv_heads
-    value_dim = out.shape[2]
-    first_range = _first_ranges(visible)
-    count = first_range[tokens]
-    mixed = np.empty((count, heads, value_dim), np.float32)
-    peaks = np.empty((count, heads), np.float32)
-    totals = np.empty((count, heads), np.float32)
-    counter = new_counters()
-    for _ in numba.prange(workers):
-        sums = np.empty(SUMS_SIZE, np.float32)
-        scores = np.empty((group, RANGE_KEYS), np.float32)
-        starts = np.empty(group, np.int64)
+    sums = np.empty(SUMS_SIZE, np.float32)
+    scores = np.empty((group, RANGE_KEYS), np.float32)
+    starts = np.empty(group, np.int64)
+    unit = claim(pointer(counter))
+    while unit < peaks.shape[0] * kv_heads:
+        part, kv_head = unit // kv_heads, unit % kv_heads
+        token = np.searchsorted(first_range, part, "right") - 1
+        begin = (part - first_range[token]) * RANGE_KEYS
+        end = min(begin + RANGE_KEYS, visible[token])
+        head = kv_head * group
+        for h in range(group):
+            starts[h] = (token * heads + head + h) * key_dim
+        _scores(query, keys, tables[token], kv_head, begin, end, starts, scores, sums)
+        for h in range(group):
+            peaks[part, head + h], totals[part, head + h] = _softmax(
+                scores[h, : end - begin], scale
+            )
+        _mix(values, tables[token], kv_head, begin, end, scores, mixed[part, head:])
         unit = claim(pointer(counter))
-        while unit < count * kv_heads:
-            part, kv_head = unit // kv_heads, unit % kv_heads
-            token = _token_of(first_range, part)
-            begin = (part - first_range[token]) * RANGE_KEYS
-            end = min(begin + RANGE_KEYS, visible[token])
-            head = kv_head * group
-            for h in range(group):
-                starts[h] = (token * heads + head + h) * key_dim
-            _scores(query, keys, tables[token], kv_head, begin, end, starts, scores, sums)
-            for h in range(group):
-                peaks[part, head + h], totals[part, head + h] = _softmax(
-                    scores[h, : end - begin], scale
-                )
-            _mix(values, tables[token], kv_head, begin, end, scores, mixed[part, head:])
-            unit = claim(pointer(counter))
-    for _ in numba.prange(workers):
-        unit = claim(pointer(counter[8:]))
-        while unit < tokens * heads:
-            token, head = unit // heads, unit % heads
-            begin, end = first_range[token], first_range[token + 1]
-            _merge(
-                peaks[begin:end, head], totals[begin:end, head], mixed[begin:end, head],
-                out[token, head],
-            )  # fmt: skip
-            unit = claim(pointer(counter[8:]))
+
+
+@helper
+def _merge_units(
+    first_range: Any, peaks: Any, totals: Any, mixed: Any, out: Any, counter: Any
+) -> None:
+    """One worker of phase two: merge the ranges of a (token, head) until there are none left."""
+    tokens, heads = out.shape[:2]
+    unit = claim(pointer(counter))
+    while unit < tokens * heads:
+        token, head = unit // heads, unit % heads
+        begin, end = first_range[token], first_range[token + 1]
+        _merge(
+            peaks[begin:end, head], totals[begin:end, head], mixed[begin:end, head],
+            out[token, head],
+        )  # fmt: skip
+        unit = claim(pointer(counter))
 
 
 @helper
@@ -106,12 +134,6 @@ def _first_ranges(visible: Any) -> Any:
     for token in range(visible.size):
         first[token + 1] = first[token] + (visible[token] + RANGE_KEYS - 1) // RANGE_KEYS
     return first
-
-
-@helper
-def _token_of(first_range: Any, part: int) -> Any:
-    """The token that range number `part` belongs to."""
-    return np.searchsorted(first_range, part, "right") - 1
 
 
 @helper
