@@ -1,4 +1,7 @@
-"""The activation scheduler: compiled equals reference, and `exact` is optimal."""
+"""The activation scheduler: compiled equals reference, and `exact` is optimal.
+
+`test_rewriting` has what concerns every (token, k) rather than every expert.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
-from janus_moe.policy.activation import Assignment, LayerLayout, Policy, Scheduler, schedule
+from janus_moe.policy.activation import (
+    Assignment,
+    ExpertPolicy,
+    LayerLayout,
+    Scheduler,
+    schedule,
+)
 from janus_moe.policy.activation.reference import schedule_reference
 
 Ids = NDArray[np.int32]
-POLICIES: tuple[Policy, ...] = ("aebs", "exact")
+POLICIES: tuple[ExpertPolicy, ...] = ("aebs", "exact")
+ALL_POLICIES: tuple[ExpertPolicy, ...] = ("aebs", "exact", "metro", "random")
 
 
 def layout_of(hosts: list[list[int]], num_instances: int) -> LayerLayout:
@@ -82,11 +92,12 @@ def test_thousands_of_small_cases_vs_reference_and_optimum() -> None:
         experts, instances = int(rng.integers(1, 24)), int(rng.integers(1, 9))
         ids, layout = random_case(rng, experts, instances, 3, int(rng.integers(0, 12)))
         best = smallest_maximum(ids, layout)
-        greedy, exact = (schedule(policy, ids, layout) for policy in POLICIES)
-        for policy, answer in (("aebs", greedy), ("exact", exact)):
+        answers = {policy: schedule(policy, ids, layout) for policy in ALL_POLICIES}
+        for policy, answer in answers.items():
             assert_valid(answer, ids, layout)
-            assert_equal(answer, schedule_reference(policy, ids, layout))  # type: ignore[arg-type]
+            assert_equal(answer, schedule_reference(policy, ids, layout))
             assert not answer.optimal or answer.activated.max() == best
+        greedy, exact = answers["aebs"], answers["exact"]
         assert exact.optimal and exact.activated.max() == best
         num_repaired += int(greedy.activated.max() > best)
     assert num_repaired > 100, "the cases must exercise the repair"
@@ -102,13 +113,43 @@ def test_brute_force_agrees_with_the_oracle() -> None:
         assert smallest_maximum(ids, layout) == best
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+def test_the_optimum_is_the_tightest_set_of_instances() -> None:
+    """max over sets of instances of ceil(activated experts that live only there / size)."""
+    rng = np.random.default_rng(2)
+    for _ in range(300):
+        instances = int(rng.integers(1, 6))
+        ids, layout = random_case(rng, 14, instances, 3, 5)
+        hosts = [set(layout.hosts[e].tolist()) - {-1} for e in set(ids.ravel().tolist()) - {-1}]
+        tightest = max(
+            -(-sum(h <= set(members) for h in hosts) // size)
+            for size in range(1, instances + 1)
+            for members in itertools.combinations(range(instances), size)
+        )
+        assert schedule("exact", ids, layout).activated.max() == tightest
+
+
+def test_a_limit_on_repairs_is_kept_and_told() -> None:
+    rng = np.random.default_rng(3)
+    told = 0
+    for _ in range(300):
+        ids, layout = random_case(rng, 20, 6, 3, 10)
+        none, one, all_ = (
+            Scheduler(layout, max_repairs=n).schedule(ids) for n in (0, 1, 2**31 - 1)
+        )
+        assert_equal(none, schedule("aebs", ids, layout))
+        assert all_.activated.max() <= one.activated.max() <= none.activated.max()
+        assert one.optimal <= (one.activated.max() == all_.activated.max())
+        told += not none.optimal
+    assert told > 10
+
+
+@pytest.mark.parametrize("policy", ALL_POLICIES)
 @pytest.mark.parametrize(
     ("experts", "instances", "replicas", "tokens"),
     [(256, 16, 2, 64), (1024, 64, 3, 200), (300, 100, 4, 100), (7, 65, 5, 9), (64, 1, 1, 500)],
 )
 def test_large_cases_vs_reference(
-    policy: Policy, experts: int, instances: int, replicas: int, tokens: int
+    policy: ExpertPolicy, experts: int, instances: int, replicas: int, tokens: int
 ) -> None:
     rng = np.random.default_rng(experts)
     for _ in range(3):
@@ -124,8 +165,25 @@ def test_order_and_repetition_of_tokens_do_not_matter(seed: int) -> None:
     rng = np.random.default_rng(seed)
     ids, layout = random_case(rng, 20, 6, 3, 10)
     shuffled = rng.permutation(np.concatenate([ids, ids, np.full_like(ids, -1)]))
-    for policy in POLICIES:
+    for policy in ALL_POLICIES:
         assert_equal(schedule(policy, ids, layout), schedule(policy, shuffled, layout))
+
+
+def test_random_differs_by_seed_and_by_batch_only() -> None:
+    rng = np.random.default_rng(4)
+    layout = layout_of([[0, 1, 2, 3]] * 32, 4)
+    whole = np.arange(32, dtype=np.int32)[:, None]
+    chosen = {}
+    for seed in range(50):
+        scheduler = Scheduler(layout, "random", seed=seed)
+        answer = scheduler.schedule(whole).instance_of_expert.tolist()
+        assert_equal(scheduler.schedule(whole), schedule_reference("random", whole, layout, seed))
+        chosen[seed] = answer
+        fewer = scheduler.schedule(whole[rng.permutation(32)[:31]]).instance_of_expert.tolist()
+        assert sum(a != b for a, b in zip(answer, fewer, strict=True)) > 5
+    assert len(set(map(tuple, chosen.values()))) == 50
+    counts = np.bincount(np.concatenate(list(chosen.values())), minlength=4)
+    assert abs(counts - 400).max() < 80
 
 
 def test_ties_go_to_the_lowest_instance() -> None:
@@ -207,5 +265,5 @@ def test_layout_from_slots() -> None:
 
 
 def test_unknown_policies_are_refused() -> None:
-    with pytest.raises(ConfigError, match="must be aebs or exact, got 'eplb'"):
+    with pytest.raises(ConfigError, match=r"must be one of exact, .*; got 'eplb'"):
         Scheduler(layout_of([[0]], 1), "eplb")  # type: ignore[arg-type]

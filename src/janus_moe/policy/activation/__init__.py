@@ -3,7 +3,7 @@
 The layer costs what its busiest instance reads, so the goal is the smallest maximum of distinct
 activated experts per instance; one replica serves all tokens of its expert. Every expert instance
 runs this on the same input and must get the same answer, so everything is integers, in a fixed
-order, with ties to the lowest id.
+order, with ties to the lowest id. The other policies are what peers do, for comparison.
 
 layout     where the replicas of one layer live, and the answer's type
 reference  the semantics, in plain Python
@@ -11,7 +11,21 @@ fast       the same answers (==), compiled
 scheduler  the entry points: `Scheduler` (reuses buffers) and `schedule` (one call)
 """
 
-from janus_moe.policy.activation.layout import Assignment, LayerLayout, Policy
+from janus_moe.policy.activation.layout import (
+    Assignment,
+    ExpertPolicy,
+    LayerLayout,
+    Policy,
+    Rewrite,
+)
 from janus_moe.policy.activation.scheduler import Scheduler, schedule
 
-__all__ = ["Assignment", "LayerLayout", "Policy", "Scheduler", "schedule"]
+__all__ = [
+    "Assignment",
+    "ExpertPolicy",
+    "LayerLayout",
+    "Policy",
+    "Rewrite",
+    "Scheduler",
+    "schedule",
+]

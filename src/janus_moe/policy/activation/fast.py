@@ -10,20 +10,58 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 
-# What `run` returns.
+# What `run`, `run_and_rewrite` and `split_tokens` return.
 INVALID_ID = -1
 NOT_PROVED = 0
 OPTIMAL = 1
 
-# Rows of the two work arrays.
-NUM_EXPERT_ROWS = 3  # activated flag; movable experts, ascending; next expert on its instance
+# How `run` chooses among the replicas of an expert.
+LEAST_LOADED_SINGLES_FIRST = 0  # aebs, exact
+LEAST_LOADED = 1  # metro
+HASHED = 2  # random
+
+# Rows of the two work arrays, each with a column more: 0 is the padding id's (-1) in those by
+# expert, and the last one that of movable experts in those by instance.
+NUM_EXPERT_ROWS = 4  # activated flag; movable experts, ascending; next on its instance; label
 NUM_INSTANCE_ROWS = 4  # first expert; arrival's expert; arrival's instance; queue
+
+CHUNK = 1024
+"""Ids read between two looks at whether all experts are active already."""
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True)(function)
     return compiled
+
+
+@_compiled
+def _mix(value):  # type: ignore[no-untyped-def]
+    """The finalizer of splitmix64 on uint64."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@_compiled
+def _mark_active(ids, num_experts, flags):  # type: ignore[no-untyped-def]
+    """flags: [1 + experts], flag of expert e at e + 1. False when an id is out of range."""
+    flags[:] = 0
+    all_active = False
+    for start in range(0, ids.size, CHUNK):
+        chunk = ids[start : start + CHUNK]
+        low = high = chunk[0]
+        for expert in chunk:
+            low = min(low, expert)
+            high = max(high, expert)
+        if low < -1 or high >= num_experts:
+            return False
+        if not all_active:
+            for expert in chunk:
+                flags[np.uint64(expert + 1)] = 1  # unsigned: no test for a negative index
+            all_active = ids.size > CHUNK and flags[1:].sum() == num_experts
+    return True
 
 
 @_compiled
@@ -63,57 +101,84 @@ def _path_to_lighter(source, num_movable, hosts, instance_of, load, by_expert, b
 
 
 @_compiled
-def run(expert_ids, hosts, repairs, instance_of, load, by_expert, by_instance):  # type: ignore[no-untyped-def]
+def _lightest(expert, hosts, load):  # type: ignore[no-untyped-def]
+    """The least loaded host of an expert, the first of equals."""
+    best = hosts[expert, 0]
+    for replica in range(1, hosts.shape[1]):
+        host = hosts[expert, replica]
+        if host < 0:
+            break
+        best = host if load[host] < load[best] else best
+    return best
+
+
+@_compiled
+def _hashed(expert, hosts, seed):  # type: ignore[no-untyped-def]
+    num_replicas = 0
+    while num_replicas < hosts.shape[1] and hosts[expert, num_replicas] >= 0:
+        num_replicas += 1
+    return hosts[expert, np.int64(_mix(seed + np.uint64(expert)) % np.uint64(num_replicas))]
+
+
+@_compiled
+def run(  # type: ignore[no-untyped-def]
+    expert_ids, hosts, single_host, movable_experts, choice, max_repairs, seed,
+    instance_of, load, by_expert, by_instance,
+):  # fmt: skip
     """Fill `instance_of` and `load`; returns INVALID_ID, NOT_PROVED or OPTIMAL.
 
     expert_ids: [tokens, top_k] int32, -1 = padding. hosts: [experts, max_replicas] int32.
-    repairs: 0 stops after the greedy assignment (`aebs`), 1 repairs until optimal (`exact`).
-    instance_of: [experts] int32 out. load: [instances] int32 out.
-    by_expert: [NUM_EXPERT_ROWS, experts] int32 and by_instance: [NUM_INSTANCE_ROWS, instances]
+    single_host: [experts] int32, the only host, or `instances` where there are more.
+    movable_experts: [those] int32, ascending.
+    choice: LEAST_LOADED_SINGLES_FIRST, LEAST_LOADED or HASHED.
+    max_repairs: augmentations allowed after the first assignment; each lightens one instance.
+    seed: uint64. instance_of: [experts] int32 out. load: [instances] int32 out.
+    by_expert: [NUM_EXPERT_ROWS, 1 + experts] and by_instance: [NUM_INSTANCE_ROWS, instances + 1],
     int32, work space.
     """
-    num_experts, max_replicas = hosts.shape
+    num_experts = hosts.shape[0]
     num_instances = load.shape[0]
-    active, movable = by_expert[0], by_expert[1]
-    active[:] = 0
-    instance_of[:] = -1
-    load[:] = 0
-    for token in range(expert_ids.shape[0]):
-        for choice in range(expert_ids.shape[1]):
-            expert = expert_ids[token, choice]
-            if expert >= 0:
-                if expert >= num_experts:
-                    return INVALID_ID
-                active[expert] = 1
-            elif expert < -1:
-                return INVALID_ID
+    flags, movable, single_load = by_expert[0], by_expert[1], by_instance[0]
+    if not _mark_active(expert_ids.reshape(-1), num_experts, flags):
+        return INVALID_ID
 
-    num_active, num_movable, bound = 0, 0, 0
+    # No branches here: which experts are active is anybody's guess, a branch predictor's too.
+    single_load[:] = 0
+    num_active, num_movable = 0, 0
     for expert in range(num_experts):
-        if active[expert] == 0:
-            continue
-        num_active += 1
-        if max_replicas == 1 or hosts[expert, 1] < 0:
-            host = hosts[expert, 0]
+        flag = flags[expert + 1]
+        num_active += flag
+        instance_of[expert] = flag * (single_host[expert] + 1) - 1
+    for expert in range(num_experts):
+        single_load[np.uint64(single_host[expert])] += flags[expert + 1]
+    for expert in movable_experts:
+        movable[num_movable] = expert
+        num_movable += flags[expert + 1]
+    bound = (num_active + num_instances - 1) // num_instances
+    for instance in range(num_instances):
+        load[instance] = single_load[instance] if choice == LEAST_LOADED_SINGLES_FIRST else 0
+        bound = max(bound, single_load[instance])
+
+    if choice == LEAST_LOADED_SINGLES_FIRST:
+        for index in range(num_movable):
+            expert = movable[index]
+            host = _lightest(expert, hosts, load)
             instance_of[expert] = host
             load[host] += 1
-            bound = max(bound, load[host])
-        else:
-            movable[num_movable] = expert
-            num_movable += 1
-    bound = max(bound, (num_active + num_instances - 1) // num_instances)
-
-    for index in range(num_movable):
-        expert = movable[index]
-        best = hosts[expert, 0]
-        for replica in range(1, max_replicas):
-            host = hosts[expert, replica]
-            if host < 0:
-                break
-            if load[host] < load[best]:
-                best = host
-        instance_of[expert] = best
-        load[best] += 1
+    else:
+        if choice == HASHED:  # of the activated set, in any order
+            for expert in range(num_experts):
+                if flags[expert + 1] != 0:
+                    seed += _mix(np.uint64(expert + 1))
+            seed = _mix(seed)
+        for expert in range(num_experts):
+            if flags[expert + 1] != 0:
+                if choice == HASHED:
+                    host = _hashed(expert, hosts, seed)
+                else:
+                    host = _lightest(expert, hosts, load)
+                instance_of[expert] = host
+                load[host] += 1
 
     while True:
         source = 0
@@ -122,8 +187,9 @@ def run(expert_ids, hosts, repairs, instance_of, load, by_expert, by_instance): 
                 source = instance
         if load[source] == bound:
             return OPTIMAL
-        if repairs == 0:
+        if max_repairs == 0:
             return NOT_PROVED
+        max_repairs -= 1
         target = _path_to_lighter(
             source, num_movable, hosts, instance_of, load, by_expert, by_instance
         )
@@ -134,3 +200,59 @@ def run(expert_ids, hosts, repairs, instance_of, load, by_expert, by_instance): 
         while target != source:
             instance_of[by_instance[1, target]] = target
             target = by_instance[2, target]
+
+
+@_compiled
+def run_and_rewrite(  # type: ignore[no-untyped-def]
+    expert_ids, hosts, single_host, movable_experts, choice, max_repairs, seed,
+    instance_of, load, by_expert, by_instance, labels, rewritten,
+):  # fmt: skip
+    """`run`, then the label of the chosen replica for every (token, k); -1 for padding.
+
+    labels: [experts, max_replicas] int32, columns as in `hosts`. rewritten: like expert_ids, out.
+    """
+    status = run(
+        expert_ids, hosts, single_host, movable_experts, choice, max_repairs, seed,
+        instance_of, load, by_expert, by_instance,
+    )  # fmt: skip
+    if status != INVALID_ID:
+        label_of = by_expert[3]
+        label_of[0] = -1
+        for expert in range(hosts.shape[0]):
+            label_of[expert + 1] = labels[expert, 0]  # right for all but some movable ones
+        for expert in movable_experts:
+            replica = 0
+            while replica < hosts.shape[1] - 1 and hosts[expert, replica] != instance_of[expert]:
+                replica += 1
+            label_of[expert + 1] = labels[expert, replica]
+        ids, flat = expert_ids.reshape(-1), rewritten.reshape(-1)
+        for index in range(ids.size):
+            flat[index] = label_of[np.uint64(ids[index] + 1)]
+    return status
+
+
+@_compiled
+def split_tokens(expert_ids, hosts, num_replicas, labels, load, rewritten):  # type: ignore[no-untyped-def]
+    """Replica `position % replicas` for every (token, k); arrays and result as above."""
+    ids, flat = expert_ids.reshape(-1), rewritten.reshape(-1)
+    active = np.zeros(hosts.shape[0] + 1, np.int32)
+    load[:] = 0
+    if not _mark_active(ids, hosts.shape[0], active):
+        return INVALID_ID
+    used = np.zeros(hosts.shape, np.bool_)
+    for position in range(ids.size):
+        expert = ids[position]
+        if expert < 0:
+            flat[position] = -1
+            continue
+        replica = position % num_replicas[expert]
+        flat[position] = labels[expert, replica]
+        if not used[expert, replica]:
+            used[expert, replica] = True
+            load[hosts[expert, replica]] += 1
+    single_load = np.zeros_like(load)
+    for expert in range(hosts.shape[0]):
+        if active[expert + 1] != 0 and num_replicas[expert] == 1:
+            single_load[hosts[expert, 0]] += 1
+    bound = max(single_load.max(), (active[1:].sum() + load.size - 1) // load.size)
+    return OPTIMAL if load.max() == bound else NOT_PROVED

@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
 
-Policy = Literal["aebs", "exact"]
+ExpertPolicy = Literal["exact", "aebs", "metro", "random"]
+"""Policies that give all tokens of an expert to one replica."""
+
+Policy = Literal["exact", "aebs", "metro", "random", "token-split"]
+"""exact        greedy, then repaired until no assignment has a smaller maximum; the default
+aebs         the greedy of Janus (arXiv 2512.13525): single replicas first, then the lightest host
+metro        the greedy of METRO (arXiv 2512.09277) in ascending order instead of a race
+random       one replica per expert, by a hash of seed, expert and the activated set
+token-split  EPLB's convention in vLLM: the (token, k) at flat position p uses replica p modulo
+             the expert's replicas, whatever that activates
+"""
 
 
 class Assignment(NamedTuple):
@@ -23,6 +33,21 @@ class Assignment(NamedTuple):
     """
 
     instance_of_expert: NDArray[np.int32]
+    activated: NDArray[np.int32]
+    optimal: bool
+
+
+class Rewrite(NamedTuple):
+    """Where every (token, k) is computed.
+
+    labels: [tokens, top_k] int32, -1 for padding: the instance, or what the scheduler's own
+        labels say instead (a slot, a physical expert id).
+    activated: [instances] int32, distinct activated experts per instance; an expert that two
+        instances compute counts on both.
+    optimal: no choice has a smaller maximum of `activated`; False means not proved.
+    """
+
+    labels: NDArray[np.int32]
     activated: NDArray[np.int32]
     optimal: bool
 

@@ -9,32 +9,37 @@ possible unless the answer is optimal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_moe.policy.activation.layout import Assignment, LayerLayout, Policy
+from janus_moe.policy.activation.layout import Assignment, ExpertPolicy, LayerLayout, Rewrite
 
 Hosts = list[list[int]]
+MASK = 2**64 - 1
 
 
 def schedule_reference(
-    policy: Policy, expert_ids: NDArray[np.int32], layout: LayerLayout
+    policy: ExpertPolicy, expert_ids: NDArray[np.int32], layout: LayerLayout, seed: int = 0
 ) -> Assignment:
     """expert_ids: [tokens, top_k] int32 logical ids, -1 = padding."""
-    hosts = [[host for host in row if host >= 0] for row in layout.hosts.tolist()]
+    hosts = _hosts(layout)
     active = sorted(set(expert_ids.ravel().tolist()) - {-1})
     instance_of: dict[int, int] = {}
     load = [0] * layout.num_instances
-
     singles = [expert for expert in active if len(hosts[expert]) == 1]
-    for expert in singles:
-        _place(expert, hosts[expert][0], instance_of, load)
-    bound = max(-(-len(active) // layout.num_instances), max(load))
     movable = [expert for expert in active if len(hosts[expert]) > 1]
-    for expert in movable:
-        _place(expert, min(hosts[expert], key=lambda i: (load[i], i)), instance_of, load)
+    bound = lower_bound(active, hosts, layout.num_instances)
+
+    if policy == "random":
+        seed = _mix(seed + sum(_mix(expert + 1) for expert in active))
+        for expert in active:
+            chosen = hosts[expert][_mix(seed + expert) % len(hosts[expert])]
+            _place(expert, chosen, instance_of, load)
+    else:
+        for expert in active if policy == "metro" else singles + movable:
+            _place(expert, min(hosts[expert], key=lambda i: (load[i], i)), instance_of, load)
 
     optimal = max(load) == bound
     while policy == "exact" and not optimal:
@@ -50,6 +55,45 @@ def schedule_reference(
     for expert, instance in instance_of.items():
         answer[expert] = instance
     return Assignment(answer, np.array(load, np.int32), optimal)
+
+
+def split_reference(expert_ids: NDArray[np.int32], layout: LayerLayout) -> Rewrite:
+    """`token-split`: the (token, k) at flat position p uses replica p modulo the replicas."""
+    hosts = _hosts(layout)
+    instances = np.full(expert_ids.size, -1, np.int32)
+    used: set[tuple[int, int]] = set()
+    for position, expert in enumerate(expert_ids.ravel().tolist()):
+        if expert >= 0:
+            instance = hosts[expert][position % len(hosts[expert])]
+            instances[position] = instance
+            used.add((expert, instance))
+    load = np.bincount([i for _, i in used], minlength=layout.num_instances).astype(np.int32)
+    bound = lower_bound({expert for expert, _ in used}, hosts, layout.num_instances)
+    return Rewrite(instances.reshape(expert_ids.shape), load, bool(load.max() == bound))
+
+
+def rewrite_reference(expert_ids: NDArray[np.int32], assignment: Assignment) -> NDArray[np.int32]:
+    """[tokens, top_k] int32: the instance of every (token, k), -1 for padding."""
+    table = np.append(assignment.instance_of_expert, -1)  # [-1] is padding's
+    return np.asarray(table[expert_ids], np.int32)
+
+
+def lower_bound(active: Collection[int], hosts: Hosts, num_instances: int) -> int:
+    """No assignment has a smaller maximum: an even split, and experts that live in one place."""
+    singles = [hosts[expert][0] for expert in active if len(hosts[expert]) == 1]
+    return max(-(-len(active) // num_instances), *map(singles.count, range(num_instances)))
+
+
+def _hosts(layout: LayerLayout) -> Hosts:
+    return [[host for host in row if host >= 0] for row in layout.hosts.tolist()]
+
+
+def _mix(value: int) -> int:
+    """The finalizer of splitmix64 (Steele, Lea, Flood 2014)."""
+    value &= MASK
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & MASK
+    return value ^ (value >> 31)
 
 
 def _place(expert: int, instance: int, instance_of: dict[int, int], load: list[int]) -> None:
