@@ -39,7 +39,10 @@ def block_rows(rows: int, workers: int) -> int:
 @helper
 def row_starts(rows: int, length: int) -> Any:
     """Element offset of every row of a contiguous [rows, length] array."""
-    return np.arange(rows) * length
+    starts = np.empty(rows, np.int64)
+    for row in range(rows):
+        starts[row] = row * length
+    return starts
 
 
 @helper

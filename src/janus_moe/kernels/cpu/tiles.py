@@ -36,6 +36,17 @@ def claim(typing: Any, counter: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def out_of_line(typing: Any) -> Any:
+    """Keep LLVM from copying the function that calls this into its callers (compile time)."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def max_columns(typing: Any) -> Any:
     """Most columns of a `dot_tile` with 4 rows whose accumulators stay in registers (3 or 6)."""
 

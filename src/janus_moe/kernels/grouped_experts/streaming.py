@@ -18,7 +18,7 @@ from janus_moe.kernels.cpu.arrays import elements
 from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_region
 from janus_moe.kernels.cpu.math import silu
 from janus_moe.kernels.cpu.rows import SUMS_SIZE, block_rows, dot_rows, new_counters, row_starts
-from janus_moe.kernels.cpu.tiles import claim, max_columns, pointer
+from janus_moe.kernels.cpu.tiles import claim, max_columns, out_of_line, pointer
 
 
 def grouped_experts_streaming(
@@ -81,6 +81,7 @@ def _activate_units(
     pair_weights: Any, gates: Any, ups: Any, counter: Any, workers: int,
 ) -> None:  # fmt: skip
     """One worker of phase A: take (slot, block of rows) units until there are none left."""
+    out_of_line()
     width = gates.shape[1]
     block = block_rows(width * active.size, workers)
     blocks = (width + block - 1) // block
@@ -104,6 +105,7 @@ def _project_units(
     token_of: Any, out: Any, counter: Any, workers: int,
 ) -> None:  # fmt: skip
     """One worker of phase B: take blocks of output rows until there are none left."""
+    out_of_line()
     out_size = out.shape[1]
     block = block_rows(out_size, workers)
     blocks = (out_size + block - 1) // block
@@ -134,20 +136,39 @@ def _sort_by_slot(slot_ids: Any, slots: int) -> Any:
             first[slot + 1] += 1
     for slot in range(slots):
         first[slot + 1] += first[slot]
-    cursor = first[:-1].copy()
+    cursor = np.empty(slots, np.int64)
+    for slot in range(slots):
+        cursor[slot] = first[slot]
     pairs = np.empty(first[slots], np.int64)
     for pair, slot in enumerate(slot_ids):
         if slot >= 0:
             pairs[cursor[slot]] = pair
             cursor[slot] += 1
-    return pairs, first, np.flatnonzero(first[1:] > first[:-1])
+    return pairs, first, _slots_with_pairs(first)
+
+
+@helper
+def _slots_with_pairs(first: Any) -> Any:
+    active = np.empty(first.size - 1, np.int64)
+    count = 0
+    for slot in range(first.size - 1):
+        if first[slot + 1] > first[slot]:
+            active[count] = slot
+            count += 1
+    return active[:count]
 
 
 @helper
 def _pair_data(pairs: Any, weights: Any, size: int) -> Any:
     """Token, offset of its hidden state and router weight of every pair: [pairs] each."""
-    token_of = pairs // weights.shape[1]
-    return token_of, token_of * size, weights.reshape(-1)[pairs]
+    token_of, starts = np.empty(pairs.size, np.int64), np.empty(pairs.size, np.int64)
+    pair_weights = np.empty(pairs.size, np.float32)
+    top_k = weights.shape[1]
+    for i in range(pairs.size):
+        token_of[i] = pairs[i] // top_k
+        starts[i] = token_of[i] * size
+        pair_weights[i] = weights[token_of[i], pairs[i] % top_k]
+    return token_of, starts, pair_weights
 
 
 @helper

@@ -12,7 +12,7 @@ import torch
 from janus_moe.kernels.cpu.arrays import elements
 from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_region
 from janus_moe.kernels.cpu.rows import SUMS_SIZE, block_rows, dot_rows, new_counters, row_starts
-from janus_moe.kernels.cpu.tiles import claim, max_columns, pointer
+from janus_moe.kernels.cpu.tiles import claim, max_columns, out_of_line, pointer
 
 
 def linear_streaming(
@@ -42,6 +42,7 @@ def _run(x: Any, weight: Any, out: Any, workers: int) -> None:
 @helper
 def _work(x: Any, weight: Any, out: Any, counter: Any, workers: int) -> None:
     """One worker: take blocks of rows until there are none left."""
+    out_of_line()
     rows = weight.shape[0]
     starts = row_starts(x.shape[0], x.shape[1])
     block = block_rows(rows, workers)

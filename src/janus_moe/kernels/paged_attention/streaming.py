@@ -17,7 +17,7 @@ from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_regi
 from janus_moe.kernels.cpu.math import exp
 from janus_moe.kernels.cpu.mix import mix_tile
 from janus_moe.kernels.cpu.rows import SUMS_SIZE, dot_rows, new_counters
-from janus_moe.kernels.cpu.tiles import claim, max_columns, pointer
+from janus_moe.kernels.cpu.tiles import claim, max_columns, out_of_line, pointer
 
 RANGE_KEYS = 256  # keys of a unit
 
@@ -86,16 +86,19 @@ def _attend_units(
     peaks: Any, totals: Any, mixed: Any, counter: Any,
 ) -> None:  # fmt: skip
     """One worker of phase one: take (range, key/value head) units until there are none left."""
+    out_of_line()
     heads, key_dim = query.shape[1:]
     kv_heads = keys.shape[2]
     group = heads // kv_heads
     sums = np.empty(SUMS_SIZE, np.float32)
     scores = np.empty((group, RANGE_KEYS), np.float32)
     starts = np.empty(group, np.int64)
+    token = 0
     unit = claim(pointer(counter))
     while unit < peaks.shape[0] * kv_heads:
         part, kv_head = unit // kv_heads, unit % kv_heads
-        token = np.searchsorted(first_range, part, "right") - 1
+        while first_range[token + 1] <= part:  # units come in ascending order
+            token += 1
         begin = (part - first_range[token]) * RANGE_KEYS
         end = min(begin + RANGE_KEYS, visible[token])
         head = kv_head * group
@@ -115,6 +118,7 @@ def _merge_units(
     first_range: Any, peaks: Any, totals: Any, mixed: Any, out: Any, counter: Any
 ) -> None:
     """One worker of phase two: merge the ranges of a (token, head) until there are none left."""
+    out_of_line()
     tokens, heads = out.shape[:2]
     unit = claim(pointer(counter))
     while unit < tokens * heads:
@@ -192,7 +196,9 @@ def _mix(
     block_size, kv_heads, value_width = values.shape[1:]
     step = kv_heads * value_width
     group, dim = weights.shape[0], out.shape[1]
-    out[:group] = np.float32(0)
+    for head in range(group):
+        for i in range(dim):
+            out[head, i] = np.float32(0)
     key = begin
     while key < end:
         offset = key % block_size
@@ -235,9 +241,12 @@ def _mix_heads(
 @helper
 def _merge(peaks: Any, totals: Any, mixed: Any, out: Any) -> None:
     """Softmax-weighted mean of the ranges of one head: [ranges], [ranges], [ranges, dim]."""
-    peak = peaks.max()
+    peak = peaks[0]
+    for r in range(1, peaks.size):
+        peak = max(peak, peaks[r])
     total = np.float32(0)
-    out[:] = np.float32(0)
+    for i in range(out.size):
+        out[i] = np.float32(0)
     for r in range(peaks.size):
         weight = exp(peaks[r] - peak)
         total += weight * totals[r]
