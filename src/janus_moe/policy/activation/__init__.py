@@ -9,6 +9,8 @@ layout     where the replicas of one layer live, and the answer's type
 reference  the semantics, in plain Python
 fast       the same answers (==), compiled
 scheduler  the entry points: `Scheduler` (reuses buffers) and `schedule` (one call)
+token_aware  `TokenAwareScheduler`, for batches so large that tokens cost too; its rule in
+           `token_aware_reference` and compiled in `token_aware_fast`
 """
 
 from janus_moe.policy.activation.layout import (
@@ -19,13 +21,21 @@ from janus_moe.policy.activation.layout import (
     Rewrite,
 )
 from janus_moe.policy.activation.scheduler import Scheduler, schedule
+from janus_moe.policy.activation.token_aware import (
+    LayerCost,
+    TokenAwareRewrite,
+    TokenAwareScheduler,
+)
 
 __all__ = [
     "Assignment",
     "ExpertPolicy",
+    "LayerCost",
     "LayerLayout",
     "Policy",
     "Rewrite",
     "Scheduler",
+    "TokenAwareRewrite",
+    "TokenAwareScheduler",
     "schedule",
 ]

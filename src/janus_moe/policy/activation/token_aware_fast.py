@@ -1,0 +1,166 @@
+"""The token-aware rule, compiled; `token_aware_reference` states it. One file: see `fast`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True)(function)
+    return compiled
+
+
+@_compiled
+def _list_by_instance(instance_of, first, following):  # type: ignore[no-untyped-def]
+    first[:] = -1
+    for expert in range(instance_of.size - 1, -1, -1):
+        instance = instance_of[expert]
+        if instance >= 0:
+            following[expert] = first[instance]
+            first[instance] = expert
+
+
+@_compiled
+def _move_experts(hosts, weight, instance_of, cost, max_moves):  # type: ignore[no-untyped-def]
+    """Whole experts, single or in chains of two, off the costliest instance while it helps."""
+    first = np.empty(cost.size, np.int64)
+    following = np.empty(instance_of.size, np.int64)
+    max_replicas = hosts.shape[1]
+    for _ in range(max_moves):
+        source = np.argmax(cost)
+        _list_by_instance(instance_of, first, following)
+        best = cost[source]
+        moved, to, pushed, on = -1, -1, -1, -1
+        expert = first[source]
+        while expert >= 0:
+            left = cost[source] - weight[expert]
+            for replica in range(max_replicas):
+                host = hosts[expert, replica]
+                if host < 0:
+                    break
+                if host == source:
+                    continue
+                arrived = cost[host] + weight[expert]
+                if max(left, arrived) < best:
+                    best = max(left, arrived)
+                    moved, to, pushed, on = expert, host, -1, -1
+                other = first[host] if left < best else -1
+                while other >= 0:
+                    if max(left, arrived - weight[other]) < best:
+                        for column in range(max_replicas):
+                            last = hosts[other, column]
+                            if last < 0:
+                                break
+                            if last == source or last == host:  # noqa: SIM109 - numba has one type a tuple
+                                continue
+                            peak = max(left, arrived - weight[other], cost[last] + weight[other])
+                            if peak < best:
+                                best = peak
+                                moved, to, pushed, on = expert, host, other, last
+                    other = following[other]
+            expert = following[expert]
+        if moved < 0:
+            return
+        cost[source] -= weight[moved]
+        cost[to] += weight[moved]
+        instance_of[moved] = to
+        if pushed >= 0:
+            cost[to] -= weight[pushed]
+            cost[on] += weight[pushed]
+            instance_of[pushed] = on
+
+
+@_compiled
+def _share_experts(hosts, expert_cost, token_cost, shares, cost, max_moves):  # type: ignore[no-untyped-def]
+    """Tokens of one expert to another of its hosts, reading it there too, while it helps."""
+    for _ in range(max_moves):
+        source = np.argmax(cost)
+        best = cost[source]
+        shared, from_, to, moved = -1, -1, -1, 0
+        for expert in range(hosts.shape[0]):
+            own = 0
+            while own < hosts.shape[1] and hosts[expert, own] != source:
+                own += 1
+            if own == hosts.shape[1] or shares[expert, own] == 0:
+                continue
+            for other in range(hosts.shape[1]):
+                host = hosts[expert, other]
+                if host < 0:
+                    break
+                reading = expert_cost if shares[expert, other] == 0 else 0
+                tokens = (cost[source] - cost[host] - reading) // (2 * token_cost)
+                tokens = min(tokens, shares[expert, own] - 1)
+                if other == own or tokens <= 0:
+                    continue
+                peak = max(
+                    cost[source] - token_cost * tokens,
+                    cost[host] + reading + token_cost * tokens,
+                )
+                if peak < best:
+                    best = peak
+                    shared, from_, to, moved = expert, own, other, tokens
+        if shared < 0:
+            return
+        cost[source] -= token_cost * moved
+        reading = expert_cost if shares[shared, to] == 0 else 0
+        cost[hosts[shared, to]] += reading + token_cost * moved
+        shares[shared, from_] -= moved
+        shares[shared, to] += moved
+
+
+@_compiled
+def share_tokens(  # type: ignore[no-untyped-def]
+    expert_ids, hosts, assigned, expert_cost, token_cost, max_moves, shares, activated, tokens
+):
+    """Fill shares: [experts, max_replicas] int64, tokens of each expert at each of its hosts.
+
+    assigned: [experts] int32, an assignment to start from. activated: [instances] int32 out.
+    tokens: [instances] int64 out. The ids are in range: they have been assigned.
+    """
+    counts = np.zeros(hosts.shape[0] + 1, np.int64)  # 0: padding
+    ids = expert_ids.reshape(-1)
+    for index in range(ids.size):
+        counts[np.uint64(ids[index] + 1)] += 1
+    counts = counts[1:]
+    instance_of = assigned.copy()
+    weight = expert_cost + token_cost * counts
+    cost = np.zeros(activated.size, np.int64)
+    for expert in range(hosts.shape[0]):
+        if instance_of[expert] >= 0:
+            cost[instance_of[expert]] += weight[expert]
+    _move_experts(hosts, weight, instance_of, cost, max_moves)
+    shares[:] = 0
+    for expert in range(hosts.shape[0]):
+        for replica in range(hosts.shape[1]):
+            if hosts[expert, replica] >= 0 and hosts[expert, replica] == instance_of[expert]:
+                shares[expert, replica] = counts[expert]
+    if token_cost > 0:
+        _share_experts(hosts, expert_cost, token_cost, shares, cost, max_moves)
+    activated[:] = 0
+    tokens[:] = 0
+    for expert in range(hosts.shape[0]):
+        for replica in range(hosts.shape[1]):
+            if shares[expert, replica] > 0:
+                activated[hosts[expert, replica]] += 1
+                tokens[hosts[expert, replica]] += shares[expert, replica]
+
+
+@_compiled
+def hand_out(expert_ids, shares, labels, rewritten):  # type: ignore[no-untyped-def]
+    """Label of a replica for every (token, k): each expert's first tokens to its first host."""
+    left = shares.copy()
+    at = np.zeros(shares.shape[0], np.int64)
+    ids, flat = expert_ids.reshape(-1), rewritten.reshape(-1)
+    for index in range(ids.size):
+        expert = ids[index]
+        if expert < 0:
+            flat[index] = -1
+            continue
+        while left[expert, at[expert]] == 0:
+            at[expert] += 1
+        left[expert, at[expert]] -= 1
+        flat[index] = labels[expert, at[expert]]
