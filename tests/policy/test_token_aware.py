@@ -57,11 +57,13 @@ def test_vs_reference(seed: int) -> None:
 
 def test_a_hot_expert_is_shared_where_that_pays() -> None:
     layout = LayerLayout(np.array([[0, 1], [0, 1]]), 2)
-    hot = np.zeros((100, 1), np.int32)
-    cheap_read = TokenAwareScheduler(layout, LayerCost(expert_ns=10, token_ns=1)).rewrite(hot)
-    assert cheap_read.tokens.tolist() == [50, 50] and cheap_read.activated.tolist() == [1, 1]
-    dear_read = TokenAwareScheduler(layout, LayerCost(expert_ns=200, token_ns=1)).rewrite(hot)
-    assert dear_read.tokens.tolist() == [100, 0]
+    ids = np.array([[0]] * 100 + [[1]], np.int32)
+    cheap, dear = (LayerCost(expert_ns=ns, token_ns=1) for ns in (10, 200))
+    shared = TokenAwareScheduler(layout, cheap).rewrite(ids)
+    assert shared.tokens.tolist() == [56, 45] and shared.activated.tolist() == [1, 2]
+    assert shared.cost_ns(cheap) == 66
+    whole = TokenAwareScheduler(layout, dear).rewrite(ids)
+    assert whole.tokens.tolist() == [100, 1] and whole.activated.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(("tokens", "gain"), [(64, 0.999), (4096, 1.04)])
