@@ -5,7 +5,7 @@ sequences   what is kept of a request on its attention instance, and one step's 
 batching    which tokens one attention instance computes in its next step
 routing     which attention instance gets a request
 activation  which replica computes an activated expert
-placement   which expert instance holds which experts
+placement   which expert instance holds which experts, by several methods and in the field's formats
 
 Nothing here knows of tensors, models, clocks, processes or files; numpy and numba are all it
 needs, so the simulator and the live system run the same functions.

@@ -1,18 +1,42 @@
 """Which expert instance holds which experts.
 
-value   `Placement`: immutable, validated, with an epoch
-sizing  how many instances and replicas are possible and affordable
-search  finding a placement for a layer's activation statistics, or without any
+value         `Placement`: immutable, validated, with an epoch
+sizing        how many instances and replicas are possible and affordable
+methods       `place_experts`: placements by name, for any statistics and any slots
+search        the method `janus`; `initial_placement` is its form for equal slots
+coactivation  the method `coactivation`
+eplb          the method `eplb`, and EPLB's own algorithm
+replication   how many replicas each expert gets
+filling       instances while they are being filled
+formats       EPLB's tensors and call, SGLang's file
 """
 
+from janus_moe.policy.placement.formats import (
+    EplbTensors,
+    from_eplb,
+    read_sglang,
+    rebalance_experts,
+    to_eplb,
+    write_sglang,
+)
+from janus_moe.policy.placement.methods import PlacementMethod, place_experts
 from janus_moe.policy.placement.search import activation_probability, initial_placement
-from janus_moe.policy.placement.sizing import auto_redundancy, validate_shape
+from janus_moe.policy.placement.sizing import auto_redundancy, even_capacity, validate_shape
 from janus_moe.policy.placement.value import Placement
 
 __all__ = [
+    "EplbTensors",
     "Placement",
+    "PlacementMethod",
     "activation_probability",
     "auto_redundancy",
+    "even_capacity",
+    "from_eplb",
     "initial_placement",
+    "place_experts",
+    "read_sglang",
+    "rebalance_experts",
+    "to_eplb",
     "validate_shape",
+    "write_sglang",
 ]

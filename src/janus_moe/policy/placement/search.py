@@ -1,4 +1,4 @@
-"""Finding a placement that leaves the activation scheduler room to balance.
+"""The default method, `janus`: a placement that leaves the activation scheduler room to balance.
 
 What counts is not the token load but which experts are active together, and how freely the
 scheduler can shift activations between instances. Hence: at most one more replica per expert than
@@ -9,11 +9,15 @@ other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from janus_moe.errors import ConfigError
-from janus_moe.policy.placement.sizing import validate_shape
+from janus_moe.policy.placement.filling import Filling
+from janus_moe.policy.placement.replication import even_replicas
+from janus_moe.policy.placement.sizing import even_capacity
 from janus_moe.policy.placement.value import Placement
 
 # Loads closer than this share of the replica at hand count as equal. Measured statistics hardly
@@ -36,9 +40,9 @@ def initial_placement(
     load: [layers, experts] how likely each expert is active in a step, on any scale
         (`activation_probability`); None without statistics, all alike.
     """
-    validate_shape(num_experts, num_instances, redundant_experts)
+    capacity = even_capacity(num_experts, num_instances, redundant_experts)
     if load is None:
-        layer = _place_layer(np.ones(num_experts), num_instances, redundant_experts)
+        layer = place_layer(np.ones(num_experts), capacity)
         slots = (layer,) * num_layers
     else:
         weights = np.asarray(load, np.float64)
@@ -47,105 +51,76 @@ def initial_placement(
                 f"load must be {num_layers} layers x {num_experts} experts of numbers >= 0, got "
                 f"shape {weights.shape}"
             )
-        slots = tuple(_place_layer(row, num_instances, redundant_experts) for row in weights)
+        slots = tuple(place_layer(row, capacity) for row in weights)
     return Placement(epoch=epoch, num_experts=num_experts, slots=slots)
 
 
 def activation_probability(
-    token_counts: ArrayLike, num_tokens: int, batch_size: int
+    token_counts: ArrayLike, num_tokens: ArrayLike, batch_size: int
 ) -> NDArray[np.float64]:
     """Chance that an expert is active in a batch: 1 - (1 - q)^B, with q its share of tokens.
 
-    token_counts: [layers, experts] tokens routed to each expert, of `num_tokens` observed ones.
+    token_counts: [layers, experts] tokens routed to each expert, of `num_tokens` observed ones
+        (one number, or one per layer).
     """
-    share = np.clip(np.asarray(token_counts, np.float64) / max(num_tokens, 1), 0.0, 1.0)
+    counts = np.asarray(token_counts, np.float64)
+    observed = np.maximum(np.asarray(num_tokens, np.float64), 1)
+    share = np.clip(counts / (observed[:, None] if observed.ndim else observed), 0.0, 1.0)
     probability: NDArray[np.float64] = 1.0 - (1.0 - share) ** batch_size
     return probability
 
 
-def _place_layer(
-    load: NDArray[np.float64], num_instances: int, redundant_experts: int
-) -> tuple[tuple[int, ...], ...]:
-    """load: [experts]. Returns each instance's experts, ascending."""
-    num_experts = len(load)
-    likely_first = [int(expert) for expert in np.argsort(-load, kind="stable")]
-    everyone, some = divmod(redundant_experts, num_experts)
-    copies = np.full(num_experts, 1 + everyone)
-    copies[likely_first[:some]] += 1
-    layer = _Layer(num_instances, num_experts + redundant_experts)
+def place_layer(load: NDArray[np.float64], capacity: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """load: [experts]. capacity: [instances] slots, all used. Experts by instance, ascending."""
+    copies = even_replicas(load, sum(capacity))
+    filling = _LinkedFilling(capacity)
     # Replicated experts first, longest processing time first within.
     share = load / copies
+    likely_first = [int(expert) for expert in np.argsort(-load, kind="stable")]
     for expert in sorted(likely_first, key=lambda e: (copies[e] == 1, -share[e])):
         for _ in range(copies[expert]):
-            layer.place(expert, float(share[expert]))
-    return tuple(tuple(sorted(experts)) for experts in layer.experts)
+            filling.place(expert, float(share[expert]))
+    return filling.slots()
 
 
-class _Layer:
-    """One layer while it is being filled."""
+class _LinkedFilling(Filling):
+    """Knows besides which instances replicas link."""
 
-    def __init__(self, num_instances: int, num_slots: int) -> None:
-        base, larger = divmod(num_slots, num_instances)
-        self.capacity = [base + (i < larger) for i in range(num_instances)]
-        self.experts: list[dict[int, float]] = [{} for _ in range(num_instances)]
-        self.load = [0.0] * num_instances
-        self.links = np.zeros((num_instances, num_instances), np.int64)
-        self.component = list(range(num_instances))  # of the graph that replicas span
+    def __init__(self, capacity: Sequence[int]) -> None:
+        super().__init__(capacity)
+        self.links = np.zeros((len(capacity), len(capacity)), np.int64)
+        self.component = list(range(len(capacity)))  # of the graph that replicas span
 
     def place(self, expert: int, load: float) -> None:
-        """Put one more replica of `expert` on the best instance that has none of it."""
-        holders = [i for i, experts in enumerate(self.experts) if expert in experts]
-        free = [i for i in self._with_room() if i not in holders]
-        if free:
-            self._put(expert, load, self._best(free, holders, load))
-        else:
-            self._swap_in(expert, load, holders)
+        """Put one more replica of `expert` on the best instance that has none of it.
 
-    def _with_room(self) -> list[int]:
-        return [i for i, experts in enumerate(self.experts) if len(experts) < self.capacity[i]]
-
-    def _best(self, free: list[int], holders: list[int], load: float) -> int:
-        """The lightest instance; among nearly equal ones the least linked to other holders.
-
-        An instance that no chain of replicas links to a holder comes first of all: the scheduler
-        can only balance within what is connected.
+        That is the lightest; among nearly equal ones the least linked to other holders. An
+        instance that no chain of replicas links to a holder comes first of all: the scheduler can
+        only balance within what is connected.
         """
+        free = self.free_for(expert)
+        if not free:
+            self.swap_in(expert, load)
+            return
+        holders = self.holders(expert)
         limit = min(self.load[i] for i in free) + SLACK * load
         near = [i for i in free if self.load[i] <= limit]
         links = self.links[:, holders].sum(axis=1)
         linked = {self.component[i] for i in holders}
-        return min(near, key=lambda i: (self.component[i] in linked, links[i], self.load[i], i))
+        best = min(near, key=lambda i: (self.component[i] in linked, links[i], self.load[i], i))
+        self.put(expert, load, best)
 
-    def _put(self, expert: int, load: float, instance: int) -> None:
-        for other, experts in enumerate(self.experts):
-            if expert in experts:
-                self.links[instance, other] += 1
-                self.links[other, instance] += 1
-                old, new = self.component[other], self.component[instance]
-                self.component = [new if c == old else c for c in self.component]
-        self.experts[instance][expert] = load
-        self.load[instance] += load
+    def put(self, expert: int, load: float, instance: int) -> None:
+        for other in self.holders(expert):
+            self.links[instance, other] += 1
+            self.links[other, instance] += 1
+            old, new = self.component[other], self.component[instance]
+            self.component = [new if c == old else c for c in self.component]
+        super().put(expert, load, instance)
 
-    def _swap_in(self, expert: int, load: float, holders: list[int]) -> None:
-        """Every instance with room holds `expert` already: make room elsewhere.
-
-        Some expert of a full instance can always move to one with room, because capacities
-        differ by at most one; of the possible moves, take the one that leaves loads most even.
-        """
-        moves = [
-            (max(self.load[roomy] + weight, self.load[full] - weight + load), full, moved, roomy)
-            for roomy in self._with_room()
-            for full in range(len(self.experts))
-            if full not in holders
-            for moved, weight in self.experts[full].items()
-            if moved not in self.experts[roomy]
-        ]
-        _, full, moved, roomy = min(moves)
-        weight = self.experts[full].pop(moved)
-        self.load[full] -= weight
-        for other, experts in enumerate(self.experts):
-            if moved in experts:
-                self.links[full, other] -= 1
-                self.links[other, full] -= 1
-        self._put(moved, weight, roomy)
-        self._put(expert, load, full)
+    def take(self, expert: int, instance: int) -> float:
+        load = super().take(expert, instance)
+        for other in self.holders(expert):
+            self.links[instance, other] -= 1
+            self.links[other, instance] -= 1
+        return load

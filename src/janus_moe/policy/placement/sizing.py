@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from janus_moe.errors import ConfigError
 
 
@@ -36,3 +38,23 @@ def auto_redundancy(
     """
     affordable = max(free_bytes, 0) // max(expert_bytes_all_layers, 1)
     return min(affordable, num_experts // 4, (num_instances - 1) * num_experts)
+
+
+def even_capacity(num_experts: int, num_instances: int, redundant_experts: int) -> list[int]:
+    """[instances] slots for one layer, differing by at most one."""
+    validate_shape(num_experts, num_instances, redundant_experts)
+    base, larger = divmod(num_experts + redundant_experts, num_instances)
+    return [base + (instance < larger) for instance in range(num_instances)]
+
+
+def usable_capacity(num_experts: int, capacity: Sequence[int]) -> list[int]:
+    """[instances] slots that one layer can use: a second copy on one instance is of no use."""
+    if not capacity or min(capacity) < 1:
+        raise ConfigError(f"every expert instance needs a slot or more; got {list(capacity)}")
+    usable = [min(slots, num_experts) for slots in capacity]
+    if sum(usable) < num_experts:
+        raise ConfigError(
+            f"{len(usable)} expert instances have {sum(usable)} slots per layer for {num_experts} "
+            f"experts ({list(capacity)}); add {num_experts - sum(usable)} slots or more"
+        )
+    return usable
