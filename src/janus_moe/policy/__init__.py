@@ -6,7 +6,11 @@ batching    which tokens one attention instance computes in its next step
 routing     which attention instance gets a request
 activation  which replica computes an activated expert
 placement   which expert instance holds which experts, by several methods and in the field's formats
+statistics  which experts were active lately, and together
+estimate    how many experts the busiest instance will read
+routing_trace, replay, synthetic  recorded and invented routing, and what a policy makes of it
 
-Nothing here knows of tensors, models, clocks, processes or files; numpy and numba are all it
+Nothing here knows of tensors, models, clocks or processes, and of files only routing traces and
+the placement formats of other engines; numpy and numba are all it
 needs, so the simulator and the live system run the same functions.
 """
