@@ -15,7 +15,7 @@ from rich.console import Console
 from janus_moe.control.resolve import RunPlan
 from janus_moe.control.service import Service
 from janus_moe.engine.engine import Engine
-from janus_moe.engine.text.snapshot import EngineSnapshot
+from janus_moe.engine.snapshot import EngineSnapshot
 from janus_moe.messages import Progress
 from janus_moe.model.memory import attention_bytes, expert_pool_bytes
 from janus_moe.server.run import HttpServer

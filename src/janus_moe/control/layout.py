@@ -33,7 +33,6 @@ class WorkerLayout:
             "MKL_NUM_THREADS": threads,
             "NUMBA_NUM_THREADS": threads,
             "OMP_WAIT_POLICY": "passive",
-            "GOMP_SPINCOUNT": "0",
             "TOKENIZERS_PARALLELISM": "false",
         }
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from janus_moe.engine.load import ObservedLoad
-from janus_moe.engine.text.snapshot import EngineSnapshot, Timing
+from janus_moe.engine.snapshot import EngineSnapshot, Timing
 from janus_moe.messages import StepDone
 from janus_moe.spec import PoolShape
 

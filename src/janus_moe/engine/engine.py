@@ -20,8 +20,8 @@ from janus_moe.engine.chunks import Status, TokenChunk
 from janus_moe.engine.counters import EngineCounters
 from janus_moe.engine.load import InstanceLoads
 from janus_moe.engine.request import RequestRecord
+from janus_moe.engine.snapshot import EngineSnapshot
 from janus_moe.engine.text.detokenizer import Detokenizer
-from janus_moe.engine.text.snapshot import EngineSnapshot
 from janus_moe.engine.text.stopping import StopStrings
 from janus_moe.engine.text.tokenizer import Tokenizer
 from janus_moe.errors import JanusError, OverloadedError, ServiceError, WorkerFailed
