@@ -1,0 +1,112 @@
+"""Draws what `benchmarks.placement` measured (needs matplotlib).
+
+python -m benchmarks.placement_figures [--json FILE] [--directory docs/figures]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib  # type: ignore[import-not-found,unused-ignore]
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # type: ignore[import-not-found,unused-ignore]
+from matplotlib.axes import Axes  # type: ignore[import-not-found,unused-ignore]
+
+LINES = {
+    "token-split/eplb": ("token-split on eplb", "#888888", "s"),
+    "random/janus": ("random on janus", "#cc8844", "v"),
+    "metro/janus": ("metro on janus", "#8866aa", "^"),
+    "aebs/coactivation": ("aebs on coactivation (paper)", "#3377bb", "D"),
+    "exact/janus": ("exact on janus (default)", "#bb2222", "o"),
+}
+
+
+def select(rows: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def over_batch(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    sizes = [row["batch"] for row in rows]
+    for name, (label, colour, marker) in LINES.items():
+        values = [row["a_max"][name] for row in rows]
+        axes.plot(sizes, values, label=label, color=colour, marker=marker, markersize=4, lw=1.3)
+    even = [row["even"] for row in rows]
+    axes.plot(sizes, even, label="even split (bound)", color="black", ls=":", lw=1)
+    axes.set_xscale("log", base=4)
+    axes.set_xticks([1, 4, 16, 64, 256, 1024, 4096], ["1", "4", "16", "64", "256", "1024", "4096"])
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+
+
+def a_max_figure(rows: Sequence[dict[str, Any]], path: Path, note: str) -> None:
+    """Paper, figure 13: rows of pools, columns of synthetic routing."""
+    kinds, pools = ("uniform", "zipf", "topics", "bursty"), (8, 16, 32)
+    figure, grid = plt.subplots(
+        len(pools), len(kinds), figsize=(14, 8.6), sharex=True, sharey="row", squeeze=False
+    )
+    for row, pool in enumerate(pools):
+        for column, kind in enumerate(kinds):
+            axes = grid[row][column]
+            over_batch(axes, select(rows, kind=kind, instances=pool, replication=1.25))
+            axes.set_title(f"{kind} (synthetic), {pool} expert instances", fontsize=9)
+        grid[row][0].set_ylabel("busiest instance:\nactivated experts")
+    for axes in grid[-1]:
+        axes.set_xlabel("tokens in the batch")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=6, fontsize=9, frameon=False)
+    figure.suptitle(note, fontsize=11)
+    figure.tight_layout(rect=(0, 0.035, 1, 1))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def drift_figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    methods, colours = ("janus", "coactivation", "eplb"), ("#bb2222", "#3377bb", "#888888")
+    figure, axes = plt.subplots(figsize=(8, 3.8))
+    for index, row in enumerate(rows):
+        for offset, (method, colour) in enumerate(zip(methods, colours, strict=True)):
+            for when, hatch, shift in (("before", "", 0.0), ("after", "//", 0.12)):
+                topics = "on other topics" if when == "before" else "on these"
+                axes.bar(
+                    index + 0.26 * offset + shift,
+                    row[f"{method}, planned {when}"],
+                    width=0.12,
+                    color=colour,
+                    alpha=1.0 if when == "before" else 0.55,
+                    hatch=hatch,
+                    label=f"{method}, planned {topics}" if index == 0 else None,
+                )
+    names = [f"{row['instances']} instances\nx{row['replication']}" for row in rows]
+    axes.set_xticks([index + 0.32 for index in range(len(rows))], names)
+    axes.set_ylabel("busiest instance:\nactivated experts")
+    axes.set_title(
+        "Drift: 8 synthetic topics planned on, 8 others tested; exact, B = 64", fontsize=10
+    )
+    axes.legend(fontsize=7, ncol=3, loc="lower center")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/placement.json"))
+    parser.add_argument("--directory", type=Path, default=Path("docs/figures"))
+    options = parser.parse_args()
+    content = json.loads(options.json.read_text(encoding="utf-8"))
+    options.directory.mkdir(parents=True, exist_ok=True)
+    note = (
+        f"{content['experts']} experts, top-{content['top_k']}, 1.25 replicas per expert; "
+        "synthetic routing"
+    )
+    a_max_figure(content["grid"], options.directory / "a_max.png", note)
+    drift_figure(content["drift"], options.directory / "drift.png")
+
+
+if __name__ == "__main__":
+    main()
