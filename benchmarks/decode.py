@@ -1,6 +1,6 @@
 """Decode speed of the whole engine beside transformers, and the price of separate pools.
 
-    python benchmarks/decode.py --json benchmarks/results/decode.json
+    python -m benchmarks.decode --json benchmarks/results/decode.json
 
 Claims: float32, two threads, the `1b` shape (Qwen3-MoE, 1.005 B parameters, 64 experts top-8),
 greedy, prompts of 64 tokens: the disaggregated engine (1A1E over shared memory) makes at least 3x
@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import machine_facts, print_table, write_json
+from benchmarks.common import machine_facts, print_table, write_json
 
 from janus_moe.config import EngineConfig
 from janus_moe.control.service import Service
@@ -63,9 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.checkpoint or Path(scratch) / "1b"
         make_checkpoint(folder)
-        result = asyncio.run(
-            measure(folder, arguments.batches, arguments.tokens, arguments.rounds)
-        )
+        result = asyncio.run(measure(folder, arguments.batches, arguments.tokens, arguments.rounds))
     print_table(result["rows"])
     if arguments.json:
         write_json(arguments.json, {"machine": machine_facts(), **result})
@@ -82,9 +80,7 @@ def make_checkpoint(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-async def measure(
-    folder: Path, batches: list[int], num_tokens: int, rounds: int
-) -> dict[str, Any]:
+async def measure(folder: Path, batches: list[int], num_tokens: int, rounds: int) -> dict[str, Any]:
     """Rounds of all engines over all batch sizes; one row per batch size."""
     times: dict[tuple[str, int], list[float]] = {}
     async with contextlib.AsyncExitStack() as stack:

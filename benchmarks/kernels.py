@@ -3,7 +3,7 @@
 Every round runs kernel, reference and a streaming read of the same size one after another and each
 keeps its best time, so that other load on the machine hits all three alike: use the ratios.
 
-    python benchmarks/kernels.py --json kernels.json
+    python -m benchmarks.kernels --json kernels.json
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from common import machine_facts, print_table, write_json
+from benchmarks.common import machine_facts, print_table, write_json
 
 from janus_moe.kernels.cpu.ir import lanes
 from janus_moe.kernels.grouped_experts import grouped_experts, grouped_experts_reference

@@ -4,7 +4,7 @@ Claim: an exchange costs tens of microseconds, small against reading a layer's e
 attention instance sends `tokens` rows of 1024 float32; the first one is timed. `loopback` runs the
 experts inline and attention instances in threads, `shm` runs every instance in its own process.
 
-    python benchmarks/transport.py [--output FILE.json] [--steps 60] [--spin-us 0]
+    python -m benchmarks.transport [--json FILE.json] [--steps 60] [--spin-us 0]
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def measure_all(num_steps: int, rule: WaitRule) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, help="JSON with machine, commit and all figures")
+    parser.add_argument("--json", type=Path, help="JSON with machine, commit and all figures")
     parser.add_argument("--steps", type=int, default=60, help="steps per token count")
     parser.add_argument("--spin-us", type=float, default=0.0)
     parser.add_argument("--instance", nargs=3, help=argparse.SUPPRESS)
@@ -182,8 +182,8 @@ def main() -> None:
         "machine": machine(),
         "rows": measure_all(options.steps, rule),
     }
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

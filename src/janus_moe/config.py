@@ -108,7 +108,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(description="port to listen on; 0 takes a free one")] = 8000
     api_key: Annotated[
-        str | None, Meta(description="key that clients must send as a bearer token")
+        str | None, Meta(description="key clients must send as bearer token; or set JANUS_API_KEY")
     ] = None
     served_model_name: Annotated[
         str | None, Meta(description="name in the API; default: the model's")
@@ -116,9 +116,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     chat_template: Annotated[
         str | None, Meta(description="file with a Jinja chat template, if not the tokenizer's own")
     ] = None
-    disable_fastapi_docs: Annotated[
-        bool, Meta(description="no /docs, /redoc and /openapi.json")
-    ] = False
+    disable_fastapi_docs: Annotated[bool, Meta(description="no /docs and /openapi.json")] = False
     shutdown_timeout: Annotated[
         float, Meta(description="seconds that running requests get after SIGTERM")
     ] = 30.0

@@ -172,6 +172,7 @@ class StepDone(Message, frozen=True):
     step_seconds: float = 0.0
     dispatch_seconds: float = 0.0
     combine_seconds: float = 0.0
+    scheduler_seconds: float = 0.0
     activity: ExpertActivity | None = None
 
 

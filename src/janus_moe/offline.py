@@ -21,6 +21,7 @@ from typing import Any, Self
 import msgspec
 
 from janus_moe.config import EngineConfig
+from janus_moe.control.resolve import RunPlan
 from janus_moe.control.service import Service, ignore_progress
 from janus_moe.errors import ConfigError, RequestError, ServiceError
 from janus_moe.messages import Progress, SamplingParams, TokenLogprob
@@ -53,9 +54,14 @@ class Engine:
     """
 
     def __init__(
-        self, *, on_progress: Callable[[Progress], None] = ignore_progress, **settings: Any
+        self,
+        *,
+        on_plan: Callable[[RunPlan], None] = lambda plan: None,
+        on_progress: Callable[[Progress], None] = ignore_progress,
+        **settings: Any,
     ) -> None:
         self._service = Service.prepare(_struct(EngineConfig, settings))
+        on_plan(self._service.plan)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="janus", daemon=True)
         self._thread.start()
@@ -74,8 +80,8 @@ class Engine:
         prompts: texts, or token ids. sampling: fields of `SamplingParams`, e.g. max_tokens=64,
         temperature=0, seed=1. Raises RequestError for an invalid prompt or parameter.
         """
-        if isinstance(prompts, str):
-            raise RequestError("prompts must be a list of prompts; put the text in a list")
+        if isinstance(prompts, str) or isinstance(stop, str):
+            raise RequestError("prompts and stop are lists of texts; put a single text in a list")
         params = _struct(SamplingParams, sampling)
         completions: list[Completion] = self._call(self._generate(prompts, params, tuple(stop)))
         return completions

@@ -4,6 +4,7 @@ and leaves nothing behind. (Surviving such a loss is not promised yet.)"""
 from __future__ import annotations
 
 import json
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,8 +19,12 @@ ENDS_WITHIN_S = 5.0
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def shared_memory() -> set[str]:
-    return {p.name for p in SHARED_MEMORY.iterdir()} if SHARED_MEMORY.exists() else set()
+def leftovers() -> set[str]:
+    """Named segments that Python, torch or we could have made, and our control sockets."""
+    found = {p.name for p in Path(tempfile.gettempdir()).glob("janus-*")}
+    for prefix in ("janus", "psm_", "torch_"):
+        found |= {p.name for p in SHARED_MEMORY.glob(f"{prefix}*")}
+    return found
 
 
 def flags(model: Model) -> list[str]:
@@ -39,7 +44,7 @@ def assert_ends(server: ServerProcess, name: str, workers: list[psutil.Process])
 
 @pytest.mark.parametrize("name", ["attention 0", "expert 1"])
 def test_worker_lost_while_serving(qwen3: Model, name: str) -> None:
-    before = shared_memory()
+    before = leftovers()
     with serving(*flags(qwen3)) as server:
         server.wait_until_ready()
         workers = server.workers()
@@ -52,25 +57,43 @@ def test_worker_lost_while_serving(qwen3: Model, name: str) -> None:
         client.join(5)
         assert not client.is_alive()
         assert errors, "the open stream must end with an error, not with silence"
-    assert shared_memory() == before
+    assert leftovers() == before
 
 
 def test_worker_lost_while_starting(qwen3: Model) -> None:
-    before = shared_memory()
+    before = leftovers()
     with serving(*flags(qwen3)) as server:
         workers = server.wait_for_workers(3)
         workers["expert 0"].kill()
         assert_ends(server, "expert 0", list(workers.values()))
-    assert shared_memory() == before
+    assert leftovers() == before
+
+
+def test_hung_worker_is_named_with_layer_and_stage(qwen3: Model) -> None:
+    """A worker that hangs is not dead, but its peers' deadline is."""
+    with serving(*flags(qwen3), "--exchange-timeout", "1") as server:
+        workers = server.wait_until_ready().workers()
+        workers["expert 1"].suspend()
+        errors: list[str] = []
+        stream_until_error(server.url, errors)
+        assert errors
+        assert server.ended(ENDS_WITHIN_S) == 1
+        message = server.output.splitlines()[-1]
+        for word in ("expert 1", str(workers["expert 1"].pid), "reply", "layer"):
+            assert word in message
+        _, alive = psutil.wait_procs(list(workers.values()), timeout=2)
+        assert not alive
 
 
 def test_server_killed_leaves_no_worker(qwen3: Model) -> None:
+    before = leftovers()
     with serving(*flags(qwen3)) as server:
         workers = list(server.wait_until_ready().workers().values())
         assert len(workers) == 3
         server.process.kill()
         _, alive = psutil.wait_procs(workers, timeout=ENDS_WITHIN_S)
         assert not alive
+    assert leftovers() == before
 
 
 def stream_until_error(url: str, errors: list[str]) -> None:

@@ -24,6 +24,11 @@ class ExchangeLog:
     combine_seconds: float = 0.0
     notes: list[tuple[ReplyNote, ...]] = field(default_factory=list)
 
+    @property
+    def scheduler_seconds(self) -> float:
+        """Time of the slowest instance's scheduler, summed over the layers of the pass."""
+        return 1e-9 * sum(max(note.scheduler_ns for note in notes) for notes in self.notes)
+
     def activity(self) -> ExpertActivity | None:
         """Activated experts per instance, summed over the layers of the pass."""
         if not self.notes:

@@ -95,6 +95,7 @@ class AttentionInstance:
             step_seconds=time.perf_counter() - start,
             dispatch_seconds=log.dispatch_seconds,
             combine_seconds=log.combine_seconds,
+            scheduler_seconds=log.scheduler_seconds,
             activity=log.activity(),
         )
 

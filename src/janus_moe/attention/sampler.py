@@ -19,6 +19,9 @@ from torch import Tensor
 
 from janus_moe.messages import SamplingParams
 
+GREEDY_BELOW = 1e-5
+"""Lower temperatures are greedy: the softmax could not be told from it, but could overflow."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingRow:
@@ -48,7 +51,7 @@ def choose_tokens(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
                 _adjust(logits[index], row)
     chosen: list[int] = logits.argmax(dim=-1).tolist()
     for index, row in enumerate(rows):
-        if row.params.temperature > 0:
+        if row.params.temperature >= GREEDY_BELOW:
             chosen[index] = _sample(logits[index], row)
     return chosen
 

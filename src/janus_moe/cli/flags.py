@@ -14,6 +14,7 @@ import msgspec
 import yaml
 from msgspec.inspect import (
     BoolType,
+    Field,
     FloatType,
     IntType,
     LiteralType,
@@ -33,14 +34,11 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 def add_flags(parser: argparse.ArgumentParser, settings: type[msgspec.Struct]) -> None:
     """One `--flag` per field; absent flags leave no trace in the parsed namespace."""
-    info = type_info(settings)
-    assert isinstance(info, StructType)
     group = parser.add_argument_group(settings.__name__.removesuffix("Config").lower())
-    for field in info.fields:
-        kind, description = field.type, ""
-        if isinstance(kind, Metadata):
-            description = (kind.extra_json_schema or {}).get("description", "")
-            kind = kind.type
+    for field in _fields(settings):
+        kind, description = _plain(field.type), ""
+        if isinstance(field.type, Metadata):
+            description = (field.type.extra_json_schema or {}).get("description", "")
         flag = "--" + field.name.replace("_", "-")
         text = description.replace("%", "%%")
         if isinstance(kind, BoolType):
@@ -73,9 +71,13 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def build(settings: type[S], values: Mapping[str, Any]) -> S:
-    """Settings from parsed values; type errors become ConfigError."""
+    """Settings from parsed values; texts such as 32K in a file mean the same as in a flag."""
+    parsers = {field.name: _parser_of(_plain(field.type)) for field in _fields(settings)}
     try:
-        return msgspec.convert(dict(values), type=settings, strict=False)
+        parsed = {k: parsers[k](v) if isinstance(v, str) else v for k, v in values.items()}
+        return msgspec.convert(parsed, type=settings)
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        raise ConfigError(f"invalid setting: {error}") from None
     except msgspec.ValidationError as error:
         raise ConfigError(f"invalid setting: {error}") from None
 
@@ -91,16 +93,33 @@ def split(values: Mapping[str, Any], kinds: Sequence[type[msgspec.Struct]]) -> l
     return [{k: v for k, v in values.items() if k in names} for names in fields]
 
 
+def _fields(settings: type[msgspec.Struct]) -> Sequence[Field]:
+    info = type_info(settings)
+    assert isinstance(info, StructType)
+    return info.fields
+
+
+def _plain(kind: Type) -> Type:
+    return kind.type if isinstance(kind, Metadata) else kind
+
+
+def _number(text: str) -> int:
+    try:
+        return parse_human_int(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _parser_of(kind: Type) -> Any:
     if isinstance(kind, UnionType):
         members = [m for m in kind.types if not isinstance(m, NoneType)]
         words = {v for m in members if isinstance(m, LiteralType) for v in m.values}
         numbers = [m for m in members if isinstance(m, IntType | FloatType)]
         if words and numbers:
-            return lambda text: text if text in words else parse_human_int(text)
+            return lambda text: text if text in words else _number(text)
         return _parser_of(members[0])
     if isinstance(kind, IntType):
-        return parse_human_int
+        return _number
     return float if isinstance(kind, FloatType) else str
 
 

@@ -13,7 +13,7 @@ from janus_moe.cli.flags import add_flags, split
 from janus_moe.config import EngineConfig
 from janus_moe.offline import Completion, Engine
 
-SAMPLING_FLAGS = ("max_tokens", "temperature", "top_k", "top_p", "min_p")
+SAMPLING_FLAGS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "sampling_seed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, default=0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--min-p", type=float, default=0.0)
+    parser.add_argument("--sampling-seed", type=int, help="same seed, same tokens")
     parser.add_argument("--json", action="store_true", help="one JSON object per prompt")
     add_flags(parser, EngineConfig)
 
@@ -35,11 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints each completion after its prompt; everything else goes to standard error."""
     values = dict(vars(arguments))
     prompts, stop, as_json = values.pop("prompt"), values.pop("stop"), values.pop("json")
-    sampling = {name: values.pop(name) for name in SAMPLING_FLAGS}
+    sampling = {name.removeprefix("sampling_"): values.pop(name) for name in SAMPLING_FLAGS}
     (settings,) = split(values, [EngineConfig])
     view = StartupView()
-    with Engine(on_progress=view.progress, **settings) as engine:
-        view.say("ready", f"{len(prompts)} prompts")
+    with Engine(on_plan=view.plan, on_progress=view.progress, **settings) as engine:
+        view.say("ready", f"prompts to complete: {len(prompts)}")
         for completion in engine.generate(prompts, stop, **sampling):
             print(_as_json(completion) if as_json else f"{completion.prompt}{completion.text}")
             sys.stdout.flush()

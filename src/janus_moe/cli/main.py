@@ -22,8 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else ""
     if name not in COMMANDS:
-        _overview().parse_args(arguments)
-        _overview().print_help()
+        overview = _overview()
+        if name and not name.startswith("-"):
+            overview.error(f"there is no command {name!r}; commands are {', '.join(COMMANDS)}")
+        overview.parse_args(arguments)
+        overview.print_help()
         return 2
     module = importlib.import_module(f"janus_moe.cli.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"janus {name}", description=COMMANDS[name])

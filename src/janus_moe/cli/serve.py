@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import sys
 
 from janus_moe.cli.console import StartupView, report_throughput
@@ -44,6 +45,8 @@ def settings(arguments: argparse.Namespace) -> tuple[EngineConfig, ServerConfig]
     merged = {**(read_yaml(path) if path else {}), **values}
     if model is not None:
         merged["model"] = model
+    if key := os.environ.get("JANUS_API_KEY"):
+        merged.setdefault("api_key", key)
     engine_values, server_values = split(merged, [EngineConfig, ServerConfig])
     return build(EngineConfig, engine_values), build(ServerConfig, server_values)
 

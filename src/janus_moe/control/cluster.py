@@ -17,10 +17,11 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+from janus_moe import __version__
 from janus_moe.control.launcher import ProcessLauncher, WorkerProcess, end_processes
 from janus_moe.control.layout import create_region, setup_message, worker_layouts
 from janus_moe.control.resolve import RunPlan
-from janus_moe.errors import WorkerDied, WorkerFailed
+from janus_moe.errors import ServiceError, WorkerDied, WorkerFailed
 from janus_moe.messages import (
     AbortRequest,
     AddRequest,
@@ -95,7 +96,11 @@ class Cluster:
     def send(self, message: ToWorker) -> None:
         """Sends a request message to the worker that hosts its attention instance."""
         assert isinstance(message, AddRequest | AbortRequest)
-        self._post(self._home[message.attention_index], message)
+        name = self._home[message.attention_index]
+        try:
+            self._post(name, message)
+        except zmq.ZMQError as error:
+            raise ServiceError(f"{name} cannot be reached: {error}") from None
 
     async def receive(self) -> FromWorker:
         """The next message; raises WorkerDied once a worker has ended unasked."""
@@ -146,7 +151,12 @@ class Cluster:
         ready: set[str] = set()
         while len(ready) < len(layouts):
             match await self.receive():
-                case Hello(name=name):
+                case Hello(name=name, version=version):
+                    if version != __version__:
+                        raise WorkerFailed(
+                            f"{name} is Janus {version}, the engine {__version__}; install the "
+                            "same version everywhere"
+                        )
                     self._post(name, setup_message(self._plan, layouts[name]))
                 case Progress() as progress:
                     on_progress(progress)

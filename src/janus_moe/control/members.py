@@ -21,6 +21,7 @@ from janus_moe.messages import FromWorker, Progress, Setup, ToWorker
 from janus_moe.model.attention_block import AttentionModel, KvCache
 from janus_moe.model.checkpoint import Checkpoint
 from janus_moe.model.expert_block import ExpertModel
+from janus_moe.model.memory import attention_bytes, expert_pool_bytes
 from janus_moe.policy.paging import BlockManager
 from janus_moe.policy.placement import Placement
 from janus_moe.spec import InstanceId
@@ -107,6 +108,7 @@ class _Builder:
             self._reporter(instance_id),
             config.max_model_len,
         )
+        self._report_loaded(instance_id, attention_bytes(setup.spec))
         cache = KvCache.allocate(setup.spec, setup.num_kv_blocks, config.block_size, self._device)
         instance = AttentionInstance(
             index=instance_id.index,
@@ -132,16 +134,18 @@ class _Builder:
 
     def expert(self, instance_id: InstanceId) -> Member | None:
         setup, index = self._setup, instance_id.index
+        slots = [layer[index] for layer in setup.slots]
         model = ExpertModel.load(
             setup.spec,
             self._checkpoint,
-            [layer[index] for layer in setup.slots],
+            slots,
             self._device,
             self._reporter(instance_id),
         )
         instance = ExpertInstance(
             index, model, self._placement, setup.config.activation_policy, setup.spec.moe_layer_ids
         )
+        self._report_loaded(instance_id, expert_pool_bytes(setup.spec, slots))
         self._send(Progress(instance=instance_id, stage="warm up"))
         instance.warm_up()
         if self._loopback is not None:
@@ -155,6 +159,9 @@ class _Builder:
         exchange = self._loopback or self._region
         assert exchange is not None
         return exchange.attention_port(index, self._rule)
+
+    def _report_loaded(self, instance_id: InstanceId, num_bytes: int) -> None:
+        self._send(Progress(instance=instance_id, stage="load", done_bytes=num_bytes))
 
     def _reporter(self, instance_id: InstanceId) -> Callable[[int], None]:
         """A callback that counts loaded bytes and reports now and then."""

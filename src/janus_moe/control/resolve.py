@@ -88,6 +88,7 @@ def resolve_run(config: EngineConfig, facts: HostFacts) -> RunPlan:
     free = _free_after_weights(config, spec, facts)
     redundant = _redundancy(config, spec, int(free * REPLICA_SHARE), choices)
     free -= redundant * spec.expert_bytes * len(spec.moe_layer_ids)
+    _check_explicit_memory(config, free)
     max_model_len, num_blocks = _kv_size(config, spec, int(free * KV_SHARE), choices)
     placement = initial_placement(
         num_layers=len(spec.moe_layer_ids),
@@ -151,6 +152,21 @@ def _free_after_weights(config: EngineConfig, spec: ModelSpec, facts: HostFacts)
             "use fewer --attention-instances, --dtype bfloat16 or a smaller model"
         )
     return facts.free_bytes - weights
+
+
+def _check_explicit_memory(config: EngineConfig, free_bytes: int) -> None:
+    """free_bytes: left after weights and replicas; below 0 when the replicas do not fit."""
+    if free_bytes < 0:
+        raise ConfigError(
+            f"--redundant-experts {config.redundant_experts} needs "
+            f"{-free_bytes / 2**30:.1f} GiB more memory than is free; use fewer, or auto"
+        )
+    caches = (config.kv_cache_memory_bytes or 0) * config.attention_instances
+    if caches > free_bytes:
+        raise ConfigError(
+            f"--kv-cache-memory-bytes asks for {caches / 2**30:.1f} GiB over all attention "
+            f"instances but {free_bytes / 2**30:.1f} GiB are free after the weights"
+        )
 
 
 def _redundancy(

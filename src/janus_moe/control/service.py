@@ -46,6 +46,10 @@ class Service:
         engine = Engine(plan.config, plan.spec, load_tokenizer(folder), limits)
         return cls(plan=plan, engine=engine, pids={})
 
+    def _progress(self, progress: Progress, on_progress: Callable[[Progress], None]) -> None:
+        self.engine.status_detail = f"{progress.instance}: {progress.stage}"
+        on_progress(progress)
+
     async def run(
         self, ready: asyncio.Event, on_progress: Callable[[Progress], None] = ignore_progress
     ) -> None:
@@ -55,7 +59,7 @@ class Service:
         """
         cluster = Cluster(self.plan)
         try:
-            await cluster.start(on_progress)
+            await cluster.start(lambda progress: self._progress(progress, on_progress))
             self.pids = cluster.pids
             await self.engine.run(cluster, ready)
         except JanusError as error:

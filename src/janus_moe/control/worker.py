@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -27,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 def run(bootstrap: Bootstrap) -> int:
     """Lives until told to stop; returns the exit status."""
-    mailbox = Mailbox(bootstrap, on_orphaned=_leave_at_once)
+    mailbox = Mailbox(bootstrap, on_orphaned=lambda: _leave_at_once(bootstrap))
     mailbox.send(Hello(name=bootstrap.name, pid=os.getpid(), version=__version__))
     try:
         setup = mailbox.inbox.get()
@@ -80,7 +82,9 @@ def _report(name: str, error: Exception, mailbox: Mailbox) -> None:
     mailbox.send(Failed(name=name, error=f"{kind}{error}"))
 
 
-def _leave_at_once() -> None:
+def _leave_at_once(bootstrap: Bootstrap) -> None:
+    """The engine is gone without a word: take its socket's folder along, it cannot."""
+    shutil.rmtree(Path(bootstrap.endpoint.removeprefix("ipc://")).parent, ignore_errors=True)
     os._exit(3)
 
 

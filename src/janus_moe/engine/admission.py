@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from janus_moe.errors import RequestError
 from janus_moe.messages import SamplingParams
+
+UNBOUNDED = 2**63 - 1
+RANGES: tuple[tuple[str, float, float], ...] = (
+    ("max_tokens", 0, UNBOUNDED),
+    ("min_tokens", 0, UNBOUNDED),
+    ("temperature", 0.0, 100.0),
+    ("top_k", 0, UNBOUNDED),
+    ("top_p", 1e-9, 1.0),
+    ("min_p", 0.0, 1.0),
+    ("repetition_penalty", 1e-2, 1e2),
+    ("presence_penalty", -1e2, 1e2),
+    ("frequency_penalty", -1e2, 1e2),
+    ("logprobs", 0, UNBOUNDED),
+    ("prompt_logprobs", 0, UNBOUNDED),
+)
+"""(parameter, lowest, highest) that can be computed; the HTTP side may allow less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +57,20 @@ def admit(prompt_ids: Sequence[int], sampling: SamplingParams, limits: Limits) -
             "--kv-cache-memory-bytes",
             "max_tokens",
         )
-    for token in (*sampling.logit_bias, *sampling.stop_token_ids):
-        if not 0 <= token < limits.vocab_size:
-            raise RequestError(
-                f"token id {token} is outside the vocabulary of {limits.vocab_size}", "logit_bias"
-            )
+    _check_sampling(sampling, limits.vocab_size)
+
+
+def _check_sampling(params: SamplingParams, vocab_size: int) -> None:
+    """Every parameter is in the range in which it means something; NaN is in none."""
+    for name, low, high in RANGES:
+        value = getattr(params, name)
+        if value is not None and not low <= value <= high:
+            raise RequestError(f"{name} must be between {low} and {high}, got {value}", name)
+    for name in ("logit_bias", "stop_token_ids"):
+        for token in getattr(params, name):
+            if not 0 <= token < vocab_size:
+                raise RequestError(
+                    f"{name}: token id {token} is outside the vocabulary of {vocab_size}", name
+                )
+    if not all(math.isfinite(value) for value in params.logit_bias.values()):
+        raise RequestError("logit_bias values must be finite numbers", "logit_bias")

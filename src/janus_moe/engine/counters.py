@@ -29,6 +29,7 @@ class EngineCounters:
     num_steps: int = 0
     dispatch_seconds: float = 0.0
     combine_seconds: float = 0.0
+    scheduler_seconds: float = 0.0
     layer_passes: int = 0
     max_activated: int = 0
 
@@ -41,6 +42,7 @@ class EngineCounters:
         self.num_steps += done.step_seconds > 0
         self.dispatch_seconds += done.dispatch_seconds
         self.combine_seconds += done.combine_seconds
+        self.scheduler_seconds += done.scheduler_seconds
         self.generation_tokens += sum(len(new.token_ids) for new in done.outputs)
         if done.activity is not None:
             self.layer_passes += done.activity.layers
@@ -66,4 +68,5 @@ class EngineCounters:
             expert_load_imbalance=self.max_activated * self.shape.expert / total if total else 0.0,
             dispatch=Timing(count=self.num_steps, total_s=self.dispatch_seconds),
             combine=Timing(count=self.num_steps, total_s=self.combine_seconds),
+            scheduler=Timing(count=self.num_steps, total_s=self.scheduler_seconds),
         )

@@ -7,7 +7,7 @@ reached (it is given them), nor what HTTP is.
 from __future__ import annotations
 
 import asyncio
-import secrets
+import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Protocol
@@ -72,6 +72,7 @@ class Engine:
         self.loads = InstanceLoads(config.attention_instances, limits.cache_tokens)
         self._workers: Workers | None = None
         self._requests: dict[str, RequestRecord] = {}
+        self._seeds = random.Random(config.seed or None)
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -181,7 +182,7 @@ class Engine:
         attention_index: int | None,
     ) -> RequestRecord:
         if sampling.seed is None:
-            sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(63))
+            sampling = msgspec.structs.replace(sampling, seed=self._seeds.getrandbits(63))
         if attention_index is None:
             attention_index = self.loads.choose(prompt_ids)
         record = RequestRecord(

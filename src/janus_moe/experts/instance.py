@@ -8,6 +8,7 @@ sequences or caches.
 
 from __future__ import annotations
 
+import time
 import zlib
 
 import numpy as np
@@ -69,7 +70,9 @@ class ExpertInstance:
         with torch.inference_mode():
             expert_ids, weights = self._model.route(work.ticket.layer, work.hidden)
             ids: NDArray[np.int32] = expert_ids.cpu().numpy()
+            start = time.perf_counter_ns()
             slot_ids, activated = self._own_slots(number, ids)
+            scheduler_ns = time.perf_counter_ns() - start
             partial = self._model.compute(
                 work.ticket.layer,
                 work.hidden,
@@ -77,7 +80,7 @@ class ExpertInstance:
                 weights,
             )
         digest = zlib.crc32(ids.tobytes(), self._epoch)
-        return partial, ReplyNote(routing_digest=digest, activated=activated)
+        return partial, ReplyNote(digest, activated, scheduler_ns)
 
     def _own_slots(self, number: int, ids: NDArray[np.int32]) -> tuple[NDArray[np.int32], int]:
         """Local slot of every (token, k) that falls to this instance, -1 elsewhere, and how many

@@ -29,14 +29,16 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class ReplyNote:
-    """What travels with a reply; both are signed 64-bit.
+    """What travels with a reply; all are signed 64-bit.
 
     routing_digest: equal on all expert instances when they agree on the routing of the batch.
     activated: distinct experts the instance activated.
+    scheduler_ns: nanoseconds its activation scheduler took.
     """
 
     routing_digest: int
     activated: int
+    scheduler_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,8 @@ class Board:
         self._replied = expert[0::LINE_WORDS]
         self._digests = expert[1::LINE_WORDS]
         self._activated = expert[2::LINE_WORDS]
-        self._pids = {"attention": attention[4::LINE_WORDS], "expert": expert[3::LINE_WORDS]}
+        self._scheduler_ns = expert[3::LINE_WORDS]
+        self._pids = {"attention": attention[4::LINE_WORDS], "expert": expert[4::LINE_WORDS]}
         self._fence = make_fence()
 
     # --- writing ------------------------------------------------------------------------------
@@ -98,6 +99,7 @@ class Board:
         """Says that the partial sums of expert instance `index` are in place."""
         self._digests[index] = note.routing_digest
         self._activated[index] = note.activated
+        self._scheduler_ns[index] = note.scheduler_ns
         self._fence()
         self._replied[index] = key
         self._fence()
@@ -149,7 +151,8 @@ class Board:
         return True
 
     def notes(self) -> tuple[ReplyNote, ...]:
-        return tuple(map(ReplyNote, self._digests.tolist(), self._activated.tolist()))
+        columns = (self._digests, self._activated, self._scheduler_ns)
+        return tuple(map(ReplyNote, *(column.tolist() for column in columns)))
 
     def progress(self) -> int:
         """Changes whenever any instance gets anywhere."""
