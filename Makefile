@@ -4,35 +4,44 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SERVE  ?= --attention-instances 1 --expert-instances 2
 
 .PHONY: serve test lint types unit format clean
 
-serve: $(STAMP)
-	$(BIN)/janus serve $(SERVE)
+serve: $(VENV)/.runtime
+	@exec $(BIN)/janus serve $(SERVE)
 
 test: lint types unit
 
-lint: $(STAMP)
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(STAMP)
+types: $(VENV)/.dev
 	$(BIN)/mypy
 
-unit: $(STAMP)
+unit: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-format: $(STAMP)
+format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Janus needs Python 3.11 or newer, this is {v.major}.{v.minor}; set PYTHON=python3.11")'
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Janus needs Python 3.11 or newer, this is {v.major}.{v.minor}: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing Janus and what it needs into $(VENV) (torch is large; a minute or two) ..."
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo "installing the tools of the test suite ..."
+	@$(PIP) --editable '.[dev]'
 	@touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests.e2e.conftest import Model
@@ -11,8 +12,9 @@ from tests.e2e.conftest import Model
 import janus_moe
 from janus_moe.cli import main
 from janus_moe.errors import ConfigError, RequestError
+from janus_moe.offline import Prompt
 
-SETTINGS = {"expert_instances": 2, "max_model_len": 128}
+SETTINGS: dict[str, Any] = {"expert_instances": 2, "max_model_len": 128}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def engine(qwen3: Model) -> Iterator[janus_moe.Engine]:
 
 
 def test_prompts_complete_in_their_order(engine: janus_moe.Engine, qwen3: Model) -> None:
-    prompts = ["hello", [1, 2, 3], "a longer prompt with more tokens"]
+    prompts: list[Prompt] = ["hello", [1, 2, 3], "a longer prompt with more tokens"]
     completions = engine.generate(prompts, max_tokens=20, temperature=0, ignore_eos=True)
     assert [c.prompt for c in completions] == prompts
     for completion in completions:
@@ -48,7 +50,7 @@ def test_bad_prompts_and_settings_are_refused(engine: janus_moe.Engine) -> None:
     with pytest.raises(RequestError, match="context is 128"):
         engine.generate(["x"], max_tokens=500)
     with pytest.raises(RequestError, match="list"):
-        engine.generate("just text")  # type: ignore[arg-type]
+        engine.generate("just text")
     with pytest.raises(ConfigError, match="max_tokens"):
         engine.generate(["x"], max_tokens="many")
     assert engine.generate(["x"], max_tokens=1)[0].token_ids, "the engine lives on"
