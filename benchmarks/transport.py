@@ -10,9 +10,6 @@ experts inline and attention instances in threads, `shm` runs every instance in 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import subprocess
 import sys
 import threading
@@ -23,6 +20,7 @@ from typing import Any
 
 import msgspec
 import torch
+from benchmarks.common import machine_facts, write_json
 
 from janus_moe.errors import ExchangeClosed
 from janus_moe.spec import PoolShape
@@ -85,7 +83,8 @@ def measure_shm(shape: PoolShape, num_steps: int, rule: WaitRule) -> dict[int, l
     address = msgspec.json.encode(region.address).decode()
     instances = [("expert", i) for i in range(shape.expert)]
     instances += [("attention", i) for i in range(1, shape.attention)]
-    command = [sys.executable, __file__, "--steps", str(num_steps), "--spin-us", str(rule.spin_us)]
+    module = [sys.executable, "-m", "benchmarks.transport"]
+    command = [*module, "--steps", str(num_steps), "--spin-us", str(rule.spin_us)]
     processes = [
         subprocess.Popen([*command, "--instance", address, pool, str(index)], pass_fds=region.fds)
         for pool, index in instances
@@ -117,31 +116,6 @@ def summary(seconds: list[float]) -> dict[str, float]:
         f"{name}_us": round(1e6 * ordered[int(share * (len(ordered) - 1))], 1)
         for name, share in quantiles.items()
     }
-
-
-def machine() -> dict[str, Any]:
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in _read(Path("/proc/cpuinfo")).splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-
-def _read(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
 
 
 def measure_all(num_steps: int, rule: WaitRule) -> list[dict[str, Any]]:
@@ -178,12 +152,11 @@ def main() -> None:
         "hidden_size": HIDDEN,
         "dtype": "float32",
         "spin_us": options.spin_us,
-        "commit": commit(),
-        "machine": machine(),
+        "machine": machine_facts(),
         "rows": measure_all(options.steps, rule),
     }
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(options.json, result)
 
 
 if __name__ == "__main__":
