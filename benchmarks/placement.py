@@ -83,7 +83,7 @@ def measure(
     batches: Sequence[Ids], layouts: Mapping[PlacementMethod, LayerLayout]
 ) -> dict[str, float]:
     return {
-        f"{policy}/{method}": float(replay(batches, layout, policy).a_max.mean())
+        f"{policy}/{method}": round(float(replay(batches, layout, policy).a_max.mean()), 4)
         for method, layout in layouts.items()
         for policy in POLICIES
     }
@@ -94,7 +94,7 @@ def estimates(layout: LayerLayout, batches: Sequence[Ids]) -> dict[str, float]:
     active = [np.bincount(ids.ravel(), minlength=layout.num_experts) > 0 for ids in batches]
     probability = np.mean(active, axis=0)
     return {
-        "closed_form": closed_form(layout, probability),
+        "closed_form": round(closed_form(layout, probability), 4),
         "paper_bound": float(paper_bound(layout, probability)),
     }
 

@@ -74,7 +74,7 @@ def drift_figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 topics = "on other topics" if when == "before" else "on these"
                 axes.bar(
                     index + 0.26 * offset + shift,
-                    row[f"{method}, planned {when}"],
+                    100 * (row[f"{method}, planned {when}"] / row["janus, planned after"] - 1),
                     width=0.12,
                     color=colour,
                     alpha=1.0 if when == "before" else 0.55,

@@ -101,18 +101,6 @@ def _path_to_lighter(source, num_movable, hosts, instance_of, load, by_expert, b
 
 
 @_compiled
-def _lightest(expert, hosts, load):  # type: ignore[no-untyped-def]
-    """The least loaded host of an expert, the first of equals."""
-    best = hosts[expert, 0]
-    for replica in range(1, hosts.shape[1]):
-        host = hosts[expert, replica]
-        if host < 0:
-            break
-        best = host if load[host] < load[best] else best
-    return best
-
-
-@_compiled
 def _hashed(expert, hosts, seed):  # type: ignore[no-untyped-def]
     num_replicas = 0
     while num_replicas < hosts.shape[1] and hosts[expert, num_replicas] >= 0:
@@ -136,7 +124,7 @@ def run(  # type: ignore[no-untyped-def]
     by_expert: [NUM_EXPERT_ROWS, 1 + experts] and by_instance: [NUM_INSTANCE_ROWS, instances + 1],
     int32, work space.
     """
-    num_experts = hosts.shape[0]
+    num_experts, max_replicas = hosts.shape
     num_instances = load.shape[0]
     flags, movable, single_load = by_expert[0], by_expert[1], by_instance[0]
     if not _mark_active(expert_ids.reshape(-1), num_experts, flags):
@@ -159,26 +147,29 @@ def run(  # type: ignore[no-untyped-def]
         load[instance] = single_load[instance] if choice == LEAST_LOADED_SINGLES_FIRST else 0
         bound = max(bound, single_load[instance])
 
-    if choice == LEAST_LOADED_SINGLES_FIRST:
-        for index in range(num_movable):
-            expert = movable[index]
-            host = _lightest(expert, hosts, load)
-            instance_of[expert] = host
-            load[host] += 1
-    else:
-        if choice == HASHED:  # of the activated set, in any order
-            for expert in range(num_experts):
-                if flags[expert + 1] != 0:
-                    seed += _mix(np.uint64(expert + 1))
-            seed = _mix(seed)
+    if choice != LEAST_LOADED_SINGLES_FIRST:
+        num_movable = 0  # everybody takes part in the order of ids
         for expert in range(num_experts):
-            if flags[expert + 1] != 0:
-                if choice == HASHED:
-                    host = _hashed(expert, hosts, seed)
-                else:
-                    host = _lightest(expert, hosts, load)
-                instance_of[expert] = host
-                load[host] += 1
+            movable[num_movable] = expert
+            num_movable += flags[expert + 1]
+    if choice == HASHED:
+        for index in range(num_movable):  # a digest of the activated set, in any order
+            seed += _mix(np.uint64(movable[index] + 1))
+        seed = _mix(seed)
+    for index in range(num_movable):
+        expert = movable[index]
+        best = hosts[expert, 0]
+        if choice == HASHED:
+            best = _hashed(expert, hosts, seed)
+        else:  # spelled out: a call would count references of arrays, ten times the work
+            for replica in range(1, max_replicas):
+                host = hosts[expert, replica]
+                if host < 0:
+                    break
+                if load[host] < load[best]:
+                    best = host
+        instance_of[expert] = best
+        load[best] += 1
 
     while True:
         source = 0
