@@ -17,6 +17,7 @@ from janus_moe.policy.activation.reference import (
     schedule_reference,
     split_reference,
 )
+from janus_moe.policy.placement import initial_placement
 
 Ids = NDArray[np.int32]
 
@@ -91,6 +92,20 @@ def test_labels_of_replicas_are_written_instead_of_instances() -> None:
     assert mine.rewrite(ids).labels.tolist() == [[-1, -1], [1, -1]]
     with pytest.raises(ConfigError, match=r"shape of hosts, \(3, 2\); got \(3, 1\)"):
         Scheduler(layout, labels=[[0], [1], [2]])
+
+
+@pytest.mark.parametrize("policy", get_args(Policy))
+def test_local_slots_of_all_instances_cover_every_choice_once(policy: Policy) -> None:
+    placed = initial_placement(1, 20, 3, 7)
+    layout = placed.layer_layout(0)
+    ids = np.random.default_rng(0).integers(-1, 20, (30, 3)).astype(np.int32)
+    instances = Scheduler(layout, policy).rewrite(ids).labels
+    for index in range(3):
+        labels = placed.slot_labels(0, index)
+        slots = Scheduler(layout, policy, labels=labels).rewrite(ids).labels
+        assert ((slots >= 0) == (instances == index)).all()
+        held = np.array(placed.slots[0][index])
+        assert (held[slots[slots >= 0]] == ids[instances == index]).all()
 
 
 def test_token_split_alternates_and_has_no_single_instance_per_expert() -> None:

@@ -86,6 +86,16 @@ class Placement:
         table[list(experts)] = np.arange(len(experts), dtype=np.int32)
         return table
 
+    def slot_labels(self, layer: int, instance: int) -> NDArray[np.int32]:
+        """[experts, max_replicas] int32, `labels` for a `Scheduler` that writes local slots.
+
+        The slot of the replicas on that instance, -1 for those on others; columns as in
+        `layer_layout(layer).hosts`.
+        """
+        hosts = self.layer_layout(layer).hosts
+        slots = self.slot_table(layer, instance)
+        return np.where(hosts == instance, slots[:, None], np.int32(-1))
+
     def replicas(self, layer: int) -> NDArray[np.int32]:
         """[experts] int32, copies of each expert."""
         held = np.array([e for experts in self.slots[layer] for e in experts], np.int64)
