@@ -8,6 +8,7 @@ coactivation  the method `coactivation`
 eplb          the method `eplb`, and EPLB's own algorithm
 replication   how many replicas each expert gets
 filling       instances while they are being filled
+migration     `migration_steps`: from one placement to another while every expert is served
 formats       EPLB's tensors and call, SGLang's file
 """
 
@@ -20,6 +21,7 @@ from janus_moe.policy.placement.formats import (
     write_sglang,
 )
 from janus_moe.policy.placement.methods import PlacementMethod, place_experts
+from janus_moe.policy.placement.migration import migration_steps
 from janus_moe.policy.placement.search import activation_probability, initial_placement
 from janus_moe.policy.placement.sizing import auto_redundancy, even_capacity, validate_shape
 from janus_moe.policy.placement.value import Placement
@@ -33,6 +35,7 @@ __all__ = [
     "even_capacity",
     "from_eplb",
     "initial_placement",
+    "migration_steps",
     "place_experts",
     "read_sglang",
     "rebalance_experts",
