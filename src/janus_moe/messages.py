@@ -96,6 +96,7 @@ class Setup(Message, frozen=True):
     """First message to a worker process: everything it needs to build its instances.
 
     slots: [moe layers][expert instances] logical expert ids hosted there, in slot order.
+    spare_slots: further slots per layer of every expert instance, free at the start.
     """
 
     instances: tuple[InstanceId, ...]
@@ -107,6 +108,7 @@ class Setup(Message, frozen=True):
     num_cores: int
     epoch: int
     slots: tuple[tuple[tuple[int, ...], ...], ...]
+    spare_slots: int = 0
 
 
 class AddRequest(Message, frozen=True):
@@ -127,6 +129,32 @@ class AddRequest(Message, frozen=True):
 class AbortRequest(Message, frozen=True):
     attention_index: int
     request_id: str
+
+
+class PrepareEpoch(Message, frozen=True):
+    """Expert instance `expert_index` loads what the next placement adds, beside what it serves.
+
+    placement: [moe layers][expert instances] logical expert ids, of all instances.
+    Answered by `EpochPrepared` or `EpochFailed`, unless `DropEpoch` comes first.
+    """
+
+    expert_index: int
+    epoch: int
+    placement: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+class DropEpoch(Message, frozen=True):
+    """Forget an epoch that no step will use; what it loaded may be overwritten."""
+
+    expert_index: int
+    epoch: int
+
+
+class UseEpoch(Message, frozen=True):
+    """Every expert instance is prepared: announce steps with this epoch from now on."""
+
+    attention_index: int
+    epoch: int
 
 
 class Stop(Message, frozen=True):
@@ -161,7 +189,10 @@ class Ready(Message, frozen=True):
 
 class StepDone(Message, frozen=True):
     """One step of one attention instance: new tokens and its load. Without a step (step_seconds 0)
-    only the load."""
+    only the load.
+
+    epoch: of the latest step it took part in; every expert instance served that step with it.
+    """
 
     instance: InstanceId
     outputs: tuple[NewTokens, ...]
@@ -174,6 +205,33 @@ class StepDone(Message, frozen=True):
     combine_seconds: float = 0.0
     scheduler_seconds: float = 0.0
     activity: ExpertActivity | None = None
+    epoch: int = 0
+
+
+class ExpertLoad(Message, frozen=True):
+    """What routing did lately, over a window of batches.
+
+    num_batches, num_tokens: [moe layers]. tokens: [moe layers][experts] tokens routed to each.
+    """
+
+    num_batches: tuple[int, ...]
+    num_tokens: tuple[int, ...]
+    tokens: tuple[tuple[int, ...], ...]
+
+
+class EpochPrepared(Message, frozen=True):
+    """An expert instance can serve steps of this epoch as well as of its current one."""
+
+    expert_index: int
+    epoch: int
+
+
+class EpochFailed(Message, frozen=True):
+    """An expert instance cannot prepare an epoch; it goes on serving the current one."""
+
+    expert_index: int
+    epoch: int
+    error: str
 
 
 class Failed(Message, frozen=True):
@@ -183,8 +241,19 @@ class Failed(Message, frozen=True):
     error: str
 
 
-ToWorker = Setup | AddRequest | AbortRequest | Stop
-FromWorker = Hello | Progress | Ready | StepDone | Failed
+ToAttention = AddRequest | AbortRequest | UseEpoch
+ToExpert = PrepareEpoch | DropEpoch
+ToInstance = ToAttention | ToExpert
+ToWorker = Setup | ToInstance | Stop
+FromExpert = ExpertLoad | EpochPrepared | EpochFailed
+FromWorker = Hello | Progress | Ready | StepDone | FromExpert | Failed
+
+
+def recipient(message: ToInstance) -> InstanceId:
+    """The instance that a message is for."""
+    if isinstance(message, ToExpert):
+        return InstanceId(pool="expert", index=message.expert_index)
+    return InstanceId(pool="attention", index=message.attention_index)
 
 
 def encode(message: Message) -> bytes:

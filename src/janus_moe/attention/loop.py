@@ -10,7 +10,7 @@ import queue
 from collections.abc import Callable
 
 from janus_moe.attention.instance import AttentionInstance
-from janus_moe.messages import AbortRequest, AddRequest, FromWorker, Stop, ToWorker
+from janus_moe.messages import AbortRequest, AddRequest, FromWorker, Stop, ToWorker, UseEpoch
 
 
 def serve(
@@ -43,6 +43,8 @@ def _handle(
             case AbortRequest(request_id=request_id):
                 instance.abort(request_id)
                 aborted = True
+            case UseEpoch(epoch=epoch):
+                instance.port.use_epoch(epoch)
             case Stop():
                 return False
             case other:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Names one exchange."""
+    """Names one exchange. epoch: the placement of its step."""
 
     epoch: int
     step: int
@@ -84,6 +84,14 @@ class AttentionPort(Protocol):
         """Announces the next step with `num_tokens` rows (0: idle in it) and returns its number.
 
         Blocks while a peer has not announced the step before, at most the rest of that step.
+        """
+        ...
+
+    def use_epoch(self, epoch: int) -> None:
+        """Steps that this instance announces from now on have placement `epoch` or a later one.
+
+        A step has the latest epoch that any instance announced for it, so all tickets of a step
+        agree and the epochs of steps never fall. Every expert instance must know `epoch` by now.
         """
         ...
 

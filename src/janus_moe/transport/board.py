@@ -5,15 +5,18 @@ that all instances share; this module does not know which, how waiters are woken
 are. Words are stored whole (8 bytes, aligned), and a sequence word after the data it speaks of.
 
 line 0             [closed]
-lines 1..m         [announced, count of even step, count of odd step, dispatched, pid]
+lines 1..m         [announced, count of even step, count of odd step, dispatched, pid,
+                    epoch of even step, epoch of odd step]
 lines m+1..m+n     [replied, routing digest, activated, pid]
 
 announced: steps announced so far (step + 1). dispatched, replied: `exchange_key` of the latest
 exchange. All start at 0, below any key.
 
-Two counts per attention instance are enough: step s+2 is only announced once every instance has
-announced s+1, that is, once every participant of s has combined its last layer, which takes every
-expert's reply. By then nobody reads the counts of step s any more.
+Two counts and epochs per attention instance are enough: step s+2 is only announced once every
+instance has announced s+1, that is, once every participant of s has combined its last layer, which
+takes every expert's reply. By then nobody reads those of step s any more. The epoch of a step is
+the largest that was announced for it; no instance ever announces a smaller one than before, so the
+epochs of steps never fall either.
 """
 
 from __future__ import annotations
@@ -75,6 +78,7 @@ class Board:
         self._digests = expert[1::LINE_WORDS]
         self._activated = expert[2::LINE_WORDS]
         self._scheduler_ns = expert[3::LINE_WORDS]
+        self._epochs = (attention[5::LINE_WORDS], attention[6::LINE_WORDS])
         self._pids = {"attention": attention[4::LINE_WORDS], "expert": expert[4::LINE_WORDS]}
         self._fence = make_fence()
 
@@ -83,8 +87,9 @@ class Board:
     def sign_in(self, instance: InstanceId, pid: int) -> None:
         self._pids[instance.pool][instance.index] = pid
 
-    def announce(self, index: int, step: int, num_tokens: int) -> None:
+    def announce(self, index: int, step: int, num_tokens: int, epoch: int) -> None:
         self._counts[step & 1][index] = num_tokens
+        self._epochs[step & 1][index] = epoch
         self._fence()
         self._announced[index] = step + 1
         self._fence()
@@ -128,6 +133,10 @@ class Board:
         """[attention instances] tokens in `step`; all must have announced it."""
         self._fence()
         return tuple(self._counts[step & 1].tolist())
+
+    def epoch(self, step: int) -> int:
+        """The placement of `step`, the same for whoever asks; all must have announced it."""
+        return int(max(self._epochs[step & 1].tolist()))
 
     def latest_dispatched(self) -> int:
         return int(max(self._dispatched.tolist()))

@@ -51,6 +51,7 @@ class Wiring:
 
     start_experts: makes the experts look at the exchange with this key.
     why_closed: the error that ends all waits once the board is closed.
+    epoch: of the first steps.
     """
 
     attention_bells: Sequence[Bell]
@@ -139,6 +140,8 @@ class LockstepAttention(_Port):
         self._step = board.announced_steps(index) - 1
         self._num_tokens = 0
         self._counts: tuple[int, ...] | None = None
+        self._epoch = wiring.epoch  # of the next announcements
+        self._step_epoch = wiring.epoch
         self._key = 0
         self._in_flight = False
 
@@ -152,13 +155,16 @@ class LockstepAttention(_Port):
         if self._peers:
             self._wait_for_announcements(step - 1, layer=0)
         self._check_open()
-        self._board.announce(self._index, step, num_tokens)
+        self._board.announce(self._index, step, num_tokens, self._epoch)
         for bell in self._peers:
             bell.ring()
         self._step = step
         self._num_tokens = num_tokens
         self._counts = None
         return step
+
+    def use_epoch(self, epoch: int) -> None:
+        self._epoch = max(self._epoch, epoch)
 
     def step_pending(self) -> bool:
         return self._board.latest_announced() > self._step
@@ -182,7 +188,7 @@ class LockstepAttention(_Port):
         # least one of those that arrive together sees all; when two do, the second start is idle.
         if self._board.all_dispatched(key, counts):
             self._wiring.start_experts(key)
-        return Ticket(self._wiring.epoch, self._step, layer)
+        return Ticket(self._step_epoch, self._step, layer)
 
     def combine(self, ticket: Ticket) -> Combined:
         key = exchange_key(ticket.step, ticket.layer)
@@ -213,6 +219,7 @@ class LockstepAttention(_Port):
     def _open_step(self, layer: int) -> tuple[int, ...]:
         self._wait_for_announcements(self._step, layer)
         self._counts = counts = self._board.counts(self._step)
+        self._step_epoch = self._board.epoch(self._step)
         self._store.open_step(counts)
         return counts
 
@@ -253,7 +260,8 @@ class LockstepExpert(_Port):
             return None
         assert self._ready is not None
         key, counts = self._ready
-        ticket = Ticket(self._wiring.epoch, *step_and_layer(key))
+        step, layer = step_and_layer(key)
+        ticket = Ticket(self._board.epoch(step), step, layer)
         return Work(ticket, self._store.batch(counts), counts)
 
     def reply(self, work: Work, partial: Tensor, note: ReplyNote) -> None:
