@@ -40,6 +40,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int | Literal["auto"],
         Meta(description="extra expert replicas per layer in the expert pool; auto: free memory"),
     ] = "auto"
+    rebalance_spare_slots: Annotated[
+        int | Literal["auto"],
+        Meta(description="free slots per layer and expert instance, to move experts; 0: no moves"),
+    ] = "auto"
+    rebalance_interval: Annotated[
+        float, Meta(description="seconds between looks for a better placement; 0: on demand only")
+    ] = 0.0
+    rebalance_bytes_per_step: Annotated[
+        int, Meta(description="weights an expert instance loads per step while it serves")
+    ] = 4 * 2**20
     activation_policy: Annotated[
         Literal["exact", "aebs"], Meta(description="how activated experts are given to replicas")
     ] = "exact"
@@ -74,13 +84,23 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = 1800.0
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_queue"):
+        positive = ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_queue")
+        for name in (*positive, "rebalance_bytes_per_step"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("exchange_timeout", "startup_timeout"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0 seconds")
         for name in ("max_model_len", "kv_cache_memory_bytes"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
+        spare = 1 if self.rebalance_spare_slots == "auto" else self.rebalance_spare_slots
+        interval = self.rebalance_interval
+        _require(spare >= 0, "rebalance_spare_slots", spare, "auto, 0 or more")
+        _require(interval >= 0, "rebalance_interval", interval, "0 (off) or more seconds")
+        if interval and not spare:
+            raise ConfigError(
+                f"--rebalance-interval {interval:g} needs a slot to load into; use "
+                "--rebalance-spare-slots 1 or more"
+            )
         _require(self.threads >= 0, "threads", self.threads, "0 (automatic) or more")
         redundant = 0 if self.redundant_experts == "auto" else self.redundant_experts
         _require(redundant >= 0, "redundant_experts", redundant, "auto, 0 or more")

@@ -4,6 +4,7 @@ JanusError
 |-- ConfigError            a setting or a combination of settings cannot be met
 |-- CheckpointError        a checkpoint is missing something, damaged or unsupported
 |-- RequestError           one request is invalid; the service is fine
+|-- ConflictError          the service is not in a state to do this now
 |-- OverloadedError        the service is full; try again later
 |-- ServiceError           the service cannot answer any request
 |   |-- WorkerDied         a worker process ended while it was needed
@@ -35,6 +36,10 @@ class RequestError(JanusError):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class ConflictError(JanusError):
+    """The service is not in a state to do what was asked; it may be later."""
 
 
 class OverloadedError(JanusError):

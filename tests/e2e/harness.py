@@ -16,18 +16,18 @@ from janus_moe.control.members import build_members
 from janus_moe.control.service import Service
 from janus_moe.engine.engine import Engine
 from janus_moe.errors import ExchangeClosed
+from janus_moe.experts.preparing import LoadPiece
 from janus_moe.messages import (
-    AbortRequest,
-    AddRequest,
     Failed,
     FromWorker,
     SamplingParams,
     Setup,
     Stop,
+    ToInstance,
     TokenLogprob,
-    ToWorker,
+    recipient,
 )
-from janus_moe.spec import InstanceId
+from janus_moe.model.piecewise import Piece
 
 START_TIMEOUT_S = 100.0
 
@@ -87,13 +87,15 @@ async def running(folder: Path, **settings: Any) -> AsyncIterator[Service]:
 
 
 @contextlib.asynccontextmanager
-async def running_in_threads(folder: Path, **settings: Any) -> AsyncIterator[Engine]:
+async def running_in_threads(
+    folder: Path, load_piece: LoadPiece = Piece.load, **settings: Any
+) -> AsyncIterator[Engine]:
     """The same engine and instances in this process: quick to start, and `shm` still goes through
-    shared memory and doorbells."""
+    shared memory and doorbells. load_piece: how experts that move are read."""
     service = Service.prepare(EngineConfig(model=str(folder), **settings))
-    workers = ThreadWorkers(service)
+    workers = ThreadWorkers(service, load_piece)
     ready = asyncio.Event()
-    task = asyncio.create_task(service.engine.run(workers, ready))
+    task = asyncio.create_task(service.serve(workers, ready))
     waiter = asyncio.create_task(ready.wait())
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
@@ -112,7 +114,7 @@ async def running_in_threads(folder: Path, **settings: Any) -> AsyncIterator[Eng
 class ThreadWorkers:
     """`engine.Workers` whose instances are threads of this process."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, load_piece: LoadPiece) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[FromWorker] = asyncio.Queue()
         self._region = create_region(service.plan)
@@ -120,7 +122,7 @@ class ThreadWorkers:
         self._members = {}
         for layout in worker_layouts(service.plan):
             setup: Setup = setup_message(service.plan, layout)
-            for member in build_members(setup, shm, self._emit):
+            for member in build_members(setup, shm, self._emit, load_piece):
                 self._members[member.id] = member
         self._threads = [
             threading.Thread(target=self._live, args=(member,), daemon=True)
@@ -129,9 +131,8 @@ class ThreadWorkers:
         for thread in self._threads:
             thread.start()
 
-    def send(self, message: ToWorker) -> None:
-        assert isinstance(message, AddRequest | AbortRequest)
-        self._members[InstanceId(pool="attention", index=message.attention_index)].post(message)
+    def send(self, message: ToInstance) -> None:
+        self._members[recipient(message)].post(message)
 
     async def receive(self) -> FromWorker:
         return await self._queue.get()

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 from janus_moe.config import EngineConfig
 from janus_moe.engine.chunks import Status, TokenChunk
+from janus_moe.engine.expert_pool import RebalanceStatus
 from janus_moe.engine.text.detokenizer import Detokenizer
 from janus_moe.engine.text.stopping import StopStrings
 from janus_moe.engine.text.tokenizer import Tokenizer
-from janus_moe.messages import SamplingParams, TokenLogprob
+from janus_moe.messages import ExpertLoad, SamplingParams, TokenLogprob
+from janus_moe.policy.placement import Placement
 from janus_moe.server.backend import EngineSnapshot, Timing
 from janus_moe.spec import GqaSpec, ModelSpec, MoeSpec, RopeSpec, RouterSpec
 
@@ -42,6 +44,28 @@ def tiny_spec(vocab_size: int, max_position: int) -> ModelSpec:
 
 
 @dataclass
+class FakeExpertPool:
+    """refusal: raised by every rebalance. asked: the slots of each."""
+
+    placement: Placement = field(
+        default_factory=lambda: Placement(epoch=7, num_experts=2, slots=(((0,), (1,), (0, 1)),))
+    )
+    load: ExpertLoad | None = None
+    status: RebalanceStatus = field(default_factory=RebalanceStatus)
+    refusal: Exception | None = None
+    asked: list[object] = field(default_factory=list)
+
+    async def rebalance(
+        self, slots: Sequence[Sequence[Sequence[int]]] | None = None
+    ) -> RebalanceStatus:
+        if self.refusal is not None:
+            raise self.refusal
+        self.asked.append(slots)
+        self.status = RebalanceStatus(state="loading", target_epoch=9, step=1, num_steps=2)
+        return self.status
+
+
+@dataclass
 class FakeEngine:
     """Serves `reply` where given, otherwise text drawn from prompt and seed.
 
@@ -65,6 +89,7 @@ class FakeEngine:
     )
 
     def __post_init__(self) -> None:
+        self.expert_pool = FakeExpertPool()
         self.config = EngineConfig(model="tiny-moe")
         self.spec = tiny_spec(self.tokenizer.vocab_size, self.max_model_len)
 

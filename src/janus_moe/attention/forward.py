@@ -18,11 +18,12 @@ from janus_moe.transport import AttentionPort, ReplyNote
 
 @dataclass(slots=True)
 class ExchangeLog:
-    """What one pass saw of the expert pool."""
+    """What one pass saw of the expert pool. epoch: the placement it used."""
 
     dispatch_seconds: float = 0.0
     combine_seconds: float = 0.0
     notes: list[tuple[ReplyNote, ...]] = field(default_factory=list)
+    epoch: int = 0
 
     @property
     def scheduler_seconds(self) -> float:
@@ -62,6 +63,7 @@ def _through_experts(
     """Routed plus shared experts of one layer, [tokens, hidden] in the model's dtype."""
     start = time.perf_counter()
     ticket = port.dispatch(layer, normed)
+    log.epoch = ticket.epoch
     log.dispatch_seconds += time.perf_counter() - start
     shared = model.shared(layer, normed)
     start = time.perf_counter()

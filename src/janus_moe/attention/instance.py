@@ -58,6 +58,7 @@ class AttentionInstance:
         self._batcher = Batcher(blocks, limits.max_num_seqs, limits.max_num_batched_tokens)
         self._max_model_len = limits.max_model_len
         self._requests: dict[str, ActiveRequest] = {}
+        self._epoch = 0  # of the latest step
 
     @property
     def has_work(self) -> bool:
@@ -89,6 +90,7 @@ class AttentionInstance:
             self.port.begin_step(plan.num_tokens)
             hidden = forward(self._model, self._cache, step_input, self.port, log)
             outputs = self._produce(plan, hidden)
+        self._epoch = log.epoch
         return msgspec.structs.replace(
             self.report(),
             outputs=outputs,
@@ -97,6 +99,7 @@ class AttentionInstance:
             combine_seconds=log.combine_seconds,
             scheduler_seconds=log.scheduler_seconds,
             activity=log.activity(),
+            epoch=self._epoch,
         )
 
     def report(self) -> StepDone:
@@ -108,6 +111,7 @@ class AttentionInstance:
             num_waiting=self._batcher.num_waiting,
             kv_usage=self._blocks.usage,
             num_preemptions=self._batcher.num_preemptions,
+            epoch=self._epoch,
         )
 
     def _produce(self, plan: StepPlan, hidden: Tensor) -> tuple[NewTokens, ...]:

@@ -23,17 +23,17 @@ from janus_moe.control.layout import create_region, setup_message, worker_layout
 from janus_moe.control.resolve import RunPlan
 from janus_moe.errors import ServiceError, WorkerDied, WorkerFailed
 from janus_moe.messages import (
-    AbortRequest,
-    AddRequest,
     Failed,
     FromWorker,
     Hello,
     Progress,
     Ready,
     Stop,
+    ToInstance,
     ToWorker,
     decode_from_worker,
     encode,
+    recipient,
 )
 from janus_moe.transport import ShmRegion
 
@@ -65,10 +65,7 @@ class Cluster:
         self._stopping = False
         self._stage = "starting"
         self._home = {
-            instance.index: layout.name
-            for layout in self._layouts
-            for instance in layout.instances
-            if instance.pool == "attention"
+            instance: layout.name for layout in self._layouts for instance in layout.instances
         }
 
     @property
@@ -93,10 +90,9 @@ class Cluster:
             await self.close(grace_s=FAILED_GRACE_S)
             raise
 
-    def send(self, message: ToWorker) -> None:
-        """Sends a request message to the worker that hosts its attention instance."""
-        assert isinstance(message, AddRequest | AbortRequest)
-        name = self._home[message.attention_index]
+    def send(self, message: ToInstance) -> None:
+        """Sends a message to the worker that hosts the instance it is for."""
+        name = self._home[recipient(message)]
         try:
             self._post(name, message)
         except zmq.ZMQError as error:

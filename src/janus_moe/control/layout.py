@@ -87,4 +87,5 @@ def setup_message(plan: RunPlan, layout: WorkerLayout) -> Setup:
         num_cores=plan.num_cores,
         epoch=plan.placement.epoch,
         slots=plan.placement.slots,
+        spare_slots=plan.spare_slots,
     )

@@ -17,11 +17,13 @@ from janus_moe.attention.instance import AttentionInstance, StepLimits
 from janus_moe.attention.loop import serve as serve_attention
 from janus_moe.experts.instance import ExpertInstance
 from janus_moe.experts.loop import serve as serve_experts
+from janus_moe.experts.preparing import EpochPreparer, LoadPiece
 from janus_moe.messages import FromWorker, Progress, Setup, ToWorker
 from janus_moe.model.attention_block import AttentionModel, KvCache
 from janus_moe.model.checkpoint import Checkpoint
 from janus_moe.model.expert_block import ExpertModel
 from janus_moe.model.memory import attention_bytes, expert_pool_bytes
+from janus_moe.model.piecewise import Piece
 from janus_moe.policy.paging import BlockManager
 from janus_moe.policy.placement import Placement
 from janus_moe.spec import InstanceId
@@ -40,8 +42,8 @@ REPORT_EVERY_S = 0.2
 
 
 class Member:
-    """An instance in a worker: its inbox, and the work of its thread (none in loopback, where the
-    attention instances run the experts)."""
+    """An instance in a worker: its inbox, and the work of its thread (in loopback, where attention
+    instances run the experts, an expert's thread only prepares epochs)."""
 
     def __init__(
         self,
@@ -64,25 +66,31 @@ class Member:
         self._work(self._inbox)
 
 
-def build_members(setup: Setup, shm: ShmAddress | None, send: Send) -> Sequence[Member]:
+def build_members(
+    setup: Setup, shm: ShmAddress | None, send: Send, load_piece: LoadPiece = Piece.load
+) -> Sequence[Member]:
     """Loads and warms up the instances of a worker.
 
     Experts come first: in loopback the attention instances call them.
+    load_piece: how weights are read while the service runs; tests pass faults.
     """
     torch.set_num_threads(setup.num_threads)
     numba.set_num_threads(min(setup.num_threads, numba.config.NUMBA_NUM_THREADS))
-    builder = _Builder(setup, shm, send)
+    builder = _Builder(setup, shm, send, load_piece)
     experts = [builder.expert(i) for i in setup.instances if i.pool == "expert"]
     attention = [builder.attention(i) for i in setup.instances if i.pool == "attention"]
-    return [*attention, *(member for member in experts if member is not None)]
+    return [*attention, *experts]
 
 
 class _Builder:
     """Shares what the instances of one worker have in common."""
 
-    def __init__(self, setup: Setup, shm: ShmAddress | None, send: Send) -> None:
+    def __init__(
+        self, setup: Setup, shm: ShmAddress | None, send: Send, load_piece: LoadPiece
+    ) -> None:
         self._setup = setup
         self._send = send
+        self._load_piece = load_piece
         self._device = torch.device(setup.config.device)
         self._checkpoint = Checkpoint.open(Path(setup.checkpoint))
         self._placement = Placement(
@@ -132,7 +140,7 @@ class _Builder:
             lambda inbox: serve_attention(instance, inbox, self._send),
         )
 
-    def expert(self, instance_id: InstanceId) -> Member | None:
+    def expert(self, instance_id: InstanceId) -> Member:
         setup, index = self._setup, instance_id.index
         slots = [layer[index] for layer in setup.slots]
         model = ExpertModel.load(
@@ -141,19 +149,36 @@ class _Builder:
             slots,
             self._device,
             self._reporter(instance_id),
+            setup.spare_slots,
         )
         instance = ExpertInstance(
-            index, model, self._placement, setup.config.activation_policy, setup.spec.moe_layer_ids
+            index,
+            model,
+            self._placement,
+            setup.config.activation_policy,
+            setup.spec.moe_layer_ids,
+            on_load=self._send if index == 0 else None,  # all see the same routing
+        )
+        preparer = EpochPreparer(
+            instance,
+            self._checkpoint,
+            setup.config.rebalance_bytes_per_step,
+            self._send,
+            self._load_piece,
         )
         self._report_loaded(instance_id, expert_pool_bytes(setup.spec, slots))
         self._send(Progress(instance=instance_id, stage="warm up"))
         instance.warm_up()
         if self._loopback is not None:
             self._loopback.serve(index, instance.serve_once)
-            return None
+            return Member(instance_id, lambda: None, preparer.serve)
         assert self._region is not None
         port: ExpertPort = self._region.expert_port(index, self._rule)
-        return Member(instance_id, port.wake, lambda inbox: serve_experts(instance, port, inbox))
+        return Member(
+            instance_id,
+            port.wake,
+            lambda inbox: serve_experts(instance, preparer, port, inbox),
+        )
 
     def _attention_port(self, index: int) -> AttentionPort:
         exchange = self._loopback or self._region

@@ -47,13 +47,15 @@ class HostFacts:
 class RunPlan:
     """A run in which nothing is left to decide.
 
-    num_kv_blocks: per attention instance. choices: what was automatic, as sentences for people.
+    spare_slots: per layer and expert instance. num_kv_blocks: per attention instance.
+    choices: what was automatic, as sentences for people.
     """
 
     config: EngineConfig
     spec: ModelSpec
     folder: Path
     placement: Placement
+    spare_slots: int
     num_kv_blocks: int
     max_model_len: int
     attention_threads: int
@@ -86,8 +88,11 @@ def resolve_run(config: EngineConfig, facts: HostFacts) -> RunPlan:
         choices.append(f"dtype {spec.dtype}")
     transport = _transport(config, choices)
     free = _free_after_weights(config, spec, facts)
+    one_slot = spec.expert_bytes * len(spec.moe_layer_ids)
+    spare = _spare_slots(config, spec, int(free * REPLICA_SHARE), choices)
+    free -= spare * config.expert_instances * one_slot
     redundant = _redundancy(config, spec, int(free * REPLICA_SHARE), choices)
-    free -= redundant * spec.expert_bytes * len(spec.moe_layer_ids)
+    free -= redundant * one_slot
     _check_explicit_memory(config, free)
     max_model_len, num_blocks = _kv_size(config, spec, int(free * KV_SHARE), choices)
     placement = initial_placement(
@@ -103,6 +108,7 @@ def resolve_run(config: EngineConfig, facts: HostFacts) -> RunPlan:
         dtype=spec.dtype,
         transport=transport,
         redundant_experts=redundant,
+        rebalance_spare_slots=spare,
         max_model_len=max_model_len,
     )
     expert_sharers = 1 if shared_process else config.expert_instances
@@ -111,6 +117,7 @@ def resolve_run(config: EngineConfig, facts: HostFacts) -> RunPlan:
         spec=spec,
         folder=folder,
         placement=placement,
+        spare_slots=spare,
         num_kv_blocks=num_blocks,
         max_model_len=max_model_len,
         attention_threads=threads or max(1, facts.cores // config.attention_instances),
@@ -128,6 +135,25 @@ def _dtype(config: EngineConfig) -> Literal["auto", "float32", "bfloat16"]:
 
 def _explicit_redundancy(config: EngineConfig) -> int:
     return 0 if config.redundant_experts == "auto" else config.redundant_experts
+
+
+def _spare_slots(
+    config: EngineConfig, spec: ModelSpec, budget_bytes: int, choices: list[str]
+) -> int:
+    """None where there is nothing to move between; never more than an instance could need."""
+    if config.expert_instances == 1:
+        if config.rebalance_interval:
+            raise ConfigError(
+                f"--rebalance-interval {config.rebalance_interval:g} needs instances to move "
+                "experts between; use --expert-instances 2 or more"
+            )
+        return 0
+    if config.rebalance_spare_slots != "auto":
+        return min(config.rebalance_spare_slots, spec.moe.num_experts)
+    needed = config.expert_instances * spec.expert_bytes * len(spec.moe_layer_ids)
+    spare = 1 if needed <= budget_bytes or config.rebalance_interval else 0
+    choices.append(f"{spare} spare slots per layer and expert instance")
+    return spare
 
 
 def _transport(config: EngineConfig, choices: list[str]) -> TransportName:
@@ -155,11 +181,12 @@ def _free_after_weights(config: EngineConfig, spec: ModelSpec, facts: HostFacts)
 
 
 def _check_explicit_memory(config: EngineConfig, free_bytes: int) -> None:
-    """free_bytes: left after weights and replicas; below 0 when the replicas do not fit."""
+    """free_bytes: left after weights, replicas and spare slots; below 0 when they do not fit."""
     if free_bytes < 0:
         raise ConfigError(
-            f"--redundant-experts {config.redundant_experts} needs "
-            f"{-free_bytes / 2**30:.1f} GiB more memory than is free; use fewer, or auto"
+            f"--redundant-experts {config.redundant_experts} and --rebalance-spare-slots "
+            f"{config.rebalance_spare_slots} need {-free_bytes / 2**30:.1f} GiB more memory than "
+            "is free; use fewer"
         )
     caches = (config.kv_cache_memory_bytes or 0) * config.attention_instances
     if caches > free_bytes:

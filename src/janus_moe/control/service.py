@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from janus_moe.config import EngineConfig
 from janus_moe.control.cluster import FAILED_GRACE_S, Cluster
+from janus_moe.control.rebalance import Rebalancer
 from janus_moe.control.resolve import RunPlan, host_facts, resolve_run
 from janus_moe.engine.admission import Limits
-from janus_moe.engine.engine import Engine
+from janus_moe.engine.engine import Engine, Workers
 from janus_moe.engine.text.tokenizer import load_tokenizer
 from janus_moe.errors import JanusError
 from janus_moe.messages import Progress
@@ -27,10 +28,12 @@ def ignore_progress(_: Progress) -> None:
 
 @dataclass(slots=True)
 class Service:
-    """plan: what was decided. engine: takes requests once it is ready."""
+    """plan: what was decided. engine: takes requests once it is ready. rebalancer: moves experts
+    between its instances."""
 
     plan: RunPlan
     engine: Engine
+    rebalancer: Rebalancer
     pids: dict[str, int]
 
     @classmethod
@@ -43,8 +46,9 @@ class Service:
             cache_tokens=plan.num_kv_blocks * plan.config.block_size,
             vocab_size=plan.spec.vocab_size,
         )
-        engine = Engine(plan.config, plan.spec, load_tokenizer(folder), limits)
-        return cls(plan=plan, engine=engine, pids={})
+        rebalancer = Rebalancer(plan)
+        engine = Engine(plan.config, plan.spec, load_tokenizer(folder), limits, rebalancer)
+        return cls(plan=plan, engine=engine, rebalancer=rebalancer, pids={})
 
     def _progress(self, progress: Progress, on_progress: Callable[[Progress], None]) -> None:
         self.engine.status_detail = f"{progress.instance}: {progress.stage}"
@@ -61,7 +65,7 @@ class Service:
         try:
             await cluster.start(lambda progress: self._progress(progress, on_progress))
             self.pids = cluster.pids
-            await self.engine.run(cluster, ready)
+            await self.serve(cluster, ready)
         except JanusError as error:
             self.engine.mark_dead(str(error))
             await cluster.close(grace_s=FAILED_GRACE_S)
@@ -71,3 +75,8 @@ class Service:
             raise
         finally:
             await cluster.close()
+
+    async def serve(self, workers: Workers, ready: asyncio.Event) -> None:
+        """Serves with workers that are ready, until cancelled or one is lost."""
+        async with self.rebalancer.watching(workers) as watched:
+            await self.engine.run(watched, ready)

@@ -21,8 +21,7 @@ from janus_moe.control.bootstrap import Bootstrap
 from janus_moe.control.mailbox import Mailbox
 from janus_moe.control.members import Member, build_members
 from janus_moe.errors import ExchangeClosed, JanusError
-from janus_moe.messages import AbortRequest, AddRequest, Failed, Hello, Ready, Setup, Stop
-from janus_moe.spec import InstanceId
+from janus_moe.messages import Failed, Hello, Ready, Setup, Stop, recipient
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +64,8 @@ def _serve(name: str, members: Sequence[Member], mailbox: Mailbox) -> int:
     for thread in threads:
         thread.start()
     while not isinstance(message := mailbox.inbox.get(), Stop):
-        if isinstance(message, AddRequest | AbortRequest):
-            home = InstanceId(pool="attention", index=message.attention_index)
+        if not isinstance(message, Setup):
+            home = recipient(message)
             next(member for member in members if member.id == home).post(message)
     for member in members:
         member.post(Stop())

@@ -32,6 +32,7 @@ class EngineCounters:
     scheduler_seconds: float = 0.0
     layer_passes: int = 0
     max_activated: int = 0
+    placement_epoch: int = 0
 
     @classmethod
     def zero(cls, shape: PoolShape) -> EngineCounters:
@@ -44,6 +45,7 @@ class EngineCounters:
         self.combine_seconds += done.combine_seconds
         self.scheduler_seconds += done.scheduler_seconds
         self.generation_tokens += sum(len(new.token_ids) for new in done.outputs)
+        self.placement_epoch = max(self.placement_epoch, done.epoch)
         if done.activity is not None:
             self.layer_passes += done.activity.layers
             self.max_activated += done.activity.max_activated
@@ -69,4 +71,5 @@ class EngineCounters:
             dispatch=Timing(count=self.num_steps, total_s=self.dispatch_seconds),
             combine=Timing(count=self.num_steps, total_s=self.combine_seconds),
             scheduler=Timing(count=self.num_steps, total_s=self.scheduler_seconds),
+            placement_epoch=self.placement_epoch,
         )

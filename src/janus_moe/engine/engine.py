@@ -18,6 +18,7 @@ from janus_moe.config import EngineConfig
 from janus_moe.engine.admission import Limits, admit
 from janus_moe.engine.chunks import Status, TokenChunk
 from janus_moe.engine.counters import EngineCounters
+from janus_moe.engine.expert_pool import ExpertPool
 from janus_moe.engine.load import InstanceLoads
 from janus_moe.engine.request import RequestRecord
 from janus_moe.engine.snapshot import EngineSnapshot
@@ -32,7 +33,7 @@ from janus_moe.messages import (
     FromWorker,
     SamplingParams,
     StepDone,
-    ToWorker,
+    ToInstance,
 )
 from janus_moe.spec import ModelSpec
 
@@ -42,8 +43,8 @@ WARM_UP_TOKENS = 2
 class Workers(Protocol):
     """The running attention and expert instances, as far as the engine needs them."""
 
-    def send(self, message: ToWorker) -> None:
-        """Sends a request message to the attention instance it names."""
+    def send(self, message: ToInstance) -> None:
+        """Sends a message to the instance it is for."""
 
     async def receive(self) -> FromWorker:
         """The next message of any worker; raises WorkerDied when one has ended."""
@@ -60,12 +61,18 @@ class Engine:
     """
 
     def __init__(
-        self, config: EngineConfig, spec: ModelSpec, tokenizer: Tokenizer, limits: Limits
+        self,
+        config: EngineConfig,
+        spec: ModelSpec,
+        tokenizer: Tokenizer,
+        limits: Limits,
+        expert_pool: ExpertPool,
     ) -> None:
         self.config = config
         self.spec = spec
         self.tokenizer = tokenizer
         self.limits = limits
+        self.expert_pool = expert_pool
         self.status: Status = "loading"
         self.status_detail = "starting"
         self.counters = EngineCounters.zero(config.shape)
@@ -225,7 +232,7 @@ class Engine:
                 case Failed(name=name, error=error):
                     raise WorkerFailed(f"{name} failed: {error}")
                 case _:
-                    pass  # late progress messages
+                    pass  # late progress, and what concerns the placement
 
     def _on_step(self, done: StepDone) -> None:
         self.loads.report(done)

@@ -8,19 +8,28 @@ sequences or caches.
 
 from __future__ import annotations
 
+import threading
 import time
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from janus_moe.errors import ExchangeError
+from janus_moe.experts.epoch import Epoch, first_tables, make_epoch
+from janus_moe.messages import ExpertLoad
 from janus_moe.model.expert_block import ExpertModel
-from janus_moe.policy.activation import Policy, Scheduler
+from janus_moe.policy.activation import Policy
 from janus_moe.policy.placement import Placement
+from janus_moe.policy.statistics import RoutingWindow
 from janus_moe.transport import ExpertPort, ReplyNote, Ticket, Work
 
 WARM_UP_TOKENS = (1, 4, 128)
+REPORT_EVERY_S = 1.0
+
+OnLoad = Callable[[ExpertLoad], None]
 
 
 class ExpertInstance:
@@ -28,6 +37,9 @@ class ExpertInstance:
 
     model: router weights of all experts, expert weights of this instance's slots.
     layers: model layer id -> MoE layer number, as in `ModelSpec.moe_layer_ids`.
+    on_load: told about once a second what routing did; None: somebody else reports.
+
+    One thread serves. Another may `offer` epochs and watch `stepped`.
     """
 
     def __init__(
@@ -37,14 +49,32 @@ class ExpertInstance:
         placement: Placement,
         policy: Policy,
         layers: tuple[int, ...],
+        on_load: OnLoad | None = None,
     ) -> None:
         self.index = index
-        self._model = model
-        self._epoch = placement.epoch
+        self.model = model
+        self.policy = policy
+        self.layers = layers
+        self.stepped = threading.Event()  # set once per step, cleared by whoever watches
         self._moe_layer = {layer: number for number, layer in enumerate(layers)}
-        numbers = range(len(layers))
-        self._schedulers = [Scheduler(placement.layer_layout(n), policy) for n in numbers]
-        self._slots = [placement.slot_table(n, index) for n in numbers]
+        self._epoch = make_epoch(placement, index, first_tables(placement, index), policy)
+        self._offered: dict[int, Epoch] = {}
+        self._on_load = on_load
+        self._window = RoutingWindow(len(layers), placement.num_experts, coactivation_stride=0)
+        self._reported_at = 0.0
+
+    @property
+    def epoch(self) -> Epoch:
+        """What the latest step was served with."""
+        return self._epoch
+
+    def offer(self, epoch: Epoch) -> None:
+        """From now on steps may come with this epoch; its weights are in their slots."""
+        self._offered[epoch.number] = epoch
+
+    def withdraw(self, number: int) -> None:
+        """No step will come with this epoch."""
+        self._offered.pop(number, None)
 
     def serve_once(self, port: ExpertPort) -> None:
         """Answers one exchange, or nothing when `port` was woken for another reason."""
@@ -52,41 +82,64 @@ class ExpertInstance:
         if work is not None:
             partial, note = self.compute(work)
             port.reply(work, partial, note)
+            if work.ticket.layer == self.layers[-1]:
+                self._end_of_step()
 
     def warm_up(self) -> None:
         """Compiles what compiles on first use, for one token and for many."""
-        spec, layer = self._model.spec, min(self._moe_layer)
-        device = self._model.layers[layer].router.device
+        spec, layer = self.model.spec, self.layers[0]
+        device = self.model.layers[layer].router.device
         for num_tokens in WARM_UP_TOKENS:
             hidden = torch.ones(
                 num_tokens, spec.hidden_size, dtype=getattr(torch, spec.dtype), device=device
             )
-            ticket = Ticket(epoch=self._epoch, step=0, layer=layer)
+            ticket = Ticket(epoch=self._epoch.number, step=0, layer=layer)
             self.compute(Work(ticket=ticket, hidden=hidden, num_tokens=(num_tokens,)))
+        self._window = RoutingWindow(len(self.layers), spec.moe.num_experts, coactivation_stride=0)
 
     def compute(self, work: Work) -> tuple[torch.Tensor, ReplyNote]:
         """Partial sums [tokens, hidden] float32 of this instance's replicas for one layer."""
+        if work.ticket.epoch != self._epoch.number:
+            self._switch(work.ticket)
         number = self._moe_layer[work.ticket.layer]
         with torch.inference_mode():
-            expert_ids, weights = self._model.route(work.ticket.layer, work.hidden)
+            expert_ids, weights = self.model.route(work.ticket.layer, work.hidden)
             ids: NDArray[np.int32] = expert_ids.cpu().numpy()
             start = time.perf_counter_ns()
-            slot_ids, activated = self._own_slots(number, ids)
+            slot_ids, activated, _ = self._epoch.schedulers[number].rewrite(ids)
             scheduler_ns = time.perf_counter_ns() - start
-            partial = self._model.compute(
+            partial = self.model.compute(
                 work.ticket.layer,
                 work.hidden,
                 torch.from_numpy(slot_ids).to(expert_ids.device),
                 weights,
             )
-        digest = zlib.crc32(ids.tobytes(), self._epoch)
-        return partial, ReplyNote(digest, activated, scheduler_ns)
+        if self._on_load is not None:
+            self._window.record(number, ids)
+        digest = zlib.crc32(ids.tobytes(), self._epoch.number)
+        return partial, ReplyNote(digest, int(activated[self.index]), scheduler_ns)
 
-    def _own_slots(self, number: int, ids: NDArray[np.int32]) -> tuple[NDArray[np.int32], int]:
-        """Local slot of every (token, k) that falls to this instance, -1 elsewhere, and how many
-        distinct experts that activates here."""
-        assignment = self._schedulers[number].schedule(ids)
-        local = np.full(len(self._slots[number]) + 1, -1, dtype=np.int32)  # [-1] is padding's
-        mine = assignment.instance_of_expert == self.index
-        np.copyto(local[:-1], self._slots[number], where=mine)
-        return local[ids], int(assignment.activated[self.index])
+    def _switch(self, ticket: Ticket) -> None:
+        """Serves with another epoch from now on; earlier ones never come again."""
+        epoch = self._offered.pop(ticket.epoch, None)
+        if epoch is None:
+            raise ExchangeError(
+                f"expert {self.index} serves epoch {self._epoch.number} and was not prepared for "
+                f"epoch {ticket.epoch} of step {ticket.step}"
+            )
+        self._epoch = epoch
+
+    def _end_of_step(self) -> None:
+        self.stepped.set()
+        now = time.monotonic()
+        if self._on_load is None or now - self._reported_at < REPORT_EVERY_S:
+            return
+        self._reported_at = now
+        seen = self._window.read()
+        self._on_load(
+            ExpertLoad(
+                num_batches=tuple(seen.num_batches.tolist()),
+                num_tokens=tuple(seen.num_tokens.tolist()),
+                tokens=tuple(map(tuple, seen.tokens.tolist())),
+            )
+        )

@@ -23,8 +23,8 @@ class ExpertLayer:
     """One MoE layer's share of an instance.
 
     router: [experts, hidden] over all logical experts; router_bias: [experts] float32.
-    slots: logical expert in each slot. gate_up: [slots, 2 * width, hidden], gate above up;
-    down: [slots, hidden, width].
+    slots: logical expert in each slot at the start. gate_up: [slots + spare, 2 * width, hidden],
+    gate above up; down: [slots + spare, hidden, width].
     """
 
     router: Tensor
@@ -49,14 +49,19 @@ class ExpertModel:
         slots_per_layer: Sequence[Sequence[int]],
         device: torch.device | str,
         on_bytes: OnBytes = ignore_bytes,
+        spare_slots: int = 0,
     ) -> ExpertModel:
         """slots_per_layer: [moe layers][slots] logical expert ids; an expert may have several.
 
         on_bytes: called with the bytes of each tensor; `expert_pool_bytes` in total.
+        spare_slots: more room per layer, to be filled later.
         """
         loader = Loader(spec, checkpoint, torch.device(device), on_bytes)
         layers = zip(spec.moe_layer_ids, slots_per_layer, strict=True)
-        return cls(spec, {layer: _load_layer(loader, spec, layer, s) for layer, s in layers})
+        return cls(
+            spec,
+            {layer: _load_layer(loader, spec, layer, s, spare_slots) for layer, s in layers},
+        )
 
     def route(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(expert_ids [tokens, top_k] int32, weights [tokens, top_k] float32) of model layer
@@ -74,10 +79,12 @@ class ExpertModel:
         return grouped_experts(hidden, experts.gate_up, experts.down, slot_ids, weights)
 
 
-def _load_layer(loader: Loader, spec: ModelSpec, layer: int, slots: Sequence[int]) -> ExpertLayer:
+def _load_layer(
+    loader: Loader, spec: ModelSpec, layer: int, slots: Sequence[int], spare: int
+) -> ExpertLayer:
     width, hidden = spec.moe.intermediate_size, spec.hidden_size
-    gate_up = loader.empty(len(slots), 2 * width, hidden)
-    down = loader.empty(len(slots), hidden, width)
+    gate_up = loader.empty(len(slots) + spare, 2 * width, hidden)
+    down = loader.empty(len(slots) + spare, hidden, width)
     for slot, expert in enumerate(slots):
         loader.into(gate_up[slot, :width], "expert_gate", layer, expert)
         loader.into(gate_up[slot, width:], "expert_up", layer, expert)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,27 @@ DTYPE_SIZES = {dtype: size for size, dtypes in _TYPES_OF_SIZE.items() for dtype 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor of a file. dtype: safetensors' name of it, such as "BF16"."""
+    """One tensor of a file. dtype: safetensors' name of it, such as "BF16".
+
+    begin: byte of the file where its data starts. version: of the file, see `file_version`.
+    """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    begin: int = 0
+    version: tuple[int, ...] = ()
+
+
+def file_version(stat: os.stat_result) -> tuple[int, ...]:
+    """Differs once a file is replaced, truncated or written to."""
+    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 def read_header(file: Path) -> dict[str, Entry]:
     """Tensor name -> entry, after checking that no tensor reaches beyond the end of the file."""
-    size = file.stat().st_size
+    stat = file.stat()
+    size, version = stat.st_size, file_version(stat)
     header, data_start = _read_json(file, size)
     entries = {}
     for name, fields in header.items():
@@ -47,7 +59,7 @@ def read_header(file: Path) -> dict[str, Entry]:
                 f"{file} is truncated: it has {size} bytes, and {name} ends at byte "
                 f"{data_start + end}; download it again"
             )
-        entries[name] = entry
+        entries[name] = replace(entry, begin=data_start + entry.begin, version=version)
     return entries
 
 
@@ -80,4 +92,4 @@ def _parse(file: Path, name: str, fields: Any) -> tuple[Entry, int]:
         raise CheckpointError(
             f"{file} contradicts itself: {name} is {dtype} {list(shape)} in bytes {begin}..{end}"
         )
-    return Entry(file, dtype, shape), end
+    return Entry(file, dtype, shape, begin), end

@@ -93,5 +93,5 @@ async def respond(request: Request, answer: Answer, body: SamplingBody) -> Respo
     return json_response(whole)
 
 
-def json_response(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")
+def json_response(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")

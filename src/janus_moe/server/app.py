@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from janus_moe import __version__
 from janus_moe.config import ServerConfig
 from janus_moe.engine.text.chat import load_chat_template
-from janus_moe.server import service, tokenization
+from janus_moe.server import experts, service, tokenization
 from janus_moe.server.app_state import AppState, served_name
 from janus_moe.server.auth import ApiKeyMiddleware
 from janus_moe.server.backend import EngineBackend
@@ -37,6 +37,9 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/tokenize", tokenization.tokenize),
     ("POST", "/detokenize", tokenization.detokenize),
     ("GET", "/tokenizer_info", tokenization.tokenizer_info),
+    ("GET", "/expert_load", experts.expert_load),
+    ("GET", "/expert_placement", experts.expert_placement),
+    ("POST", "/rebalance", experts.rebalance),
 )
 
 

@@ -14,7 +14,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from janus_moe.errors import ExchangeError, OverloadedError, RequestError, ServiceError
+from janus_moe.errors import (
+    ConflictError,
+    ExchangeError,
+    OverloadedError,
+    RequestError,
+    ServiceError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +62,8 @@ def to_api_error(error: Exception) -> ApiError:
             return error
         case RequestError():
             return ApiError(400, str(error), param=error.param)
+        case ConflictError():
+            return ApiError(409, str(error), kind="conflict_error", code="conflict")
         case OverloadedError():
             wait = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
             message = "the server is full, try again later"
@@ -96,5 +104,6 @@ def install_error_handlers(app: FastAPI) -> None:
 
     app.add_exception_handler(HTTPException, routing_error)
     app.add_exception_handler(ClientDisconnected, nobody_listens)
-    for kind in (ApiError, RequestError, OverloadedError, ServiceError, ExchangeError, Exception):
+    refusals = (ApiError, RequestError, ConflictError, OverloadedError)
+    for kind in (*refusals, ServiceError, ExchangeError, Exception):
         app.add_exception_handler(kind, any_error)

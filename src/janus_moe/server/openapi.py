@@ -7,13 +7,20 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
-from janus_moe.server.requests import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from janus_moe.server.requests import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    RebalanceBody,
+    TokenizeBody,
+)
 
 _BODIES: dict[str, type] = {
     "/v1/completions": CompletionBody,
     "/v1/chat/completions": ChatBody,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
+    "/rebalance": RebalanceBody,
 }
 
 
@@ -35,5 +42,8 @@ def _with_bodies(document: dict[str, Any]) -> dict[str, Any]:
     document.setdefault("components", {}).setdefault("schemas", {}).update(components)
     for path, schema in zip(_BODIES, schemas, strict=True):
         content = {"application/json": {"schema": schema}}
-        document["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+        document["paths"][path]["post"]["requestBody"] = {
+            "required": path != "/rebalance",
+            "content": content,
+        }
     return document

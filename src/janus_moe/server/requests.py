@@ -99,6 +99,12 @@ class TokenizeBody(Body, frozen=True, kw_only=True):
     return_token_strs: bool = False
 
 
+class RebalanceBody(Body, frozen=True, kw_only=True):
+    """POST /rebalance: expert ids by MoE layer and expert instance; without them, by the load."""
+
+    placement: list[list[list[Count]]] | None = None
+
+
 class DetokenizeBody(Body, frozen=True, kw_only=True):
     """POST /detokenize."""
 

@@ -1,0 +1,86 @@
+"""One placement as an expert instance sees it: who computes what, and in which slot it lies here.
+
+Physical slots are this instance's own business. A later epoch leaves every expert that stays in
+its slot and puts new ones into free slots, so nothing is copied when epochs change and both can
+serve at the same time. This module knows nothing of weights or threads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_moe.errors import ConfigError
+from janus_moe.policy.activation import Policy, Scheduler
+from janus_moe.policy.placement import Placement
+
+Table = NDArray[np.int32]
+"""[experts] int32, the expert's physical slot on this instance or -1."""
+
+
+class Arrival(NamedTuple):
+    """An expert to load. layer: MoE layer number; slot: physical."""
+
+    layer: int
+    expert: int
+    slot: int
+
+
+@dataclass(frozen=True, eq=False)
+class Epoch:
+    """slots: [moe layers] tables. schedulers: [moe layers], for one thread; they label each
+    (token, k) with its physical slot here, -1 for other instances."""
+
+    number: int
+    slots: tuple[Table, ...]
+    schedulers: tuple[Scheduler, ...]
+
+
+def first_tables(placement: Placement, instance: int) -> list[Table]:
+    """Every expert in the slot where the placement lists it."""
+    return [placement.slot_table(layer, instance) for layer in range(placement.num_layers)]
+
+
+def make_epoch(
+    placement: Placement, instance: int, slots: Sequence[Table], policy: Policy
+) -> Epoch:
+    """Takes its time: between layers it lets other threads run."""
+    schedulers = []
+    for layer, table in enumerate(slots):
+        layout = placement.layer_layout(layer)
+        labels = np.where(layout.hosts == instance, table[:, None], np.int32(-1))
+        schedulers.append(Scheduler(layout, policy, labels=labels))
+        time.sleep(0)
+    return Epoch(placement.epoch, tuple(slots), tuple(schedulers))
+
+
+def place_arrivals(
+    current: Sequence[Table], experts: Sequence[Sequence[int]], num_slots: Sequence[int]
+) -> tuple[list[Table], list[Arrival]]:
+    """Where everything lies in the next epoch, and what has to be loaded for it.
+
+    current: tables of the epoch being served. experts: [moe layers] logical ids of the next one.
+    num_slots: [moe layers] physical slots. Raises ConfigError when a layer has too few free ones.
+    """
+    tables, arrivals = [], []
+    for layer, (old, wanted) in enumerate(zip(current, experts, strict=True)):
+        table = np.full_like(old, -1)
+        table[list(wanted)] = old[list(wanted)]
+        new = [expert for expert in wanted if table[expert] < 0]
+        free = sorted(set(range(num_slots[layer])) - set(old.tolist()))
+        if len(new) > len(free):
+            raise ConfigError(
+                f"MoE layer {layer} is to load {len(new)} experts but has {len(free)} of "
+                f"{num_slots[layer]} slots free; move fewer at once or raise "
+                "--rebalance-spare-slots"
+            )
+        for expert, slot in zip(new, free, strict=False):
+            table[expert] = slot
+            arrivals.append(Arrival(layer, expert, slot))
+        tables.append(table)
+    return tables, arrivals

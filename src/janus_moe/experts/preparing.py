@@ -1,0 +1,125 @@
+"""Prepares an expert instance for later epochs, in a thread beside the one that serves.
+
+While steps are served it loads so many bytes, then waits for the next step; when none comes for a
+while it does not wait. Weights go into slots that no served epoch uses, so the two threads share
+nothing but the slots' memory. It does not decide what is moved or when an epoch is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable, Sequence
+
+from janus_moe.errors import JanusError
+from janus_moe.experts.epoch import Arrival, make_epoch, place_arrivals
+from janus_moe.experts.instance import ExpertInstance
+from janus_moe.messages import (
+    DropEpoch,
+    EpochFailed,
+    EpochPrepared,
+    FromWorker,
+    PrepareEpoch,
+    Stop,
+    ToWorker,
+)
+from janus_moe.model.checkpoint import Checkpoint
+from janus_moe.model.piecewise import Piece, expert_pieces
+from janus_moe.policy.placement import Placement
+
+logger = logging.getLogger(__name__)
+
+IDLE_AFTER_S = 0.1
+"""Without a step for so long, loading need not wait for one."""
+
+LoadPiece = Callable[[Piece], None]
+
+
+class EpochPreparer:
+    """Takes PrepareEpoch and DropEpoch for one expert instance.
+
+    bytes_per_step: what it reads between two steps. load_piece: how; tests pass faults.
+    """
+
+    def __init__(
+        self,
+        instance: ExpertInstance,
+        checkpoint: Checkpoint,
+        bytes_per_step: int,
+        send: Callable[[FromWorker], None],
+        load_piece: LoadPiece = Piece.load,
+    ) -> None:
+        self._instance = instance
+        self._checkpoint = checkpoint
+        self._bytes_per_step = bytes_per_step
+        self._send = send
+        self._load_piece = load_piece
+        self._spent = 0
+        self._idle = False
+
+    def serve(self, inbox: queue.SimpleQueue[ToWorker]) -> None:
+        """Runs until a Stop message; a message that arrives while it loads ends the loading."""
+        while True:
+            match inbox.get():
+                case PrepareEpoch() as message:
+                    self._prepare(message, inbox)
+                case DropEpoch(epoch=epoch):
+                    self._instance.withdraw(epoch)
+                case Stop():
+                    return
+                case other:
+                    raise TypeError(f"an expert instance cannot handle {type(other).__name__}")
+
+    def _prepare(self, message: PrepareEpoch, inbox: queue.SimpleQueue[ToWorker]) -> None:
+        """Any failure leaves the instance as it was, and is reported."""
+        index, epoch = self._instance.index, message.epoch
+        try:
+            prepared = self._load(message, inbox)
+        except Exception as error:
+            text = str(error)
+            if not isinstance(error, JanusError):
+                logger.exception("expert %d could not prepare epoch %d", index, epoch)
+                text = type(error).__name__
+            self._send(EpochFailed(expert_index=index, epoch=epoch, error=text))
+            return
+        if prepared:
+            self._send(EpochPrepared(expert_index=index, epoch=epoch))
+
+    def _load(self, message: PrepareEpoch, inbox: queue.SimpleQueue[ToWorker]) -> bool:
+        """False when it was told something else before it was done."""
+        instance, model = self._instance, self._instance.model
+        placement = Placement(
+            epoch=message.epoch,
+            num_experts=model.spec.moe.num_experts,
+            slots=message.placement,
+        )
+        tables, arrivals = place_arrivals(
+            instance.epoch.slots,
+            [layer[instance.index] for layer in placement.slots],
+            [model.layers[layer].gate_up.shape[0] for layer in instance.layers],
+        )
+        if not self._load_all(arrivals, inbox):
+            return False
+        instance.offer(make_epoch(placement, instance.index, tables, instance.policy))
+        return True
+
+    def _load_all(self, arrivals: Sequence[Arrival], inbox: queue.SimpleQueue[ToWorker]) -> bool:
+        for layer, expert, slot in arrivals:
+            layer_id = self._instance.layers[layer]
+            for piece in expert_pieces(
+                self._instance.model, self._checkpoint, layer_id, expert, slot, self._bytes_per_step
+            ):
+                if not inbox.empty():
+                    return False
+                self._wait_for_budget(piece.num_bytes)
+                self._load_piece(piece)
+        return True
+
+    def _wait_for_budget(self, num_bytes: int) -> None:
+        """Once the bytes of a step are spent, waits for the end of the next one."""
+        if self._spent + num_bytes > self._bytes_per_step and self._spent:
+            stepped = self._instance.stepped.wait(0 if self._idle else IDLE_AFTER_S)
+            self._instance.stepped.clear()
+            self._idle = not stepped
+            self._spent = 0
+        self._spent += num_bytes
