@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.checkpoints import NUM_BYTES, VOCAB_SIZE
+from tests.checkpoints import NUM_BYTES, VOCAB_SIZE, make_checkpoint, write_tokenizer
 from tests.e2e.conftest import Model
 from tests.e2e.harness import complete, running, running_in_threads
+from tests.e2e.oracle import Oracle
 
 from janus_moe.engine.engine import Engine
 from janus_moe.errors import CheckpointError, ConflictError, RequestError
@@ -22,6 +23,15 @@ Slots = list[list[list[int]]]
 
 SHAPES = {"1A2E": (1, 2), "2A3E": (2, 3)}
 WAIT_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Eight experts in each of three layers."""
+    folder = tmp_path_factory.mktemp("eight") / "model"
+    make_checkpoint(folder, "qwen3_moe", seed=3, num_experts=8, tie_word_embeddings=False)
+    write_tokenizer(folder)
+    return Model(folder, Oracle(folder))
 
 
 def spread(engine: Engine, seed: int) -> Slots:
@@ -94,12 +104,12 @@ class Load:
 @pytest.mark.parametrize("transport", ["loopback", "shm"])
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_no_token_changes_while_experts_move(
-    qwen3: Model, shape: str, transport: str
+    eight: Model, shape: str, transport: str
 ) -> None:
     """To very different placements and back to the first, in small pieces, one after the other."""
     attention, expert = SHAPES[shape]
     async with running_in_threads(
-        qwen3.folder,
+        eight.folder,
         attention_instances=attention,
         expert_instances=expert,
         transport=transport,
@@ -113,7 +123,7 @@ async def test_no_token_changes_while_experts_move(
         pool = engine.expert_pool
         first = held(engine)
         targets = [spread(engine, seed) for seed in range(3)]
-        async with Load(engine, qwen3) as load:
+        async with Load(engine, eight) as load:
             await until(lambda: load.done >= 2)
             for target in [*targets, first]:
                 status = await pool.rebalance(target)
@@ -127,3 +137,143 @@ async def test_no_token_changes_while_experts_move(
                 assert pool.placement.epoch == status.target_epoch
                 done = load.done
                 await until(lambda: load.done > done or load.check() is not None)
+
+
+@pytest.mark.parametrize("transport", ["loopback", "shm"])
+async def test_a_failure_half_way_leaves_the_old_epoch_serving(
+    eight: Model, transport: str
+) -> None:
+    """Loading fails in a later step of the move; after that, the rest of it can still be done."""
+    loaded = 0
+    healthy = asyncio.Event()
+
+    def load_piece(piece: Piece) -> None:
+        nonlocal loaded
+        loaded += 1
+        if loaded > 20 and not healthy.is_set():
+            raise CheckpointError("the disk is on fire")
+        piece.load()
+
+    async with running_in_threads(
+        eight.folder,
+        load_piece,
+        expert_instances=2,
+        transport=transport,
+        redundant_experts=0,
+        threads=1,
+        max_model_len=160,
+        kv_cache_memory_bytes=2**22,
+    ) as engine:
+        pool = engine.expert_pool
+        target = [layer[::-1] for layer in held(engine)]
+        async with Load(engine, eight) as load:
+            status = await pool.rebalance(target)
+            assert status.num_steps >= 3
+            await until(lambda: pool.status.state == "idle" or load.check() is not None)
+            assert "the disk is on fire" in (pool.status.error or "")
+            assert "expert " in (pool.status.error or "")
+            left_at = pool.placement.epoch
+            assert 0 < left_at < status.target_epoch, "some steps were taken, not all"
+            done = load.done
+            await until(lambda: load.done >= done + 4 or load.check() is not None)
+            assert engine.snapshot().placement_epoch == left_at
+            healthy.set()
+            second = await pool.rebalance(target)
+            assert second.target_epoch > status.target_epoch, "epochs are never used twice"
+            await until(lambda: pool.status.state == "idle" or load.check() is not None)
+            assert pool.status.error is None
+            assert held(engine) == target
+
+
+async def test_a_changed_checkpoint_is_noticed_by_real_processes(
+    eight: Model, tmp_path: Path
+) -> None:
+    """Truncated, then gone: never a crash, never another model's weights."""
+    folder = tmp_path / "model"
+    shutil.copytree(eight.folder, folder)
+    weights = folder / "model.safetensors"
+    async with running(
+        folder, expert_instances=2, threads=1, max_model_len=160, kv_cache_memory_bytes=2**22
+    ) as service:
+        engine, pool = service.engine, service.engine.expert_pool
+        first = held(engine)
+        target = [layer[::-1] for layer in first]
+        async with Load(engine, eight, streams=2) as load:
+            for break_it, complaint in (
+                (lambda: os.truncate(weights, 100), "changed since the start"),
+                (weights.unlink, "No such file"),
+            ):
+                break_it()
+                await pool.rebalance(target)
+                await until(lambda: pool.status.state == "idle" or load.check() is not None)
+                assert complaint in (pool.status.error or "")
+                assert str(tmp_path) not in (pool.status.error or "")
+                assert held(engine) == first and pool.placement.epoch == 0
+        assert load.done, "requests go on"
+
+
+async def test_by_the_load_and_back_with_real_processes(eight: Model) -> None:
+    """2A3E over shared memory: a rebalance that the statistics ask for, and random ones."""
+    async with running(
+        eight.folder,
+        attention_instances=2,
+        expert_instances=3,
+        threads=1,
+        max_model_len=160,
+        kv_cache_memory_bytes=2**22,
+    ) as service:
+        engine, pool = service.engine, service.engine.expert_pool
+        first = held(engine)
+        async with Load(engine, eight) as load:
+            await until(lambda: pool.load is not None and sum(pool.load.num_tokens) > 0)
+            for target in (None, spread(engine, 5), first):
+                await pool.rebalance(target)
+                await until(lambda: pool.status.state == "idle" or load.check() is not None)
+                assert pool.status.error is None
+                assert target is None or held(engine) == target
+        assert pool.load is not None
+        spec = engine.spec
+        for tokens, counts in zip(pool.load.num_tokens, pool.load.tokens, strict=True):
+            assert sum(counts) == tokens * spec.moe.router.top_k
+
+
+async def test_nothing_switches_while_nobody_computes(eight: Model) -> None:
+    async with running_in_threads(
+        eight.folder, expert_instances=2, threads=1, max_model_len=64, transport="shm"
+    ) as engine:
+        pool = engine.expert_pool
+        await pool.rebalance([layer[::-1] for layer in held(engine)])
+        await until(lambda: pool.status.state == "switching")
+        await asyncio.sleep(0.1)
+        assert pool.status.state == "switching" and pool.placement.epoch == 0
+        async with Load(engine, eight, streams=1) as load:
+            await until(lambda: pool.status.state == "idle" or load.check() is not None)
+        assert pool.placement.epoch == pool.status.target_epoch
+
+
+async def test_placements_that_cannot_be_met_are_refused_with_numbers(eight: Model) -> None:
+    async with running_in_threads(
+        eight.folder, expert_instances=2, redundant_experts=0, threads=1, max_model_len=64
+    ) as engine:
+        pool = engine.expert_pool
+        good = held(engine)
+        last = pool.placement.num_experts - 1
+        for bad, complaint in (
+            (good[:-1], f"of {len(good) - 1} layers .* this service has {len(good)}"),
+            ([[layer[0]] for layer in good], "have no slot, the first is expert"),
+            ([[[*a, *b], b] for a, b in good], rf"{last + 1} experts on instance 0, which has \d"),
+            ([[[*a, 99], b] for a, b in good], f"expert 99 .* from 0 to {last}"),
+            ([[[*a, a[0]], b] for a, b in good], "two replicas on instance 0"),
+        ):
+            with pytest.raises(RequestError, match=complaint):
+                await pool.rebalance(bad)
+        assert (await pool.rebalance(good)).num_steps == 0
+        assert pool.status.state == "idle"
+
+
+async def test_without_a_spare_slot_nothing_moves(eight: Model) -> None:
+    async with running_in_threads(
+        eight.folder, expert_instances=2, rebalance_spare_slots=0, threads=1, max_model_len=64
+    ) as engine:
+        with pytest.raises(ConflictError, match="0 spare slots"):
+            await engine.expert_pool.rebalance()
