@@ -474,3 +474,35 @@ def test_a_blocked_combine_uses_no_processor_time(backend: str) -> None:
         pools.exchange.shutdown()
         with pytest.raises(ExchangeClosed):
             waiting.result(5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_see_the_latest_epoch_that_anybody_announced_for_a_step(backend: str) -> None:
+    """One instance learns of epochs before the other; tickets of a step agree, and never fall."""
+    seen: dict[int, set[int]] = {}
+    lock = threading.Lock()
+
+    def answer(expert: int, work: Work) -> tuple[Tensor, ReplyNote]:
+        with lock:
+            seen.setdefault(work.ticket.step, set()).add(work.ticket.epoch)
+        return respond(expert, work)
+
+    with running(backend, (2, 2)) as pools:
+        pools.start_experts(answer)
+        news = [{2: 1, 7: 5}, {4: 1, 5: 3, 6: 2}]  # per instance: step -> epoch learned before it
+        expected_epochs = [0, 0, 1, 1, 1, 3, 3, 5, 5, 5]
+
+        def live(instance: int) -> list[int]:
+            port, epochs = pools.attention[instance], []
+            for step in range(len(expected_epochs)):
+                if step in news[instance]:
+                    port.use_epoch(news[instance][step])
+                port.begin_step(1 + instance)
+                ticket = port.dispatch(0, rows(instance, step, 0, 1 + instance))
+                port.combine(ticket)
+                epochs.append(ticket.epoch)
+            return epochs
+
+        lives = [pools.threads.submit(live, instance) for instance in range(2)]
+        assert [life.result(20) for life in lives] == [expected_epochs] * 2
+    assert seen == {step: {epoch} for step, epoch in enumerate(expected_epochs)}

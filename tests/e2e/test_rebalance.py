@@ -1,4 +1,4 @@
-"""Claims: experts move under load, no token changes, and what fails leaves the old epoch serving."""
+"""Claims: experts move under load and no token changes; a failure leaves the old epoch serving."""
 
 from __future__ import annotations
 
@@ -95,10 +95,19 @@ class Load:
         async with asyncio.timeout(WAIT_S):
             await asyncio.gather(*self._tasks)
 
-    def check(self) -> None:
-        for task in self._tasks:
-            if task.done():
-                task.result()
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Waits, and fails at once when a request has failed."""
+        async with asyncio.timeout(WAIT_S):
+            while not condition():
+                for task in self._tasks:
+                    if task.done():
+                        task.result()
+                await asyncio.sleep(0.005)
+
+    async def finish(self, count: int) -> None:
+        """Waits for so many more requests."""
+        goal = self.done + count
+        await self.until(lambda: self.done >= goal)
 
 
 @pytest.mark.parametrize("transport", ["loopback", "shm"])
@@ -124,19 +133,18 @@ async def test_no_token_changes_while_experts_move(
         first = held(engine)
         targets = [spread(engine, seed) for seed in range(3)]
         async with Load(engine, eight) as load:
-            await until(lambda: load.done >= 2)
+            await load.finish(2)
             for target in [*targets, first]:
                 status = await pool.rebalance(target)
                 assert status.num_steps > 0 and status.target_epoch > pool.placement.epoch
                 with pytest.raises(ConflictError, match=f"epoch {status.target_epoch} is under"):
                     await pool.rebalance(target)
-                await until(lambda: pool.status.state == "idle" or load.check() is not None)
+                await load.until(lambda: pool.status.state == "idle")
                 assert pool.status.error is None
                 assert held(engine) == target
                 assert pool.placement.epoch == engine.snapshot().placement_epoch
                 assert pool.placement.epoch == status.target_epoch
-                done = load.done
-                await until(lambda: load.done > done or load.check() is not None)
+                await load.finish(1)
 
 
 @pytest.mark.parametrize("transport", ["loopback", "shm"])
@@ -169,18 +177,17 @@ async def test_a_failure_half_way_leaves_the_old_epoch_serving(
         async with Load(engine, eight) as load:
             status = await pool.rebalance(target)
             assert status.num_steps >= 3
-            await until(lambda: pool.status.state == "idle" or load.check() is not None)
+            await load.until(lambda: pool.status.state == "idle")
             assert "the disk is on fire" in (pool.status.error or "")
             assert "expert " in (pool.status.error or "")
             left_at = pool.placement.epoch
             assert 0 < left_at < status.target_epoch, "some steps were taken, not all"
-            done = load.done
-            await until(lambda: load.done >= done + 4 or load.check() is not None)
+            await load.finish(4)
             assert engine.snapshot().placement_epoch == left_at
             healthy.set()
             second = await pool.rebalance(target)
             assert second.target_epoch > status.target_epoch, "epochs are never used twice"
-            await until(lambda: pool.status.state == "idle" or load.check() is not None)
+            await load.until(lambda: pool.status.state == "idle")
             assert pool.status.error is None
             assert held(engine) == target
 
@@ -199,13 +206,13 @@ async def test_a_changed_checkpoint_is_noticed_by_real_processes(
         first = held(engine)
         target = [layer[::-1] for layer in first]
         async with Load(engine, eight, streams=2) as load:
-            for break_it, complaint in (
-                (lambda: os.truncate(weights, 100), "changed since the start"),
-                (weights.unlink, "No such file"),
-            ):
-                break_it()
+            for size, complaint in ((100, "changed since the start"), (None, "No such file")):
+                if size is None:
+                    weights.unlink()
+                else:
+                    os.truncate(weights, size)
                 await pool.rebalance(target)
-                await until(lambda: pool.status.state == "idle" or load.check() is not None)
+                await load.until(lambda: pool.status.state == "idle")
                 assert complaint in (pool.status.error or "")
                 assert str(tmp_path) not in (pool.status.error or "")
                 assert held(engine) == first and pool.placement.epoch == 0
@@ -225,10 +232,10 @@ async def test_by_the_load_and_back_with_real_processes(eight: Model) -> None:
         engine, pool = service.engine, service.engine.expert_pool
         first = held(engine)
         async with Load(engine, eight) as load:
-            await until(lambda: pool.load is not None and sum(pool.load.num_tokens) > 0)
+            await load.until(lambda: pool.load is not None and sum(pool.load.num_tokens) > 0)
             for target in (None, spread(engine, 5), first):
                 await pool.rebalance(target)
-                await until(lambda: pool.status.state == "idle" or load.check() is not None)
+                await load.until(lambda: pool.status.state == "idle")
                 assert pool.status.error is None
                 assert target is None or held(engine) == target
         assert pool.load is not None
@@ -247,7 +254,7 @@ async def test_nothing_switches_while_nobody_computes(eight: Model) -> None:
         await asyncio.sleep(0.1)
         assert pool.status.state == "switching" and pool.placement.epoch == 0
         async with Load(engine, eight, streams=1) as load:
-            await until(lambda: pool.status.state == "idle" or load.check() is not None)
+            await load.until(lambda: pool.status.state == "idle")
         assert pool.placement.epoch == pool.status.target_epoch
 
 

@@ -169,6 +169,32 @@ def test_metrics_count_tokens(server: ServerProcess, client: OpenAI) -> None:
     assert gauge(server, "janus:activated_experts_per_instance") > 0
 
 
+def test_experts_move_on_demand_while_tokens_stream(server: ServerProcess) -> None:
+    """The answer is the same before, during and after; the routes show what happens."""
+
+    def ask() -> str:
+        body = {"prompt": PROMPT, "max_tokens": 150, "temperature": 0, "ignore_eos": True}
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+        return str(answer.json()["choices"][0]["text"])
+
+    before = ask()
+    placement = httpx.get(f"{server.url}/expert_placement", timeout=10).json()
+    swapped = [layer["instances"][::-1] for layer in placement["layers"]]
+    answer = httpx.post(f"{server.url}/rebalance", json={"placement": swapped}, timeout=10)
+    assert answer.status_code == 202 and answer.json()["num_steps"] > 1
+    assert httpx.post(f"{server.url}/rebalance", timeout=10).status_code == 409
+    deadline = time.monotonic() + 30
+    while placement["epoch"] != answer.json()["target_epoch"]:
+        assert ask() == before and time.monotonic() < deadline
+        placement = httpx.get(f"{server.url}/expert_placement", timeout=10).json()
+    assert [layer["instances"] for layer in placement["layers"]] == swapped
+    assert gauge(server, "janus:placement_epoch") == placement["epoch"]
+    load = httpx.get(f"{server.url}/expert_load", timeout=10).json()
+    assert all(sum(layer["counts"]) == 4 * layer["tokens"] > 0 for layer in load["layers"])
+    bad = httpx.post(f"{server.url}/rebalance", json={"placement": swapped[:2]}, timeout=10)
+    assert bad.status_code == 400 and "of 2 layers" in bad.json()["error"]["message"]
+
+
 BAD_REQUESTS: dict[str, dict[str, Any]] = {
     "prompt longer than the context": {"prompt": "x " * 6000, "max_tokens": 1},
     "huge n": {"prompt": "a", "n": 10**9},

@@ -18,7 +18,9 @@ def placement(*layers: list[list[int]], num_experts: int, epoch: int = 0) -> Pla
     return Placement(epoch=epoch, num_experts=num_experts, slots=slots)
 
 
-def random_placement(num_layers: int, num_experts: int, capacity: list[int], seed: int) -> Placement:
+def random_placement(
+    num_layers: int, num_experts: int, capacity: list[int], seed: int
+) -> Placement:
     """Any valid one: every expert somewhere, then random replicas in random free slots."""
     draw = random.Random(seed)
     layers = []
@@ -41,9 +43,7 @@ def migrations(draw: st.DrawFn) -> tuple[Placement, Placement, list[int], int]:
     num_experts = draw(st.integers(1, 12))
     num_instances = draw(st.integers(1, min(5, num_experts)))
     share = -(-num_experts // num_instances)
-    capacity = [
-        draw(st.integers(share, min(share + 3, num_experts))) for _ in range(num_instances)
-    ]
+    capacity = [draw(st.integers(share, min(share + 3, num_experts))) for _ in range(num_instances)]
     num_layers = draw(st.integers(1, 3))
     old, new = (
         random_placement(num_layers, num_experts, capacity, draw(st.integers(0, 10**6)))
