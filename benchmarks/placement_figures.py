@@ -83,11 +83,12 @@ def drift_figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 )
     names = [f"{row['instances']} instances\nx{row['replication']}" for row in rows]
     axes.set_xticks([index + 0.32 for index in range(len(rows))], names)
-    axes.set_ylabel("busiest instance:\nactivated experts")
+    axes.set_ylabel("activated experts of the busiest\ninstance, % over janus planned on these")
     axes.set_title(
-        "Drift: 8 synthetic topics planned on, 8 others tested; exact, B = 64", fontsize=10
+        "Drift: 8 synthetic topics planned on, 8 others tested; exact, B = 64", fontsize=9
     )
-    axes.legend(fontsize=7, ncol=3, loc="lower center")
+    axes.set_ylim(top=16)
+    axes.legend(fontsize=7, ncol=3, loc="upper center")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

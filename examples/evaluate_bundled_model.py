@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 BATCH_SIZES = (1, 4, 16, 64)
 PROMPTS = (
-    "import os\n\n\ndef list_files(path):\n    ",
-    "class TestStack(unittest.TestCase):\n    def test_push(self):\n        ",
+    "import os\n\n\ndef list_files(path):",
+    "class TestStack(unittest.TestCase):\n    def test_push(self):",
     "for i in range(",
 )
 SAMPLE_TOKENS = 64
@@ -77,7 +77,7 @@ def evaluate(folder: Path, window: int, stride: int) -> dict[str, Any]:
     scoring_s = time.monotonic() - started_s
     num_bytes = corpus.held_out_bytes
     samples, difference = write_samples(folder)
-    sizes = compressed_sizes(corpus.held_out)
+    sizes = compressed_sizes(corpus.held_out, corpus.train)
     config = network.config
     return {
         "model": {
@@ -150,6 +150,7 @@ def render_scores(result: dict[str, Any]) -> str:
         ("xz_per_file", "`xz -9`, each file alone, sizes summed", "yes"),
         ("gzip_concatenated", "`gzip -9`, all files as one stream", "no"),
         ("xz_concatenated", "`xz -9`, all files as one stream", "no"),
+        ("xz_after_training_text", "`xz -9`, the same, after the training text", "no"),
     ):
         lines.append(f"| {label} | {sizes[name]['bits_per_byte']:.3f} | {afresh} |")
     lines += [
@@ -159,9 +160,9 @@ def render_scores(result: dict[str, Any]) -> str:
         f"tokens, each further one {held_out['stride_tokens']} more with at least "
         f"{held_out['window_tokens'] - held_out['stride_tokens']} tokens of context. Bits are "
         f"cross-entropy under the shipped bfloat16 weights, computed in {held_out['dtype']} "
-        f"({held_out['nats_per_token']:.3f} nats per token). The compressors carry no prior "
-        f"knowledge, the model has read the rest of the library, and the size of its weights is "
-        f"not counted. Against `transformers`, the largest difference of a logit is "
+        f"({held_out['nats_per_token']:.3f} nats per token). But for the last row the compressors "
+        "have no prior knowledge, whereas the model has read the rest of the library; the size of "
+        "its weights is not counted. Against `transformers`, the largest difference of a logit is "
         f"{result['max_logit_difference_to_transformers']:.1e}.",
     ]
     return "\n".join(lines)

@@ -88,15 +88,24 @@ def score_files(
     return Scores(total_nats / math.log(2), num_tokens, [torch.cat(layer) for layer in routes])
 
 
-def compressed_sizes(files: Sequence[SourceFile]) -> dict[str, int]:
-    """Bytes of the files under `gzip -9` and `xz -9`: each alone and summed, and all joined."""
+def compressed_sizes(
+    files: Sequence[SourceFile], train_files: Sequence[SourceFile]
+) -> dict[str, int]:
+    """Bytes of the files under `gzip -9` and `xz -9`: each alone and summed, and all joined.
+
+    The last figure lets xz see what the model saw: by how much the joined files lengthen the
+    compressed training text (which its 64 MiB window holds whole).
+    """
     texts = [file.text.encode("utf-8") for file in files]
     joined = b"".join(texts)
+    seen = b"".join(file.text.encode("utf-8") for file in train_files)
+    xz_seen = len(lzma.compress(seen, preset=9))
     return {
         "gzip_per_file": sum(len(gzip.compress(text, 9)) for text in texts),
         "gzip_concatenated": len(gzip.compress(joined, 9)),
         "xz_per_file": sum(len(lzma.compress(text, preset=9)) for text in texts),
         "xz_concatenated": len(lzma.compress(joined, preset=9)),
+        "xz_after_training_text": len(lzma.compress(seen + joined, preset=9)) - xz_seen,
     }
 
 

@@ -13,7 +13,7 @@ from janus_moe.errors import ConfigError
 from janus_moe.policy.activation import Scheduler
 from janus_moe.policy.placement import initial_placement
 from janus_moe.policy.replay import replay, replay_trace
-from janus_moe.policy.routing_trace import HEADER, RoutingTrace, TraceRecorder
+from janus_moe.policy.routing_trace import PREFIX, RoutingTrace, TraceRecorder
 
 
 def recorded(num_experts: int = 16, seed: int = 0) -> RoutingTrace:
@@ -69,7 +69,7 @@ def damaged(path: Path, offset: int, content: bytes, mend: bool) -> None:
     data = bytearray(path.read_bytes())
     data[offset : offset + len(content)] = content
     if mend:
-        data[12:16] = struct.pack("<I", zlib.crc32(bytes(data[HEADER.size :])))
+        data[12:16] = struct.pack("<I", zlib.crc32(bytes(data[PREFIX.size :])))
     path.write_bytes(bytes(data))
 
 
@@ -96,6 +96,16 @@ def test_damaged_files_are_refused(
     damaged(path, offset, content, mend)
     with pytest.raises(ConfigError, match=message):
         RoutingTrace.load(path)
+
+
+def test_no_single_damaged_byte_goes_unnoticed(tmp_path: Path) -> None:
+    path = tmp_path / "trace.bin"
+    recorded().save(path)
+    whole = path.read_bytes()
+    for offset in range(len(whole)):
+        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0x11]) + whole[offset + 1 :])
+        with pytest.raises(ConfigError):
+            RoutingTrace.load(path)
 
 
 def test_short_and_long_files_are_refused(tmp_path: Path) -> None:

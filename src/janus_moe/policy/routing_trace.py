@@ -5,7 +5,7 @@ File format, version 1; all numbers little-endian and unsigned:
     bytes  content
     8      b"JANUSRT" and a newline
     4      version, 1
-    4      crc32 of everything after the header
+    4      crc32 of everything after it
     4 x 3  layers, experts, top_k
     4      zero
     8 x 2  tokens, batches
@@ -32,7 +32,9 @@ from janus_moe.errors import ConfigError
 
 MAGIC = b"JANUSRT\n"
 VERSION = 1
-HEADER = struct.Struct("<8sIIIIIIQQ")
+PREFIX = struct.Struct("<8sII")
+SHAPE = struct.Struct("<IIIIQQ")
+HEADER_BYTES = PREFIX.size + SHAPE.size
 MAX_EXPERTS = 65_536
 
 
@@ -98,44 +100,37 @@ class RoutingTrace:
     def save(self, path: Path) -> None:
         sizes = self.batch_sizes.astype("<u4").tobytes()
         body = sizes + self.ids.astype(self.ids.dtype.newbyteorder("<")).tobytes()
-        header = HEADER.pack(
-            MAGIC,
-            VERSION,
-            zlib.crc32(body),
-            self.num_layers,
-            self.num_experts,
-            self.top_k,
-            0,
-            self.num_tokens,
-            len(self.batch_sizes),
+        shape = SHAPE.pack(
+            self.num_layers, self.num_experts, self.top_k, 0, self.num_tokens, len(self.batch_sizes)
         )
-        path.write_bytes(header + body)
+        path.write_bytes(PREFIX.pack(MAGIC, VERSION, zlib.crc32(shape + body)) + shape + body)
 
     @classmethod
     def load(cls, path: Path) -> RoutingTrace:
         data = path.read_bytes()
-        if len(data) < HEADER.size or data[: len(MAGIC)] != MAGIC:
+        if len(data) < HEADER_BYTES or data[: len(MAGIC)] != MAGIC:
             raise ConfigError(f"{path} is not a routing trace: its first bytes are {data[:8]!r}")
-        _, version, crc, layers, experts, top_k, zero, tokens, batches = HEADER.unpack_from(data)
-        if version != VERSION or zero != 0:
+        _, version, crc = PREFIX.unpack_from(data)
+        layers, experts, top_k, zero, tokens, batches = SHAPE.unpack_from(data, PREFIX.size)
+        if version != VERSION:
             raise ConfigError(
                 f"{path} is a routing trace of version {version}; this release reads {VERSION}"
             )
-        if not 1 <= experts <= MAX_EXPERTS:
+        if zero != 0 or not 1 <= experts <= MAX_EXPERTS:
             raise ConfigError(
                 f"{path} says {experts} experts; from 1 to {MAX_EXPERTS} are possible"
             )
         width = id_type(experts).itemsize
-        expected = HEADER.size + 4 * batches + layers * tokens * top_k * width
+        expected = HEADER_BYTES + 4 * batches + layers * tokens * top_k * width
         if len(data) != expected:
             raise ConfigError(
                 f"{path} has {len(data)} bytes, but {layers} layers x {tokens} tokens x top-"
                 f"{top_k} in {batches} batches take {expected}; it is cut short or damaged"
             )
-        if zlib.crc32(data[HEADER.size :]) != crc:
+        if zlib.crc32(data[PREFIX.size :]) != crc:
             raise ConfigError(f"{path} is damaged: its checksum does not match its content")
-        sizes = np.frombuffer(data, "<u4", batches, HEADER.size).astype(np.int64)
-        ids = np.frombuffer(data, f"<u{width}", -1, HEADER.size + 4 * batches)
+        sizes = np.frombuffer(data, "<u4", batches, HEADER_BYTES).astype(np.int64)
+        ids = np.frombuffer(data, f"<u{width}", -1, HEADER_BYTES + 4 * batches)
         shaped = ids.reshape(layers, tokens, top_k).astype(id_type(experts))
         try:
             return cls(experts, shaped, sizes)

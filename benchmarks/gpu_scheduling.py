@@ -1,0 +1,122 @@
+"""The activation scheduler on a GPU: device time per layer call, beside the paper's.
+
+A CUDA graph holds one call per batch, ids in and slots out. Its replay is timed with events and
+divided by the calls, so the host's launch costs are not in it. Every answer is compared with the
+CPU's first. The paper (arXiv 2512.13525) reports less than 20 us at small batches and less than
+90 us at 4,096 tokens.
+
+    python -m benchmarks.gpu_scheduling [--json FILE]            (needs a CUDA device and Triton)
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from benchmarks.common import machine_facts, print_table, write_json
+
+from janus_moe.kernels.activation_schedule import (
+    ActivationScheduleKernel,
+    DevicePolicy,
+    PolicyActivationSchedule,
+    ReplicaTables,
+    ScheduleTensors,
+)
+from janus_moe.policy.placement import initial_placement
+from janus_moe.policy.synthetic import SyntheticRouter
+
+SHAPES = ((128, 8, 20), (256, 16, 20), (512, 64, 10))  # experts, instances, slots
+BATCH_SIZES = (1, 4, 16, 64, 128, 256, 1024, 4096)
+TOP_K = 8
+NUM_BATCHES = 16
+PAPER_US = {False: 20.0, True: 90.0}  # by: whether the batch is the largest
+INSTANCE = 0
+
+
+def check(answers: Sequence[ScheduleTensors], expected: Sequence[ScheduleTensors]) -> None:
+    """Ids only: the other tensors belong to the last call."""
+    for answer, want in zip(answers, expected, strict=True):
+        for name in ("slot_ids", "replica_ids"):
+            if not torch.equal(getattr(answer, name).cpu(), getattr(want, name)):
+                raise SystemExit(f"{name} differ from the CPU's; no figure of this is worth a look")
+
+
+def replay_us(graph: torch.cuda.CUDAGraph, replays: int) -> list[float]:
+    """Device time of each replay."""
+    make_event: Any = torch.cuda.Event  # untyped
+    events = [make_event(enable_timing=True) for _ in range(replays + 1)]
+    for _ in range(3):
+        graph.replay()
+    events[0].record()
+    for event in events[1:]:
+        graph.replay()
+        event.record()
+    torch.cuda.synchronize()
+    return [one.elapsed_time(other) * 1e3 for one, other in pairwise(events)]
+
+
+def measure(
+    tables: ReplicaTables, policy: DevicePolicy, batches: Sequence[torch.Tensor], replays: int
+) -> dict[str, float]:
+    kernel = ActivationScheduleKernel(tables, policy, "cuda")
+    reference = PolicyActivationSchedule(tables, policy)
+    kernel.warm_up()
+    on_device = [ids.cuda() for ids in batches]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        answers = [kernel.schedule(ids, INSTANCE) for ids in on_device]
+    graph.replay()
+    check(answers, [reference.schedule(ids, INSTANCE) for ids in batches])
+    taken = np.array(replay_us(graph, replays)) / len(batches)
+    return {
+        "min_us": float(taken.min()),
+        "median_us": float(np.median(taken)),
+        "p99_us": float(np.quantile(taken, 0.99)),
+    }
+
+
+def rows_of(experts: int, instances: int, slots: int, replays: int) -> list[dict[str, Any]]:
+    placement = initial_placement(1, experts, instances, instances * slots - experts)
+    tables = ReplicaTables.from_slots(placement.slots[0], experts)
+    router = SyntheticRouter("topics", experts, TOP_K)
+    rng = np.random.default_rng(0)
+    rows = []
+    for size in BATCH_SIZES:
+        batches = [torch.from_numpy(router.batch(size, rng)) for _ in range(NUM_BATCHES)]
+        for policy in get_args(DevicePolicy):
+            rows.append(
+                {
+                    "experts": experts,
+                    "instances": instances,
+                    "slots": slots,
+                    "batch": size,
+                    "policy": policy,
+                    **measure(tables, policy, batches, replays),
+                    "paper_us": PAPER_US[size == max(BATCH_SIZES)],
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/gpu_scheduling.json"))
+    parser.add_argument("--replays", type=int, default=200, help="replays of each graph")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("benchmarks.gpu_scheduling needs a CUDA device; torch finds none here")
+    rows = [row for shape in SHAPES for row in rows_of(*shape, options.replays)]
+    print("us per layer call on the device, replayed from a CUDA graph: set + schedule + rewrite")
+    print_table(rows)
+    facts = machine_facts() | {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    write_json(options.json, {"machine": facts, "routing": "synthetic topics", "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
