@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=600, help="per stream and turn")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between two rebalances")
     parser.add_argument("--rounds", type=int, default=10, help="pairs of turns")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -75,7 +76,7 @@ async def turn(
 ) -> tuple[np.ndarray[Any, Any], int]:
     """(seconds between tokens of all streams, epochs taken meanwhile)."""
     epoch = service.rebalancer.placement.epoch
-    mover = asyncio.create_task(keep_moving(service)) if moving else None
+    mover = asyncio.create_task(keep_moving(service, arguments.pause)) if moving else None
     gaps = await asyncio.gather(
         *(stream(service, arguments.tokens, index) for index in range(arguments.streams))
     )
@@ -88,10 +89,11 @@ async def turn(
     return np.concatenate(gaps), epochs
 
 
-async def keep_moving(service: Service) -> None:
-    """Exchanges the experts of the two instances, as soon as that is done once more."""
+async def keep_moving(service: Service, pause_s: float) -> None:
+    """Exchanges the experts of the two instances, again and again."""
     while True:
         if service.rebalancer.status.state == "idle":
+            await asyncio.sleep(pause_s)
             assert service.rebalancer.status.error is None
             slots = [layer[::-1] for layer in service.rebalancer.placement.slots]
             await service.rebalancer.rebalance(slots)

@@ -25,12 +25,17 @@ from janus_moe.messages import Failed, Hello, Ready, Setup, Stop, recipient
 
 logger = logging.getLogger(__name__)
 
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread beside the serving one may keep the interpreter from it; 5 ms is the default,
+which is a whole step of a small model."""
+
 
 def run(bootstrap: Bootstrap) -> int:
     """Lives until told to stop; returns the exit status."""
     mailbox = Mailbox(bootstrap, on_orphaned=lambda: _leave_at_once(bootstrap))
     mailbox.send(Hello(name=bootstrap.name, pid=os.getpid(), version=__version__))
     try:
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         setup = mailbox.inbox.get()
         if isinstance(setup, Stop):
             return 0

@@ -7,8 +7,7 @@ serve at the same time. This module knows nothing of weights or threads.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,15 +46,19 @@ def first_tables(placement: Placement, instance: int) -> list[Table]:
 
 
 def make_epoch(
-    placement: Placement, instance: int, slots: Sequence[Table], policy: Policy
+    placement: Placement,
+    instance: int,
+    slots: Sequence[Table],
+    policy: Policy,
+    before_layer: Callable[[], None] = lambda: None,
 ) -> Epoch:
-    """Takes its time: between layers it lets other threads run."""
+    """before_layer: called before the tables of each layer are made, which takes a while."""
     schedulers = []
     for layer, table in enumerate(slots):
+        before_layer()
         layout = placement.layer_layout(layer)
         labels = np.where(layout.hosts == instance, table[:, None], np.int32(-1))
         schedulers.append(Scheduler(layout, policy, labels=labels))
-        time.sleep(0)
     return Epoch(placement.epoch, tuple(slots), tuple(schedulers))
 
 

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 IDLE_AFTER_S = 0.1
 """Without a step for so long, loading need not wait for one."""
 
+PIECES_PER_STEP = 6
+"""Small pieces cost time too; so many of them between two steps at most."""
+
 LoadPiece = Callable[[Piece], None]
 
 
@@ -100,7 +103,9 @@ class EpochPreparer:
         )
         if not self._load_all(arrivals, inbox):
             return False
-        instance.offer(make_epoch(placement, instance.index, tables, instance.policy))
+        instance.offer(
+            make_epoch(placement, instance.index, tables, instance.policy, self._wait_for_step)
+        )
         return True
 
     def _load_all(self, arrivals: Sequence[Arrival], inbox: queue.SimpleQueue[ToWorker]) -> bool:
@@ -111,15 +116,20 @@ class EpochPreparer:
             ):
                 if not inbox.empty():
                     return False
-                self._wait_for_budget(piece.num_bytes)
+                least = self._bytes_per_step // PIECES_PER_STEP
+                self._wait_for_budget(max(piece.num_bytes, least))
                 self._load_piece(piece)
         return True
 
     def _wait_for_budget(self, num_bytes: int) -> None:
         """Once the bytes of a step are spent, waits for the end of the next one."""
         if self._spent + num_bytes > self._bytes_per_step and self._spent:
-            stepped = self._instance.stepped.wait(0 if self._idle else IDLE_AFTER_S)
-            self._instance.stepped.clear()
-            self._idle = not stepped
+            self._wait_for_step()
             self._spent = 0
         self._spent += num_bytes
+
+    def _wait_for_step(self) -> None:
+        """Waits for the end of a step; not at all when there has been none for a while."""
+        stepped = self._instance.stepped.wait(0 if self._idle else IDLE_AFTER_S)
+        self._instance.stepped.clear()
+        self._idle = not stepped
