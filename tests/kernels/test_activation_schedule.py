@@ -136,8 +136,9 @@ def test_without_triton_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 @needs_triton
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize(("words", "lanes", "warps"), [(8, 16, 1), (32, 64, 4)])
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("capability", "words", "lanes", "warps"), [(80, 8, 16, 1), (90, 32, 64, 4)]
+)
 def test_every_program_compiles_for_a_gpu(
     capability: int, words: int, lanes: int, warps: int, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

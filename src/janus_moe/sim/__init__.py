@@ -1,0 +1,1 @@
+"""What would have happened: recorded work through policies and placements, without a model."""
