@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"{trace.num_tokens} tokens in {len(trace.batch_sizes)} batches; placements planned on the "
         "first half, judged on the second. Activated experts of the busiest instance:"
     )
-    for count in counts:
+    for count in arguments.expert_instances:
         console.print(_table(count, [cell for cell in cells if cell.num_instances == count]))
     if arguments.json:
         arguments.json.write_text(json.dumps([c._asdict() for c in cells], indent=1) + "\n")
