@@ -178,7 +178,6 @@ class Progress(Message, frozen=True):
     instance: InstanceId
     stage: str
     done_bytes: int = 0
-    total_bytes: int = 0
 
 
 class Ready(Message, frozen=True):

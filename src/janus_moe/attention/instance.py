@@ -99,7 +99,6 @@ class AttentionInstance:
             combine_seconds=log.combine_seconds,
             scheduler_seconds=log.scheduler_seconds,
             activity=log.activity(),
-            epoch=self._epoch,
         )
 
     def report(self) -> StepDone:

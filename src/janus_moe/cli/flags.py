@@ -76,9 +76,7 @@ def build(settings: type[S], values: Mapping[str, Any]) -> S:
     try:
         parsed = {k: parsers[k](v) if isinstance(v, str) else v for k, v in values.items()}
         return msgspec.convert(parsed, type=settings)
-    except (argparse.ArgumentTypeError, ValueError) as error:
-        raise ConfigError(f"invalid setting: {error}") from None
-    except msgspec.ValidationError as error:
+    except (argparse.ArgumentTypeError, ValueError, msgspec.ValidationError) as error:
         raise ConfigError(f"invalid setting: {error}") from None
 
 

@@ -43,7 +43,7 @@ def run(bootstrap: Bootstrap) -> int:
             raise TypeError(f"expected a setup first, got {type(setup).__name__}")
         members = build_members(setup, bootstrap.shm, mailbox.send)
         mailbox.send(Ready(name=bootstrap.name))
-        return _serve(bootstrap.name, members, mailbox)
+        return _serve(members, mailbox)
     except Exception as error:
         _report(bootstrap.name, error, mailbox)
         return 1
@@ -51,7 +51,7 @@ def run(bootstrap: Bootstrap) -> int:
         mailbox.close()
 
 
-def _serve(name: str, members: Sequence[Member], mailbox: Mailbox) -> int:
+def _serve(members: Sequence[Member], mailbox: Mailbox) -> int:
     """Runs every member in a thread and hands messages on until the worker is told to stop."""
     failed = threading.Event()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Protocol
 
 import msgspec
@@ -160,16 +160,16 @@ class Engine:
     ) -> AsyncGenerator[TokenChunk]:
         assert self._workers is not None
         record = self._open(request_id, prompt_ids, sampling, stop, attention_index)
-        self._workers.send(
-            AddRequest(
-                attention_index=record.attention_index,
-                request_id=request_id,
-                prompt_ids=record.prompt_ids,
-                sampling=record.sampling,
-                eos_token_ids=self.spec.eos_token_ids,
-            )
-        )
         try:
+            self._workers.send(
+                AddRequest(
+                    attention_index=record.attention_index,
+                    request_id=request_id,
+                    prompt_ids=record.prompt_ids,
+                    sampling=record.sampling,
+                    eos_token_ids=self.spec.eos_token_ids,
+                )
+            )
             while True:
                 chunk = await record.chunks.get()
                 if isinstance(chunk, JanusError):
@@ -215,7 +215,8 @@ class Engine:
             self._idle.set()
         if not record.finished:
             record.finished = True
-            self._abort(record)
+            with suppress(ServiceError):  # a worker that is gone has forgotten it already
+                self._abort(record)
 
     def _abort(self, record: RequestRecord) -> None:
         assert self._workers is not None

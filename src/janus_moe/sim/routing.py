@@ -17,12 +17,12 @@ from janus_moe.policy.activation import Policy
 from janus_moe.policy.placement import (
     Placement,
     PlacementMethod,
-    activation_probability,
+    even_capacity,
     place_experts,
-    validate_shape,
 )
 from janus_moe.policy.replay import replay
 from janus_moe.policy.routing_trace import RoutingTrace
+from janus_moe.policy.statistics import RoutingStatistics, RoutingWindow
 
 
 class Pool(NamedTuple):
@@ -30,11 +30,6 @@ class Pool(NamedTuple):
 
     num_instances: int
     redundant_experts: int
-
-    def capacity(self, num_experts: int) -> list[int]:
-        """[instances] slots per layer, as even as possible."""
-        each, more = divmod(num_experts + self.redundant_experts, self.num_instances)
-        return [each + (index < more) for index in range(self.num_instances)]
 
 
 class Cell(NamedTuple):
@@ -65,20 +60,18 @@ def simulate_routing(
     num_batches: sampled per layer and batch size, tokens drawn from the trace's second half.
     """
     planned_on, judged_on = _halves(trace)
+    seen = _observe(planned_on)
+    methods = dict.fromkeys(method for _, method in choices)
     cells: list[Cell] = []
-    for pool in pools:
-        validate_shape(trace.num_experts, pool.num_instances, pool.redundant_experts)
+    for num_instances, redundant in pools:
+        capacity = even_capacity(trace.num_experts, num_instances, redundant)
         for batch_size in batch_sizes:
             batches = _sample(judged_on, batch_size, num_batches, seed)
-            even = _even_split(batches, pool.num_instances)
+            even = _even_split(batches, num_instances)
+            placements = {method: _plan(seen, capacity, method, batch_size) for method in methods}
             for policy, method in choices:
-                placement = _plan(planned_on, pool, method, batch_size)
-                layers = [
-                    replay(batches[layer], placement.layer_layout(layer), policy, seed).a_max.mean()
-                    for layer in range(trace.num_layers)
-                ]
-                mean = float(np.mean(layers))
-                cells.append(Cell(pool.num_instances, batch_size, policy, method, mean, even))
+                a_max = _mean_a_max(batches, placements[method], policy, seed)
+                cells.append(Cell(num_instances, batch_size, policy, method, a_max, even))
     return cells
 
 
@@ -107,28 +100,34 @@ def _even_split(batches: list[list[NDArray[np.int32]]], num_instances: int) -> f
     return float(np.mean(counts))
 
 
-def _plan(trace: RoutingTrace, pool: Pool, method: PlacementMethod, batch_size: int) -> Placement:
-    """The placement that `method` finds from the trace's token counts."""
-    num_experts, num_layers = trace.num_experts, trace.num_layers
-    counts = np.stack(
-        [
-            np.bincount(trace.ids[layer].ravel(), minlength=num_experts)
-            for layer in range(num_layers)
-        ]
+def _observe(trace: RoutingTrace) -> RoutingStatistics:
+    """Everything in the trace, every token's pairs included."""
+    window = RoutingWindow(
+        trace.num_layers,
+        trace.num_experts,
+        window_batches=len(trace.batch_sizes),
+        buckets=1,
+        coactivation_stride=1,
     )
-    load = counts.astype(np.float64)
-    if method != "eplb":  # EPLB weighs tokens, the others the chance of being activated
-        load = activation_probability(counts, trace.num_tokens, batch_size)
-    together = _coactivation(trace) if method == "coactivation" else None
-    return place_experts(method, load, pool.capacity(num_experts), coactivation=together)
-
-
-def _coactivation(trace: RoutingTrace) -> NDArray[np.float64]:
-    """[layers, experts, experts] tokens that activate both."""
-    pairs = np.zeros((trace.num_layers, trace.num_experts, trace.num_experts))
     for layer in range(trace.num_layers):
-        chosen = np.zeros((trace.num_tokens, trace.num_experts), np.float32)
-        np.put_along_axis(chosen, trace.ids[layer].astype(np.int64), 1.0, axis=1)
-        pairs[layer] = chosen.T @ chosen
-        np.fill_diagonal(pairs[layer], 0.0)
-    return pairs
+        for expert_ids in trace.batches(layer):
+            window.record(layer, expert_ids)
+    return window.read()
+
+
+def _plan(
+    seen: RoutingStatistics, capacity: Sequence[int], method: PlacementMethod, batch_size: int
+) -> Placement:
+    """EPLB weighs tokens, the other methods the chance of being activated."""
+    load = seen.tokens if method == "eplb" else seen.probability(batch_size)
+    return place_experts(method, load, capacity, coactivation=seen.coactivation)
+
+
+def _mean_a_max(
+    batches: list[list[NDArray[np.int32]]], placement: Placement, policy: Policy, seed: int
+) -> float:
+    layers = [
+        replay(own, placement.layer_layout(layer), policy, seed).a_max.mean()
+        for layer, own in enumerate(batches)
+    ]
+    return float(np.mean(layers))
