@@ -16,6 +16,7 @@ from janus_moe.errors import ConfigError
 from janus_moe.spec import PoolShape
 
 TransportName = Literal["auto", "loopback", "shm"]
+ActivationPolicy = Literal["exact", "aebs", "metro", "random", "token-split"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,7 +52,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int, Meta(description="weights an expert instance loads per step while it serves")
     ] = 4 * 2**20
     activation_policy: Annotated[
-        Literal["exact", "aebs"], Meta(description="how activated experts are given to replicas")
+        ActivationPolicy, Meta(description="how activated experts are given to replicas")
     ] = "exact"
     transport: Annotated[
         TransportName,
