@@ -119,7 +119,7 @@ def diurnal_profile(
     A daily cosine plus bursts. The bursts' common height is what gives the peak; they are short,
     so the mean moves little.
     """
-    time: NDArray[np.float64] = np.arange(max(2, math.ceil(duration_s / GRID_S))) * GRID_S
+    time = np.arange(0.0, max(2, math.ceil(duration_s / GRID_S))) * GRID_S
     cycle = 1.0 - CYCLE_DEPTH * np.cos(2 * np.pi * (time / DAY_S - 0.125))  # low at 3 o'clock
     bursts = _bursts(time, duration_s, peak_ratio, rng)
     lowest, highest = _peak(cycle), _peak(bursts)
