@@ -54,6 +54,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     activation_policy: Annotated[
         ActivationPolicy, Meta(description="how activated experts are given to replicas")
     ] = "exact"
+    record_routing: Annotated[
+        str | None, Meta(description="file for the routing of all tokens; see docs/scheduling.md")
+    ] = None
+    record_routing_tokens: Annotated[
+        int, Meta(description="recording stops after so many tokens, which bounds its memory")
+    ] = 2**18
     transport: Annotated[
         TransportName,
         Meta(description="loopback: one process; shm: processes of this host; auto: by shape"),
@@ -86,7 +92,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def __post_init__(self) -> None:
         positive = ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_queue")
-        for name in (*positive, "rebalance_bytes_per_step"):
+        for name in (*positive, "rebalance_bytes_per_step", "record_routing_tokens"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("exchange_timeout", "startup_timeout"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0 seconds")

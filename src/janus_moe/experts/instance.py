@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from janus_moe.errors import ExchangeError
 from janus_moe.experts.epoch import Epoch, first_tables, make_epoch
+from janus_moe.experts.recording import RoutingRecorder
 from janus_moe.messages import ExpertLoad
 from janus_moe.model.expert_block import ExpertModel
 from janus_moe.policy.activation import Policy
@@ -61,12 +62,17 @@ class ExpertInstance:
         self._offered: dict[int, Epoch] = {}
         self._on_load = on_load
         self._window = RoutingWindow(len(layers), placement.num_experts, coactivation_stride=0)
+        self._recorder: RoutingRecorder | None = None
         self._reported_at = 0.0
 
     @property
     def epoch(self) -> Epoch:
         """What the latest step was served with."""
         return self._epoch
+
+    def record_to(self, recorder: RoutingRecorder) -> None:
+        """Shows the routing of every batch from now on to `recorder`, whose owner closes it."""
+        self._recorder = recorder
 
     def offer(self, epoch: Epoch) -> None:
         """From now on steps may come with this epoch; its weights are in their slots."""
@@ -116,6 +122,8 @@ class ExpertInstance:
             )
         if self._on_load is not None:
             self._window.record(number, ids)
+        if self._recorder is not None:
+            self._recorder.record(number, ids)
         digest = zlib.crc32(ids.tobytes(), self._epoch.number)
         return partial, ReplyNote(digest, int(activated[self.index]), scheduler_ns)
 
@@ -131,6 +139,8 @@ class ExpertInstance:
 
     def _end_of_step(self) -> None:
         self.stepped.set()
+        if self._recorder is not None:
+            self._recorder.end_of_step()
         now = time.monotonic()
         if self._on_load is None or now - self._reported_at < REPORT_EVERY_S:
             return
