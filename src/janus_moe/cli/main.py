@@ -13,7 +13,7 @@ from janus_moe.errors import JanusError
 COMMANDS = {
     "serve": "serve a model over an OpenAI-compatible HTTP API",
     "generate": "complete prompts without a server",
-    "simulate": "replay recorded routing through policies and placements",
+    "simulate": "replay recorded routing, or requests through deployments that scale",
     "collect-env": "print what this machine and installation are, for bug reports",
 }
 

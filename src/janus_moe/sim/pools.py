@@ -66,6 +66,7 @@ class CompiledPool:
         )
         self.requests = state.new_requests(workload)
         self.interval, self.instances = self._pool.interval, self._pool.instances
+        self._num_used = 0
 
     @property
     def now_s(self) -> float:
@@ -84,7 +85,9 @@ class CompiledPool:
         return self._pool.log[: int(self._pool.clock["num_logged"][0])]
 
     def run(self, until_s: float, table: StepTable) -> bool:
-        status = steps.run(self.requests, self._pool, self._limits, table, float(until_s))
+        pool, used = self._pool, self._num_used  # a step looks at every instance it is given
+        pool = pool._replace(instances=pool.instances[:used], crossing=pool.crossing[:used])
+        status = steps.run(self.requests, pool, self._limits, table, float(until_s))
         return bool(status == state.DONE)
 
     def activate(self, instance: int, kv_blocks: int) -> None:
@@ -92,6 +95,7 @@ class CompiledPool:
         if here["status"] == state.ABSENT:
             here["capacity"] = kv_blocks
         here["status"] = state.ACTIVE
+        self._num_used = max(self._num_used, instance + 1)
 
     def drain(self, instance: int, now_s: float) -> None:
         here = self.instances[instance]

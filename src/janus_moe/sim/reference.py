@@ -105,6 +105,7 @@ class PolicyPool:
         batcher = self._batchers[chosen]
         assert batcher is not None
         batcher.add(Sequence(str(request), tokens, len(tokens)))
+        self._count(chosen, batcher)
 
     def _prompt(self, request: int) -> list[int]:
         """Ids, equal where prompts are known to be; without prefixes nobody looks at them."""
@@ -166,5 +167,10 @@ class PolicyPool:
             if len(sequence.token_ids) == sequence.prompt_len + request["output"]:
                 request["finish_s"] = self.now_s
                 batcher.finish(sequence.request_id)
+        self._count(instance, batcher)
         if here["status"] == state.DRAINING and not batcher.has_work:
             here["status"], here["drained_s"] = state.ABSENT, self.now_s
+
+    def _count(self, instance: int, batcher: Batcher) -> None:
+        here = self.instances[instance]
+        here["running"], here["waiting"] = batcher.num_running, batcher.num_waiting

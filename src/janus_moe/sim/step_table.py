@@ -76,48 +76,72 @@ class PoolSize(NamedTuple):
         return f"{self.num_attention}A{self.num_expert}E"
 
 
-def tabulate(
-    oracle: Oracle,
-    size: PoolSize,
-    a_max: AmaxSource,
-    max_tokens: int,
-    max_kv_tokens: int,
-    micro_batches: int = 1,
-) -> StepTable:
+class AttentionSide(NamedTuple):
+    """The part of a table that does not depend on the sizes of the pools; meanings as there."""
+
+    tokens: Array
+    kv: Array
+    attention: Array
+    shared: Array
+    dense: Array
+    head: Array
+    pair_cost: float
+
+
+def tabulate_attention(oracle: Oracle, max_tokens: int, max_kv_tokens: int) -> AttentionSide:
     """max_tokens, max_kv_tokens: of one attention instance, per step and in its cache.
 
     Beyond the grid the last segment goes on.
     """
     if max_tokens < 1 or max_kv_tokens < 1:
         raise ConfigError(f"need a token and a KV position, got {max_tokens} and {max_kv_tokens}")
-    over, model = oracle.overheads, oracle.model
-    tokens, kv = _grid(1, max(max_tokens, 2), 1.15), _grid(16, max(max_kv_tokens, 32), 1.2)
-    kv = np.concatenate(([0.0], kv))
-    batch = _grid(1, max(max_tokens * size.num_attention, 2), 1.15)
+    tokens = _grid(1, max(max_tokens, 2), 1.15)
+    kv = np.concatenate(([0.0], _grid(16, max(max_kv_tokens, 32), 1.2)))
+    each = oracle.attention_layer_s(tokens[:, None], kv[None, :] / tokens[:, None])
+    return AttentionSide(
+        tokens=tokens,
+        kv=kv,
+        attention=each + oracle.overheads.attention_layer_s,
+        shared=oracle.shared_expert_s(tokens),
+        dense=oracle.dense_layer_s(tokens),
+        head=oracle.lm_head_s(tokens),
+        pair_cost=_pair_cost(oracle),
+    )
+
+
+def tabulate(
+    oracle: Oracle,
+    size: PoolSize,
+    a_max: AmaxSource,
+    side: AttentionSide,
+    micro_batches: int = 1,
+) -> StepTable:
+    """The steps of pools of this size."""
+    model = oracle.model
+    batch = _grid(1, float(side.tokens[-1]) * size.num_attention, 1.15)
     activated = np.array([a_max(rows) for rows in batch])
-    expert_instances = size.num_attention if size.monolithic else size.num_expert
-    pairs = batch * model.top_k / expert_instances
     if size.monolithic:
         load = oracle.monolithic_load(batch, 0.0, size.num_attention, activated)
     else:
         load = oracle.pools_load(batch, 0.0, size.num_attention, size.num_expert, activated)
-    context = kv[None, :] / tokens[:, None]
+    pairs = batch * model.top_k / load.num_expert
+    experts = oracle.moe_layer_s(activated, pairs) + oracle.overheads.expert_layer_s
     return StepTable(
-        tokens=tokens,
-        kv=kv,
-        attention=oracle.attention_layer_s(tokens[:, None], context) + over.attention_layer_s,
-        shared=oracle.shared_expert_s(tokens),
-        dense=oracle.dense_layer_s(tokens),
-        head=oracle.lm_head_s(tokens),
+        tokens=side.tokens,
+        kv=side.kv,
+        attention=side.attention,
+        shared=side.shared,
+        dense=side.dense,
+        head=side.head,
         batch=batch,
-        experts=oracle.moe_layer_s(activated, pairs) + over.expert_layer_s,
+        experts=experts,
         exchange=np.zeros(len(batch)) + load.dispatch_s + load.combine_s,
         num_moe_layers=float(model.num_moe_layers),
         num_dense_layers=float(model.num_dense_layers),
         micro_batches=float(micro_batches),
         monolithic=size.monolithic,
-        step_s=float(over.step_s),
-        pair_cost=_pair_cost(oracle),
+        step_s=float(oracle.overheads.step_s),
+        pair_cost=side.pair_cost,
     )
 
 
@@ -212,6 +236,7 @@ def step_seconds(table, instances):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def even_step_seconds(table, num_attention, tokens, kv, logits):  # type: ignore[no-untyped-def]
-    """A step of `num_attention` instances with these tokens, KV positions and logits each."""
-    return _step(table, _attention(table, tokens, kv), tokens, logits, tokens * num_attention)
+def busiest_step_seconds(table, tokens, kv, logits, total):  # type: ignore[no-untyped-def]
+    """A step whose busiest instance has these tokens, KV positions and logits, of `total` tokens
+    on all instances."""
+    return _step(table, _attention(table, tokens, kv), tokens, logits, total)
