@@ -76,8 +76,10 @@ def record(folder: Path, num_tokens: int) -> tuple[RoutingTrace, RoutingTrace]:
         path = folder / f"bundled-{half}.jrt"
         own = np.concatenate(files[half::2])[:num_tokens]
         windows = [own[start : start + WINDOW].tolist() for start in range(0, len(own), WINDOW)]
-        with Engine(record_routing=str(path), prefix_caching="off", max_model_len=2048) as engine:
-            engine.generate(windows, max_tokens=1, temperature=0)
+        if not path.exists():
+            settings: dict[str, Any] = {"prefix_caching": "off", "max_model_len": 2048}
+            with Engine(record_routing=str(path), **settings) as engine:
+                engine.generate(windows, max_tokens=1, temperature=0)
         traces.append(RoutingTrace.load(path))
     return traces[0], traces[1]
 
@@ -186,7 +188,7 @@ def main() -> None:
     default = Path("benchmarks/results/recorded_routing.json")
     parser.add_argument("--json", type=Path, default=default)
     parser.add_argument("--quick", action="store_true", help="fewer tokens, batches and slices")
-    parser.add_argument("--traces", type=Path, help="keep the recorded files here")
+    parser.add_argument("--traces", type=Path, help="keep the recorded files here, or use those")
     options = parser.parse_args()
     num_tokens, num_batches, slices = (8192, 8, 10) if options.quick else (49_152, 48, 60)
     began = time.perf_counter()
