@@ -62,13 +62,21 @@ def add_up(terms: list[Array]) -> Array:
 
 
 @plans
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_experts_see_their_rows_and_owners_get_the_plain_sum(
     plan: PlanName, data: st.DataObject
 ) -> None:
     topology = data.draw(topologies())
-    demand = data.draw(demands(topology, max_tokens=40))
+    check_an_exchange(plan, topology, data.draw(demands(topology, max_tokens=40)))
+
+
+@plans
+def test_sums_of_an_owner_whose_rows_are_in_two_shards(plan: PlanName) -> None:
+    check_an_exchange(plan, Topology((1, 1), (0, 1, 1)), EveryRow((1, 3)))
+
+
+def check_an_exchange(plan: PlanName, topology: Topology, demand: Demand) -> None:
     exchange = ExchangePlan(plan, topology, demand)
     ranks = range(topology.num_ranks)
     hidden = values(sum(demand.tokens), 1)

@@ -104,11 +104,13 @@ def reply_program(
         for message in draft.outgoing:
             if message.group == number:
                 draft.sends[message.stage].append(Send(message, message))
-                draft.before(message.stage).extend(_sums((message, message.rows), held, batch))
-        if is_attention and any(member == rank for member, _ in group.members):
+                target: Holding = (message, message.rows)
+                draft.before(message.stage).extend(_sums(target, message.rows, held, batch))
+        mine = dict(group.members).get(rank) if is_attention else None
+        if mine is not None:
             last = max((m.stage for m in draft.incoming if m.group == number), default=0)
             result = (Local("result", len(own)), own)
-            draft.after(last).extend(_sums(result, held, batch))
+            draft.after(last).extend(_sums(result, mine, held, batch))
     if is_attention and len(own) and not batch.demand.complete:
         draft.moves[0].insert(0, Clear(Local("result", len(own))))
     return draft.program()
@@ -129,9 +131,14 @@ def _by_node(batch: Batch, draft: Draft, group: int, own: RowSet) -> list[list[H
     return [by_node[node] for node in sorted(by_node)]
 
 
-def _sums(target: Holding, by_node: list[list[Holding]], batch: Batch) -> Iterator[Move]:
-    """target = sum over nodes of (sum over the node's holdings), in their order."""
-    buffer, rows = target
+def _sums(
+    target: Holding, part: RowSet, by_node: list[list[Holding]], batch: Batch
+) -> Iterator[Move]:
+    """target = sum over nodes of (sum over the node's holdings), in their order.
+
+    part: the rows of `target` that these holdings are about.
+    """
+    buffer = target[0]
     fresh = batch.demand.complete  # the first to come is copied, so nothing needs clearing
     if not fresh and isinstance(buffer, Message):
         yield Clear(buffer)
@@ -139,11 +146,11 @@ def _sums(target: Holding, by_node: list[list[Holding]], batch: Batch) -> Iterat
         if number == 0 or len(holdings) == 1:
             yield from _accumulate(target, holdings, copy_first=fresh and number == 0)
             continue
-        scratch = (Local("scratch", len(rows)), rows)
+        scratch: Holding = (Local("scratch", len(part)), part)
         if not fresh:
             yield Clear(scratch[0])
         yield from _accumulate(scratch, holdings, copy_first=fresh)
-        yield Add(buffer, range(len(rows)), scratch[0], range(len(rows)))
+        yield from _accumulate(target, [scratch], copy_first=False)
 
 
 def _accumulate(target: Holding, holdings: list[Holding], *, copy_first: bool) -> Iterator[Move]:
