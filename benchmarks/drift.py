@@ -252,8 +252,8 @@ def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
         label = f"rebalancing {run['rebalancing']}"
         axes.plot(run["steps"], run["running mean"], color=colour, lw=1.3, label=label)
     for number, step in enumerate(runs[0]["new epochs at steps after the change"]):
-        label = "new epoch" if number == 0 else None
-        axes.axvline(step, color="#bb2222", ls=":", lw=0.7, alpha=0.6, label=label)
+        name = None if number else "new epoch"
+        axes.axvline(step, color="#bb2222", ls=":", lw=0.7, alpha=0.6, label=name)
     axes.axvline(0, color="black", lw=1, label="code, then comments and docstrings")
     axes.set_xlabel("steps after the change of topic")
     axes.set_ylabel("activated experts of the busiest\ninstance, mean of 128 steps")
