@@ -16,6 +16,7 @@ from janus_moe.errors import ConfigError
 from janus_moe.spec import PoolShape
 
 TransportName = Literal["auto", "loopback", "shm"]
+ActivationPolicy = Literal["exact", "aebs", "metro", "random", "token-split"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,8 +52,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int, Meta(description="weights an expert instance loads per step while it serves")
     ] = 4 * 2**20
     activation_policy: Annotated[
-        Literal["exact", "aebs"], Meta(description="how activated experts are given to replicas")
+        ActivationPolicy, Meta(description="how activated experts are given to replicas")
     ] = "exact"
+    record_routing: Annotated[
+        str | None, Meta(description="file for the routing of all tokens; see docs/scheduling.md")
+    ] = None
+    record_routing_tokens: Annotated[
+        int, Meta(description="recording stops after so many tokens, which bounds its memory")
+    ] = 2**18
     transport: Annotated[
         TransportName,
         Meta(description="loopback: one process; shm: processes of this host; auto: by shape"),
@@ -85,7 +92,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def __post_init__(self) -> None:
         positive = ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_queue")
-        for name in (*positive, "rebalance_bytes_per_step"):
+        for name in (*positive, "rebalance_bytes_per_step", "record_routing_tokens"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("exchange_timeout", "startup_timeout"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0 seconds")

@@ -26,6 +26,14 @@ class Oracle:
             output: torch.Tensor = self._model(torch.tensor([list(token_ids)])).logits[0].float()
         return output
 
+    def routing(self, token_ids: Sequence[int]) -> list[torch.Tensor]:
+        """Per MoE layer [tokens, top_k] expert ids; of models whose router is a plain top-k."""
+        with torch.inference_mode():
+            ids = torch.tensor([list(token_ids)])
+            layers = self._model(ids, output_router_logits=True).router_logits
+        top_k = self._model.config.num_experts_per_tok
+        return [logits.topk(top_k, dim=-1).indices for logits in layers]
+
     def check_greedy(self, prompt_ids: Sequence[int], completion: Completion) -> float:
         """Every token is the arg max and every log-probability agrees; returns the worst error,
         relative to the largest logit."""

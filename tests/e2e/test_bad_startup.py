@@ -96,6 +96,20 @@ def test_nothing_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "does not exist" in refuse(capsys, "./no-such-folder")
 
 
+def test_recording_where_it_cannot_be_written(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the model is looked at; and no other file is ever replaced."""
+    for target, complaint in (
+        (tmp_path / "none" / "routing.jrt", "No such file or directory"),
+        (tmp_path, "is not a file"),
+        (folder / "config.json", "exists and is not a routing trace"),
+    ):
+        message = refuse(capsys, "./no-such-model", "--record-routing", str(target))
+        assert complaint in message and str(target) in message
+    assert json.loads((folder / "config.json").read_text())
+
+
 def test_unknown_setting_in_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = tmp_path / "janus.yaml"
     settings.write_text("expert-instances: 2\nexpert-instnaces: 3\n")

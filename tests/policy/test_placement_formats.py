@@ -138,6 +138,8 @@ def test_sglang_files_make_the_round_trip(tmp_path: Path) -> None:
 )
 def test_malformed_sglang_files_are_refused(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "location.json"
+    with pytest.raises(ConfigError, match=r"location\.json cannot be read: No such file"):
+        read_sglang(path, 1)
     path.write_text(content)
     with pytest.raises(ConfigError, match=message):
         read_sglang(path, 1)

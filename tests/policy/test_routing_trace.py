@@ -110,6 +110,8 @@ def test_no_single_damaged_byte_goes_unnoticed(tmp_path: Path) -> None:
 
 def test_short_and_long_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "trace.bin"
+    with pytest.raises(ConfigError, match=r"trace\.bin cannot be read: No such file"):
+        RoutingTrace.load(path)
     recorded().save(path)
     whole = path.read_bytes()
     for wrong in (b"", whole[:40], whole[:-1], whole + b"\0"):

@@ -162,9 +162,18 @@ async def test_bad_json(client: httpx.AsyncClient, body: bytes) -> None:
     assert error_of(response)["code"] == "invalid_json"
 
 
-async def test_replacements_are_named(client: httpx.AsyncClient) -> None:
-    response = await client.post("/v1/completions", json={"prompt": "a", "guided_json": {}})
-    assert "structured_outputs" in error_of(response)["message"]
+async def test_what_is_possible_instead_is_named(client: httpx.AsyncClient) -> None:
+    """Only what this server itself accepts."""
+    for field, advice in (
+        ("guided_json", {"stop": "a", "logit_bias": {"1": 1}}),
+        ("functions", {}),
+        ("max_new_tokens", {"max_tokens": 1}),
+    ):
+        response = await client.post("/v1/completions", json={"prompt": "a", field: [1]})
+        message = error_of(response)["message"]
+        assert field in message and all(name in message for name in advice), message
+        good = await client.post("/v1/completions", json={"prompt": "a", **advice})
+        assert good.status_code == 200
 
 
 async def test_context_error_has_both_numbers(client: httpx.AsyncClient) -> None:

@@ -18,6 +18,7 @@ async def test_probes(
     response = await client.get(path)
     assert response.status_code == (200 if status == "ready" else 503)
     assert response.json()["status"] == status
+    assert (await client.head(path)).status_code == response.status_code
 
 
 @pytest.mark.parametrize("status", ["loading", "draining", "dead"])

@@ -160,6 +160,16 @@ def test_garbage_does_not_harm_the_server(engine: FakeEngine) -> None:
         assert httpx.get(f"{url}/health").status_code == 200
 
 
+def test_a_head_request_gets_the_headers_alone(engine: FakeEngine) -> None:
+    """On one connection: a body would be read as the next answer."""
+    with serving(engine) as url, httpx.Client() as client:
+        for _ in range(3):
+            head = client.head(f"{url}/health")
+            assert head.status_code == 200 and head.content == b""
+        assert client.get(f"{url}/health").json() == {"status": "ready"}
+        assert client.head(f"{url}/v1/completions").status_code == 405
+
+
 def test_unfinished_requests_end_with_the_patience(engine: FakeEngine) -> None:
     engine.token_delay_s = 0.05
     answers: list[httpx.Response] = []

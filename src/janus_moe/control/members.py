@@ -5,6 +5,7 @@ The one place that knows how models, policies and ports fit together in a worker
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from janus_moe.attention.loop import serve as serve_attention
 from janus_moe.experts.instance import ExpertInstance
 from janus_moe.experts.loop import serve as serve_experts
 from janus_moe.experts.preparing import EpochPreparer, LoadPiece
+from janus_moe.experts.recording import RoutingRecorder
 from janus_moe.messages import FromWorker, Progress, Setup, ToWorker
 from janus_moe.model.attention_block import AttentionModel, KvCache
 from janus_moe.model.checkpoint import Checkpoint
@@ -38,6 +40,7 @@ from janus_moe.transport import (
 )
 
 Send = Callable[[FromWorker], None]
+Work = Callable[[queue.SimpleQueue[ToWorker]], None]
 REPORT_EVERY_S = 0.2
 
 
@@ -49,7 +52,7 @@ class Member:
         self,
         instance_id: InstanceId,
         wake: Callable[[], None],
-        work: Callable[[queue.SimpleQueue[ToWorker]], None],
+        work: Work,
     ) -> None:
         self.id = instance_id
         self._inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
@@ -64,6 +67,16 @@ class Member:
     def serve(self) -> None:
         """The work of the instance's thread, until a Stop message."""
         self._work(self._inbox)
+
+
+def _closing(stack: contextlib.ExitStack, work: Work) -> Work:
+    """The same work; afterwards the stack is closed, whatever happened."""
+
+    def and_close(inbox: queue.SimpleQueue[ToWorker]) -> None:
+        with stack:
+            work(inbox)
+
+    return and_close
 
 
 def build_members(
@@ -169,16 +182,26 @@ class _Builder:
         self._report_loaded(instance_id, expert_pool_bytes(setup.spec, slots))
         self._send(Progress(instance=instance_id, stage="warm up"))
         instance.warm_up()
+        closing = contextlib.ExitStack()
+        if index == 0 and setup.config.record_routing is not None:  # all see the same routing
+            recorder = self._recorder(setup.config.record_routing)
+            instance.record_to(recorder)
+            closing.callback(recorder.close)
         if self._loopback is not None:
             self._loopback.serve(index, instance.serve_once)
-            return Member(instance_id, lambda: None, preparer.serve)
+            return Member(instance_id, lambda: None, _closing(closing, preparer.serve))
         assert self._region is not None
         port: ExpertPort = self._region.expert_port(index, self._rule)
         return Member(
             instance_id,
             port.wake,
-            lambda inbox: serve_experts(instance, preparer, port, inbox),
+            _closing(closing, lambda inbox: serve_experts(instance, preparer, port, inbox)),
         )
+
+    def _recorder(self, path: str) -> RoutingRecorder:
+        spec, max_tokens = self._setup.spec, self._setup.config.record_routing_tokens
+        layers = len(spec.moe_layer_ids)
+        return RoutingRecorder(Path(path), layers, spec.moe.num_experts, max_tokens)
 
     def _attention_port(self, index: int) -> AttentionPort:
         exchange = self._loopback or self._region

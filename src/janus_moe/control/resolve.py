@@ -27,6 +27,7 @@ from janus_moe.policy.placement import (
     initial_placement,
     validate_shape,
 )
+from janus_moe.policy.routing_trace import check_target
 from janus_moe.spec import ModelSpec
 
 KV_SHARE = 0.4
@@ -78,6 +79,9 @@ def host_facts(device: str) -> HostFacts:
 
 def resolve_run(config: EngineConfig, facts: HostFacts) -> RunPlan:
     """Decides everything about a run or raises ConfigError or CheckpointError."""
+    recording = None if config.record_routing is None else Path(config.record_routing).absolute()
+    if recording is not None:
+        check_target(recording)
     folder = resolve_model(config.model)
     spec = read_spec(folder, _dtype(config), config.device)
     validate_shape(spec.moe.num_experts, config.expert_instances, _explicit_redundancy(config))
@@ -110,6 +114,7 @@ def resolve_run(config: EngineConfig, facts: HostFacts) -> RunPlan:
         redundant_experts=redundant,
         rebalance_spare_slots=spare,
         max_model_len=max_model_len,
+        record_routing=None if recording is None else str(recording),
     )
     expert_sharers = 1 if shared_process else config.expert_instances
     return RunPlan(

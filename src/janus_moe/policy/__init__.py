@@ -11,7 +11,7 @@ rebalancing whether another placement is worth the move
 estimate    how many experts the busiest instance will read
 routing_trace, replay, synthetic  recorded and invented routing, and what a policy makes of it
 
-Nothing here knows of tensors, models, clocks or processes, and of files only routing traces and
-the placement formats of other engines; numpy and numba are all it
-needs, so the simulator and the live system run the same functions.
+Nothing here knows of tensors, models, clocks or processes; of files it knows only routing traces
+and the placement formats of other engines. numpy and numba are all it needs, so the simulator and
+the live system run the same functions.
 """

@@ -70,7 +70,10 @@ def create_app(state: AppState) -> FastAPI:
         redirect_slashes=False,
     )
     for method, path, handler in _ROUTES:
-        app.add_api_route(path, _bound(handler, state), methods=[method], response_model=None)
+        route = _bound(handler, state)
+        app.add_api_route(path, route, methods=[method], response_model=None)
+        if method == "GET":  # the same answer; the server leaves out its body
+            app.add_api_route(path, route, methods=["HEAD"], include_in_schema=False)
     describe_bodies(app)
     install_error_handlers(app)
     app.add_middleware(InFlightMiddleware, lifecycle=state.lifecycle)

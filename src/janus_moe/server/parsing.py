@@ -1,8 +1,8 @@
 """Request bodies: bounded reading, strict decoding, errors that name the field.
 
 Fields are of four kinds: known (the request struct), harmless (ignored, by an explicit list),
-replaced (the error names the successor) and unknown (an error). None is ignored silently that
-changes what the client gets.
+replaced (the error says what is possible instead) and unknown (an error). None that changes what
+the client gets is ignored silently.
 """
 
 from __future__ import annotations
@@ -33,16 +33,22 @@ IGNORED = frozenset(
         "request_id",
     )
 )
+_NO_GRAMMARS = (
+    "output cannot be constrained to a format yet; describe the format in the prompt, or use stop "
+    "or logit_bias"
+)
+_NO_TOOLS = "tool calls are not supported yet; describe the functions in the messages"
+# Fields that other servers knew once, and what is possible here instead.
 REPLACED = {
-    "guided_json": "structured_outputs.json",
-    "guided_regex": "structured_outputs.regex",
-    "guided_choice": "structured_outputs.choice",
-    "guided_grammar": "structured_outputs.grammar",
-    "guided_decoding_backend": "structured_outputs",
-    "guided_whitespace_pattern": "structured_outputs",
-    "functions": "tools",
-    "function_call": "tool_choice",
-    "max_new_tokens": "max_tokens",
+    "guided_json": _NO_GRAMMARS,
+    "guided_regex": _NO_GRAMMARS,
+    "guided_choice": _NO_GRAMMARS,
+    "guided_grammar": _NO_GRAMMARS,
+    "guided_decoding_backend": _NO_GRAMMARS,
+    "guided_whitespace_pattern": _NO_GRAMMARS,
+    "functions": _NO_TOOLS,
+    "function_call": _NO_TOOLS,
+    "max_new_tokens": "use max_tokens",
 }
 # Fields of the API that are not implemented, with the values that ask for nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -123,7 +129,7 @@ def check_fields(given: Mapping[str, Any], kind: type) -> dict[str, Any]:
         if name in known:
             kept[name] = value
         elif name in REPLACED:
-            raise RequestError(f"{name} is not supported: use {REPLACED[name]} instead", name)
+            raise RequestError(f"{name} is not supported: {REPLACED[name]}", name)
         elif name not in UNSUPPORTED:
             raise ApiError(
                 400,

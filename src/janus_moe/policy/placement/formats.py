@@ -123,6 +123,8 @@ def read_sglang(
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(content, dict) or list(content) != [SGLANG_KEY]:
         found = list(content) if isinstance(content, dict) else type(content).__name__
         raise ConfigError(f"{path} must hold {SGLANG_KEY!r} and nothing else, found {found}")

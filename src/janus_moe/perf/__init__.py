@@ -1,0 +1,46 @@
+"""The latency oracle: the only code that says how long something takes.
+
+`Oracle` answers for a model on devices; `device_profile` and `model_facts` are the facts it starts
+from. Planner, simulator and the choice of an exchange ask it. It decides nothing, measures nothing
+and imports no framework.
+"""
+
+from janus_moe.perf.catalog import model_facts, model_names
+from janus_moe.perf.coefficients import Coefficients, OpLaw
+from janus_moe.perf.devices import DeviceProfile, device_names, device_profile
+from janus_moe.perf.estimate import Confidence, Estimate, weakest
+from janus_moe.perf.links import (
+    ExchangeCounts,
+    LinkModel,
+    NodeLayout,
+    all_to_all_counts,
+    exchange_counts,
+)
+from janus_moe.perf.models import ModelFacts
+from janus_moe.perf.oracle import Oracle
+from janus_moe.perf.sides import Overheads, Side
+from janus_moe.perf.step import StepEstimate, StepLoad
+
+__all__ = [
+    "Coefficients",
+    "Confidence",
+    "DeviceProfile",
+    "Estimate",
+    "ExchangeCounts",
+    "LinkModel",
+    "ModelFacts",
+    "NodeLayout",
+    "OpLaw",
+    "Oracle",
+    "Overheads",
+    "Side",
+    "StepEstimate",
+    "StepLoad",
+    "all_to_all_counts",
+    "device_names",
+    "device_profile",
+    "exchange_counts",
+    "model_facts",
+    "model_names",
+    "weakest",
+]

@@ -1,0 +1,12 @@
+"""Types of numbers that may be arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Numbers = float | NDArray[Any]
+"""A number, or an array of numbers that broadcasts against the others."""

@@ -1,0 +1,61 @@
+"""How instances in different processes find each other: small values by key, written once.
+
+A transport puts its own address and gets those of its peers. This module does not know how values
+travel between hosts; `control` carries them over its authenticated channel.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Protocol
+
+from janus_moe.errors import ExchangeClosed
+
+
+class Rendezvous(Protocol):
+    """Usable from any thread. Keys start with the name of whoever puts them, e.g. `expert 1/..`
+    where only one may; a second `put` of a key replaces the value."""
+
+    def put(self, key: str, value: bytes) -> None:
+        """Makes `value` known to all instances; does not wait for anybody."""
+        ...
+
+    def get(self, key: str, timeout_s: float) -> bytes:
+        """The value of `key`, as soon as somebody has put it.
+
+        Raises TimeoutError naming the key after `timeout_s`, ExchangeClosed when the service stops.
+        """
+        ...
+
+
+class MemoryRendezvous:
+    """A `Rendezvous` among threads; also one process's copy of what all processes have put."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, bytes] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, key: str, value: bytes) -> None:
+        with self._changed:
+            self._values[key] = value
+            self._changed.notify_all()
+
+    def get(self, key: str, timeout_s: float) -> bytes:
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while key not in self._values:
+                if self._closed:
+                    raise ExchangeClosed(f"the service stopped before anybody sent {key!r}")
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError(f"nobody sent {key!r} within {timeout_s:g} s")
+                self._changed.wait(left)
+            return self._values[key]
+
+    def close(self) -> None:
+        """Ends every wait, now and later, with ExchangeClosed."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
