@@ -38,6 +38,7 @@ def linear_table(
         micro_batches=1.0,
         monolithic=False,
         step_s=0.0,
+        token_s=0.0,
         pair_cost=0.25,
     )
 

@@ -97,14 +97,14 @@ class EpochPreparer:
             slots=message.placement,
         )
         tables, arrivals = place_arrivals(
-            instance.epoch.slots,
+            instance.latest.slots,
             [layer[instance.index] for layer in placement.slots],
             [model.layers[layer].gate_up.shape[0] for layer in instance.layers],
         )
         if not self._load_all(arrivals, inbox):
             return False
         instance.offer(
-            make_epoch(placement, instance.index, tables, instance.policy, self._wait_for_step)
+            make_epoch(placement, instance.index, tables, instance.rule, self._wait_for_step)
         )
         return True
 

@@ -6,15 +6,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 
 from janus_moe.errors import ConfigError
 from janus_moe.perf.arrays import Array, Numbers
+from janus_moe.perf.coefficients import LinkLaw
 from janus_moe.perf.devices import DeviceProfile
-from janus_moe.perf.estimate import Confidence
+from janus_moe.perf.estimate import Confidence, weakest
 
 Plan = Literal["1pc", "2pc-direct", "2pc-relay", "2pc-sharded"]
 Gating = Literal["egate", "agate"]
@@ -55,25 +56,41 @@ class LinkModel:
     inter_message_s: float
     inter_s_per_byte: float
     gpus_per_node: int
-    confidence: Confidence = "roofline"
+    intra_confidence: Confidence = "roofline"
+    inter_confidence: Confidence = "roofline"
 
     @classmethod
-    def of(cls, attention: DeviceProfile, expert: DeviceProfile) -> LinkModel:
-        """Links between two kinds of devices: the slower end counts."""
+    def of(
+        cls, attention: DeviceProfile, expert: DeviceProfile, measured: LinkLaw | None = None
+    ) -> LinkModel:
+        """Links between two kinds of devices: the slower end counts.
+
+        measured: of links inside a node, which two kinds of devices do not share.
+        """
         ends = (attention, expert)
         mixed = attention.name != expert.name  # other devices are in other nodes
         inter = 1 / (LINK_EFFICIENCY * min(end.inter_bytes_per_s for end in ends))
         intra = 1 / (LINK_EFFICIENCY * min(end.intra_bytes_per_s for end in ends))
-        inter_latency = max(end.inter_latency_s for end in ends)
+        near = measured or LinkLaw(
+            latency_s=max(end.intra_latency_s for end in ends),
+            message_s=MESSAGE_S,
+            s_per_byte=intra,
+        )
         return cls(
-            intra_latency_s=max(end.intra_latency_s for end in ends),
-            intra_message_s=MESSAGE_S,
-            intra_s_per_byte=intra,
-            inter_latency_s=inter_latency,
+            intra_latency_s=near.latency_s,
+            intra_message_s=near.message_s,
+            intra_s_per_byte=near.s_per_byte,
+            inter_latency_s=max(end.inter_latency_s for end in ends),
             inter_message_s=MESSAGE_S,
             inter_s_per_byte=inter,
             gpus_per_node=1 if mixed else attention.gpus_per_node,
+            intra_confidence="roofline" if measured is None else "interpolated",
         )
+
+    @classmethod
+    def of_one_host(cls, law: LinkLaw, device: DeviceProfile) -> LinkModel:
+        """All instances on one machine, whose exchange was measured."""
+        return replace(cls.of(device, device, law), gpus_per_node=2**30)
 
     def seconds(self, counts: ExchangeCounts) -> Array:
         """Of one direction; arrays in the counts give an array."""
@@ -86,6 +103,11 @@ class LinkModel:
             + np.multiply(counts.inter_bytes, self.inter_s_per_byte),
             np.float64,
         )
+
+    def confidence(self, *counts: ExchangeCounts) -> Confidence:
+        """Of exchanges with these counts."""
+        far = any(np.any(np.asarray(count.inter_hops) > 0) for count in counts)
+        return weakest((self.intra_confidence, self.inter_confidence if far else "measured"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,14 +152,18 @@ def exchange_counts(
     n_e = np.asarray(layout.num_expert, np.float64)
     rows = np.asarray(tokens, np.float64)
     if gating == "agate":
-        reach = 1 - (1 - 1 / n_e) ** top_k  # share of the rows that one instance gets
-        there, extra = reach, METADATA_BYTES * top_k
+        there, extra = share_reached(n_e, top_k), METADATA_BYTES * top_k
     else:
         there, extra = np.ones_like(n_e), 0
     counts = _one_phase if plan == "1pc" else _two_phase
     dispatch = counts(layout, n_a, n_e, rows * there, hidden_size * activation_bytes + extra, plan)
     combine = counts(layout, n_a, n_e, rows * there, hidden_size * PARTIAL_BYTES, plan)
     return dispatch, combine
+
+
+def share_reached(instances: Numbers, top_k: int) -> Array:
+    """Share of the rows that have an expert on one given instance, of uniform routing."""
+    return np.asarray(1 - (1 - 1 / np.asarray(instances, np.float64)) ** top_k)
 
 
 def all_to_all_counts(
@@ -154,7 +180,7 @@ def all_to_all_counts(
     n = np.asarray(num_devices, np.float64)
     peers = np.minimum(n, gpus_per_node) - 1
     far = n - 1 - peers
-    each = np.asarray(tokens, np.float64) / n * (1 - (1 - 1 / n) ** top_k)
+    each = np.asarray(tokens, np.float64) / n * share_reached(n, top_k)
     row_bytes = hidden_size * activation_bytes + METADATA_BYTES * top_k
     return ExchangeCounts(
         intra_hops=np.minimum(peers, 1),

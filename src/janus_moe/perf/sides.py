@@ -28,19 +28,22 @@ class Side:
         """A known device with the laws fitted for it, roofline where there are none."""
         return cls(device_profile(name), fitted_coefficients(name))
 
-    def law(self, operation: Operation, weights: Format) -> OpLaw:
-        """The law of an operation with weights of this format."""
-        kind: Arithmetic = arithmetic(weights, frozenset(self.device.flops))
-        return self.coefficients.law(operation, kind) or roofline_law(self.device, kind)
+    def law(self, operation: Operation, dtype: Format) -> OpLaw:
+        """The law of an operation with weights, or a cache, of this format."""
+        kind: Arithmetic = arithmetic(dtype, frozenset(self.device.flops))
+        return self.coefficients.law(operation, dtype, kind) or roofline_law(self.device, kind)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overheads:
-    """Host and launch time that no operation has. step_s: once a step (scheduling, sampling).
+    """Host and launch time that no operation has.
+
+    step_s: once a step (scheduling, sampling). token_s: per token of the whole batch and step.
     attention_layer_s, expert_layer_s: per layer and micro-batch on that side. confidence: of them.
     """
 
     step_s: float = 0.0
+    token_s: float = 0.0
     attention_layer_s: float = 0.0
     expert_layer_s: float = 0.0
     confidence: Confidence = "roofline"

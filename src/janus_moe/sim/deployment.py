@@ -136,6 +136,7 @@ class Deployments:
             size,
             lambda tokens: self._a_max(instances, slots * instances, tokens),
             self._attention_side(kv_blocks),
+            slots=slots,
         )
         return Deployment(
             name=str(size),

@@ -35,8 +35,8 @@ class StepTable(NamedTuple):
     logits of b sequences. batch: [B] grid of tokens of all attention instances. experts, exchange:
     [B] the busiest expert instance; both directions together.
     monolithic: attention and experts take turns on the same devices.
-    step_s: once a step. pair_cost: KV positions whose reading takes as long as the arithmetic of
-    one pair of a prompt's query and a key.
+    step_s, token_s: of the host, once a step and once per token. pair_cost: KV positions whose
+    reading takes as long as the arithmetic of one pair of a prompt's query and a key.
     """
 
     tokens: Array
@@ -53,6 +53,7 @@ class StepTable(NamedTuple):
     micro_batches: float
     monolithic: bool
     step_s: float
+    token_s: float
     pair_cost: float
 
 
@@ -115,8 +116,9 @@ def tabulate(
     a_max: AmaxSource,
     side: AttentionSide,
     micro_batches: int = 1,
+    slots: int | None = None,
 ) -> StepTable:
-    """The steps of pools of this size."""
+    """The steps of pools of this size. slots: per layer and expert instance; None: no replicas."""
     model = oracle.model
     batch = _grid(1, float(side.tokens[-1]) * size.num_attention, 1.15)
     activated = np.array([a_max(rows) for rows in batch])
@@ -124,8 +126,10 @@ def tabulate(
         load = oracle.monolithic_load(batch, 0.0, size.num_attention, activated)
     else:
         load = oracle.pools_load(batch, 0.0, size.num_attention, size.num_expert, activated)
+    held = model.num_experts / load.num_expert if slots is None else slots
     pairs = batch * model.top_k / load.num_expert
-    experts = oracle.moe_layer_s(activated, pairs) + oracle.overheads.expert_layer_s
+    rows = batch if load.rows is None else load.rows
+    experts = oracle.moe_layer_s(activated, pairs, rows, held) + oracle.overheads.expert_layer_s
     return StepTable(
         tokens=side.tokens,
         kv=side.kv,
@@ -141,6 +145,7 @@ def tabulate(
         micro_batches=float(micro_batches),
         monolithic=size.monolithic,
         step_s=float(oracle.overheads.step_s),
+        token_s=float(oracle.overheads.token_s),
         pair_cost=side.pair_cost,
     )
 
@@ -214,7 +219,8 @@ def _step(table, attention, most, logits, total):  # type: ignore[no-untyped-def
         bound = attention + max(shared, exchange + experts)
     layer = max(parts * busiest, bound)
     dense_layers = table.num_dense_layers * parts * (attention + dense)
-    return table.num_moe_layers * layer + dense_layers + parts * head + table.step_s
+    host = table.step_s + table.token_s * total
+    return table.num_moe_layers * layer + dense_layers + parts * head + host
 
 
 @_compiled
