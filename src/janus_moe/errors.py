@@ -80,6 +80,7 @@ class ExchangeTimeout(ExchangeError):
         self.stage = stage
         self.step = step
         self.layer = layer
+        self.waited_s = waited_s
 
 
 class PeerLost(ExchangeError):

@@ -155,9 +155,7 @@ def recorder(seen: list[tuple[int, str, int]], rank: int) -> Record:
 @pytest.mark.parametrize("plan", PLAN_NAMES)
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_every_plan_among_threads_gives_the_plain_sum(
-    plan: PlanName, data: st.DataObject
-) -> None:
+def test_every_plan_among_threads_gives_the_plain_sum(plan: PlanName, data: st.DataObject) -> None:
     topology = data.draw(topologies())
     check_an_exchange("local", plan, topology, data.draw(demands(topology, max_tokens=40)))
 

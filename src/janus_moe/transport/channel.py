@@ -22,7 +22,7 @@ class ChannelAborted(Exception):
 class Pending(Protocol):
     """A message that was sent or is expected; its buffer must stay as it is until `wait` is over.
 
-    One thread waits for it at a time.
+    Several threads may wait.
     """
 
     def wait(self, timeout_s: float | None = None) -> None:

@@ -72,7 +72,7 @@ class Executor:
     """Of one instance. record: told of every message as (peer, "send" or "receive", bytes, stage,
     start ns, end ns) by `time.perf_counter_ns`; a send ends when it is known to be over.
 
-    timeout_s: of each wait; None: somebody else watches and aborts the channel.
+    timeout_s: limit of each wait; None: none.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Executor:
         self._topology = topology
         self._channel = channel
         self._format = format_
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._record = record
         self._inlets: dict[Lane, Inlet] = {}
         self._outlets: dict[Lane, MessageBuffer] = {}
@@ -214,7 +214,7 @@ class Executor:
         started = time.monotonic()
         self.waiting_for = peer
         try:
-            pending.wait(self._timeout_s)
+            pending.wait(self.timeout_s)
         except (TimeoutError, ConnectionError, ChannelAborted) as error:
             waited_s = time.monotonic() - started
             raise self._explained(error, message, peer, ticket, waited_s) from error

@@ -12,7 +12,9 @@ Addresses travel through a `Rendezvous`, and gloo listens on one given address. 
 from __future__ import annotations
 
 import datetime
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -37,7 +39,7 @@ class GlooChannel:
     def __init__(
         self, rank: int, num_ranks: int, rendezvous: Rendezvous, bind_host: str, timeout_s: float
     ) -> None:
-        self._peer = (rank + 1) % num_ranks
+        self._peers = [peer for peer in range(num_ranks) if peer != rank]
         self._aborted = False
         options = _Gloo._Options()
         options._timeout = datetime.timedelta(seconds=timeout_s)
@@ -62,11 +64,14 @@ class GlooChannel:
         if self._aborted:
             return
         self._aborted = True
-        try:
-            unused = self._group.recv([torch.empty(1)], self._peer, _ABORT_TAG)
-            unused.wait(datetime.timedelta(milliseconds=1))
-        except RuntimeError:
-            return  # as intended, or closed by the peer already
+        for peer in self._peers:
+            try:
+                unused = self._group.recv([torch.empty(1)], peer, _ABORT_TAG)
+            except RuntimeError:
+                continue  # this peer's connection is closed already
+            with suppress(RuntimeError):
+                unused.wait(datetime.timedelta(milliseconds=1))
+            return
 
     def _post(self, post: Any, peer: int, tag: int, buffer: Tensor) -> Any:
         try:
@@ -85,22 +90,29 @@ class GlooChannel:
 class _GlooPending:
     """A `Pending` of gloo."""
 
-    __slots__ = ("_channel", "_peer", "_work")
+    __slots__ = ("_channel", "_lock", "_peer", "_work")
 
     def __init__(self, channel: GlooChannel, peer: int, work: Any) -> None:
         self._channel = channel
         self._peer = peer
         self._work = work
+        self._lock = threading.Lock()
 
     def wait(self, timeout_s: float | None = None) -> None:
-        if self._work is None:  # gloo would wait for another message
+        if self._work is None:
             return
         limit = _FOREVER if timeout_s is None else datetime.timedelta(seconds=timeout_s)
+        # Every wait of a gloo work takes one message, so only one thread may wait.
+        if not self._lock.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            raise TimeoutError(f"no message within {timeout_s} s")
         try:
-            self._work.wait(limit)
+            if self._work is not None:
+                self._work.wait(limit)
+                self._work = None
         except RuntimeError as error:
             raise self._channel.explain(self._peer, error) from error
-        self._work = None
+        finally:
+            self._lock.release()
 
 
 class _Addresses(c10d.Store):
