@@ -14,6 +14,7 @@ COMMANDS = {
     "serve": "serve a model over an OpenAI-compatible HTTP API",
     "generate": "complete prompts without a server",
     "simulate": "replay recorded routing through policies and placements",
+    "profile": "measure a model on this machine for planning",
     "collect-env": "print what this machine and installation are, for bug reports",
 }
 

@@ -25,14 +25,15 @@ class WorkerLayout:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment of the process. A thread that spins while it waits starves the other pool,
-        so idle OpenMP threads sleep."""
+        """Environment of the process. A thread that spins for long starves the other pool, and
+        one that sleeps at once wakes late for the next kernel: so they spin for some 20 us."""
         threads = str(self.num_threads)
         return {
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "NUMBA_NUM_THREADS": threads,
             "OMP_WAIT_POLICY": "passive",
+            "GOMP_SPINCOUNT": "1000",
             "TOKENIZERS_PARALLELISM": "false",
         }
 

@@ -16,6 +16,7 @@ import msgspec
 import psutil
 
 from janus_moe.config import EngineConfig, TransportName
+from janus_moe.control.costs import with_costs
 from janus_moe.errors import ConfigError
 from janus_moe.model.checkpoint import Checkpoint, validate
 from janus_moe.model.config import read_spec
@@ -107,8 +108,10 @@ def resolve_run(config: EngineConfig, facts: HostFacts) -> RunPlan:
     )
     shared_process = transport == "loopback"
     threads = config.threads
+    expert_sharers = 1 if shared_process else config.expert_instances
+    expert_threads = threads or max(1, facts.cores // expert_sharers)
     resolved = msgspec.structs.replace(
-        config,
+        with_costs(config, spec, expert_threads, choices),
         dtype=spec.dtype,
         transport=transport,
         redundant_experts=redundant,
@@ -116,7 +119,6 @@ def resolve_run(config: EngineConfig, facts: HostFacts) -> RunPlan:
         max_model_len=max_model_len,
         record_routing=None if recording is None else str(recording),
     )
-    expert_sharers = 1 if shared_process else config.expert_instances
     return RunPlan(
         config=resolved,
         spec=spec,
@@ -126,7 +128,7 @@ def resolve_run(config: EngineConfig, facts: HostFacts) -> RunPlan:
         num_kv_blocks=num_blocks,
         max_model_len=max_model_len,
         attention_threads=threads or max(1, facts.cores // config.attention_instances),
-        expert_threads=threads or max(1, facts.cores // expert_sharers),
+        expert_threads=expert_threads,
         num_cores=facts.cores,
         choices=tuple(choices),
     )
