@@ -407,7 +407,9 @@ def test_an_instance_that_does_not_announce_is_named_on_both_sides(backend: str)
         pools.attention[0].begin_step(2)
         with pytest.raises(ExchangeTimeout, match=r"^attention 1 \(pid \d+\)") as caught:
             pools.attention[0].dispatch(5, rows(0, 0, 5, 2))
-        assert (caught.value.stage, caught.value.layer) == ("announce", 5)
+        # Among processes, the expert instance may have told it first, and knows of no layer yet.
+        assert caught.value.stage == "announce"
+        assert caught.value.layer in ((5,) if backend in SHARED else (5, 0))
         for expert in pools.experts:
             with pytest.raises(ExchangeTimeout, match=r"attention 1.*stage announce, step 0"):
                 expert.result(5)
