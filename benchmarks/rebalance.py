@@ -84,8 +84,8 @@ async def turn(
     if mover is not None:
         mover.cancel()
         await asyncio.gather(mover, return_exceptions=True)
-        while service.rebalancer.status.state != "idle":  # what is left needs steps
-            await stream(service, 8, 0)
+        while service.rebalancer.status.state != "idle":
+            await asyncio.sleep(0.01)
     return np.concatenate(gaps), epochs
 
 

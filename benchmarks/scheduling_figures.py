@@ -26,7 +26,7 @@ COLOURS = {
 }
 
 
-def cost_figure(rows: Sequence[dict[str, Any]], path: Path, processor: str) -> None:
+def cost_figure(rows: Sequence[dict[str, Any]], path: Path, processor: str, top_k: int = 8) -> None:
     """Paper, figure 15: time of one layer call over the batch size."""
     shapes = list(dict.fromkeys((r["experts"], r["instances"], r["slots"]) for r in rows))
     figure, grid = plt.subplots(1, len(shapes), figsize=(4 * len(shapes), 3.9), sharey=True)
@@ -51,7 +51,7 @@ def cost_figure(rows: Sequence[dict[str, Any]], path: Path, processor: str) -> N
         axes.set_yscale("log")
         sizes = sorted({r["batch"] for r in own})
         axes.set_xticks(sizes, [str(size) for size in sizes])
-        axes.set_xlabel("tokens in the batch, top-8")
+        axes.set_xlabel(f"tokens in the batch, top-{top_k}")
         axes.grid(alpha=0.25)
     grid[0].set_ylabel("us per layer call")
     handles, labels = grid[0].get_legend_handles_labels()

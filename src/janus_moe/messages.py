@@ -154,7 +154,10 @@ class DropEpoch(Message, frozen=True):
 
 
 class UseEpoch(Message, frozen=True):
-    """Every expert instance is prepared: announce steps with this epoch from now on."""
+    """Every expert instance is prepared: announce steps with this epoch from now on.
+
+    Answered by a `StepDone` with it, at once if there is nothing to compute.
+    """
 
     attention_index: int
     epoch: int
@@ -204,7 +207,8 @@ class StepDone(Message, frozen=True):
     """One step of one attention instance: new tokens and its load. Without a step (step_seconds 0)
     only the load.
 
-    epoch: of the latest step it took part in; every expert instance served that step with it.
+    epoch: steps that begin from now on have this placement or a later one, and this instance has
+    none under way with an earlier one.
     """
 
     instance: InstanceId

@@ -92,9 +92,9 @@ def prepared(index: int, epoch: int) -> EpochPrepared:
     return EpochPrepared(expert_index=index, epoch=epoch)
 
 
-def step(epoch: int) -> StepDone:
+def step(epoch: int, index: int) -> StepDone:
     return StepDone(
-        instance=InstanceId(pool="attention", index=1),
+        instance=InstanceId(pool="attention", index=index),
         outputs=(),
         num_running=0,
         num_waiting=0,
@@ -119,10 +119,13 @@ async def test_all_prepare_then_attention_uses_it_then_the_next_step() -> None:
             orders = await workers.expect(2)
             assert orders == [UseEpoch(attention_index=i, epoch=epoch) for i in range(2)]
             assert rebalancer.status.state == "switching"
-            workers.said.put_nowait(step(epoch - 1))
+            workers.said.put_nowait(step(epoch - 1, 0))
+            workers.said.put_nowait(step(epoch, 1))
             await workers.expect(0)
-            assert rebalancer.placement.epoch == epoch - 1
-            workers.said.put_nowait(step(epoch))
+            assert rebalancer.status.state == "switching", (
+                "attention 0 may compute with the old one"
+            )
+            workers.said.put_nowait(step(epoch, 0))
         await workers.expect(0)
         assert rebalancer.status.state == "idle" and rebalancer.status.error is None
         assert [list(map(list, layer)) for layer in rebalancer.placement.slots] == SWAPPED
@@ -155,6 +158,26 @@ async def test_an_instance_that_never_answers_is_named() -> None:
         assert "expert 1 did not prepare epoch 1" in (rebalancer.status.error or "")
 
 
+async def test_an_attention_instance_that_does_not_switch_is_named_and_waited_for() -> None:
+    async with rebalancing(startup_timeout=0.1) as (rebalancer, workers):
+        await rebalancer.rebalance(SWAPPED)
+        await workers.expect(2)
+        for index in range(2):
+            workers.said.put_nowait(prepared(index, 1))
+        workers.said.put_nowait(step(1, 0))
+        async with asyncio.timeout(5):
+            while rebalancer.status.state != "idle":
+                await asyncio.sleep(0.01)
+        assert rebalancer.status.error is not None
+        assert "attention 1 did not take epoch 1 within" in rebalancer.status.error
+        assert rebalancer.placement.epoch == 1, "attention 0 computes with it already"
+        with pytest.raises(ConflictError, match="attention 1 may still compute with an epoch bef"):
+            await rebalancer.rebalance(SWAPPED)
+        workers.said.put_nowait(step(1, 1))
+        await workers.expect(2)
+        assert (await rebalancer.rebalance(SWAPPED)).state == "loading"
+
+
 async def test_without_statistics_there_is_nothing_to_go_by() -> None:
     async with rebalancing() as (rebalancer, workers):
         with pytest.raises(ConflictError, match="no statistics"):
@@ -174,7 +197,7 @@ async def test_the_schedule_moves_hot_experts_apart_and_then_leaves_them() -> No
                 if isinstance(order, PrepareEpoch):
                     workers.said.put_nowait(prepared(order.expert_index, order.epoch))
                 elif isinstance(order, UseEpoch):
-                    workers.said.put_nowait(step(order.epoch))
+                    workers.said.put_nowait(step(order.epoch, order.attention_index))
             await asyncio.sleep(0.02)
         left, right = rebalancer.placement.slots[0]
         assert len({0, 1, 2, 3} & set(left)) == len({0, 1, 2, 3} & set(right)) == 2

@@ -244,18 +244,26 @@ async def test_by_the_load_and_back_with_real_processes(eight: Model) -> None:
             assert sum(counts) == tokens * spec.moe.router.top_k
 
 
-async def test_nothing_switches_while_nobody_computes(eight: Model) -> None:
+@pytest.mark.parametrize("transport", ["loopback", "shm"])
+async def test_an_idle_service_switches_too(eight: Model, transport: str) -> None:
+    """Several epochs without a step in between; then the tokens are still right."""
     async with running_in_threads(
-        eight.folder, expert_instances=2, threads=1, max_model_len=64, transport="shm"
+        eight.folder,
+        attention_instances=2,
+        expert_instances=2,
+        redundant_experts=0,
+        threads=1,
+        max_model_len=160,
+        transport=transport,
     ) as engine:
-        pool = engine.expert_pool
-        await pool.rebalance([layer[::-1] for layer in held(engine)])
-        await until(lambda: pool.status.state == "switching")
-        await asyncio.sleep(0.1)
-        assert pool.status.state == "switching" and pool.placement.epoch == 0
-        async with Load(engine, eight, streams=1) as load:
-            await load.until(lambda: pool.status.state == "idle")
-        assert pool.placement.epoch == pool.status.target_epoch
+        pool, first = engine.expert_pool, held(engine)
+        for target in ([layer[::-1] for layer in first], first, spread(engine, 1)):
+            assert (await pool.rebalance(target)).num_steps >= 2
+            await until(lambda: pool.status.state == "idle")
+            assert pool.status.error is None and held(engine) == target
+            assert engine.snapshot().placement_epoch == pool.placement.epoch
+        async with Load(engine, eight, streams=2) as load:
+            await load.finish(2)
 
 
 async def test_placements_that_cannot_be_met_are_refused_with_numbers(eight: Model) -> None:

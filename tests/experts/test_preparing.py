@@ -34,6 +34,9 @@ from janus_moe.transport import Ticket, Work
 
 FIRST = (((0, 1), (2, 3)),) * 3
 SECOND = (((0, 2), (1, 3)),) * 3
+THIRD = (((3, 2), (1, 0)),) * 3
+
+Slots = tuple[tuple[tuple[int, ...], ...], ...]
 
 
 class Bench:
@@ -57,8 +60,8 @@ class Bench:
         self.thread = threading.Thread(target=preparer.serve, args=(self.inbox,))
         self.thread.start()
 
-    def prepare(self, epoch: int) -> None:
-        self.inbox.put(PrepareEpoch(expert_index=0, epoch=epoch, placement=SECOND))
+    def prepare(self, epoch: int, placement: Slots = SECOND) -> None:
+        self.inbox.put(PrepareEpoch(expert_index=0, epoch=epoch, placement=placement))
 
     def serve(self, epoch: int) -> torch.Tensor:
         hidden = torch.linspace(-1, 1, 3 * 40).reshape(3, 40)
@@ -155,6 +158,28 @@ def test_a_dropped_epoch_is_not_served_and_can_be_prepared_again(folder: Path) -
         bench.serve(1)
     bench.serve(2)
     bench.stop()
+
+
+def test_an_epoch_without_a_step_is_what_the_next_one_starts_from(folder: Path) -> None:
+    """There is one spare slot, so experts 2 and 3 can only come one after the other."""
+    skipping, stepping = Bench(folder, 2**20), Bench(folder, 2**20)
+    for bench in (skipping, stepping):
+        for epoch, placement in ((1, SECOND), (2, THIRD)):
+            bench.prepare(epoch, placement)
+            assert bench.reports.get(timeout=10) == EpochPrepared(expert_index=0, epoch=epoch)
+            if bench is stepping:
+                bench.serve(epoch)
+        bench.prepare(3, FIRST)
+        assert isinstance(bench.reports.get(timeout=10), EpochFailed), "two at once are too many"
+        bench.inbox.put(DropEpoch(expert_index=0, epoch=3))
+    assert torch.equal(skipping.serve(2), stepping.serve(2))
+    assert skipping.instance.epoch.number == 2
+    for bench in (skipping, stepping):
+        bench.prepare(4, SECOND)
+        assert bench.reports.get(timeout=10) == EpochPrepared(expert_index=0, epoch=4)
+        bench.stop()
+    with pytest.raises(ExchangeError, match="serves epoch 2 and was not prepared for epoch 1"):
+        skipping.serve(1)
 
 
 def test_another_order_ends_the_loading(folder: Path) -> None:

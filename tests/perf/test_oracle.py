@@ -15,9 +15,11 @@ from janus_moe.perf import (
     Oracle,
     StepLoad,
     device_names,
+    device_profile,
     exchange_counts,
     model_names,
 )
+from janus_moe.perf.coefficients import fitted_coefficients
 from janus_moe.perf.estimate import weakest
 from janus_moe.perf.step import LayerParts, dependency_bound, layer_seconds
 
@@ -113,11 +115,22 @@ def test_an_unused_part_does_not_weaken_the_estimate() -> None:
     assert weakest([]) == "measured"
 
 
-def test_a_law_is_the_larger_of_its_terms() -> None:
-    law = OpLaw(floor_s=1e-5, s_per_byte=1e-12, s_per_flop=1e-14, p=64)
+def test_a_law_adds_its_floor_to_the_larger_of_memory_and_arithmetic() -> None:
+    law = OpLaw(floor_s=1e-5, s_per_byte=1e-12, s_per_flop=1e-14, s_per_unit=1e-6, p=64)
     assert float(law.seconds(0, 0)) == pytest.approx(1e-5)
-    assert float(law.seconds(1e9, 0)) == pytest.approx(1e-3)
-    assert float(law.seconds(1e9, 1e13)) == pytest.approx(1e-1)
+    assert float(law.seconds(1e9, 0)) == pytest.approx(1e-5 + 1e-3)
+    assert float(law.seconds(1e9, 1e13, units=2)) == pytest.approx(1e-5 + 1e-1 + 2e-6)
+
+
+def test_with_p_of_1_nothing_overlaps() -> None:
+    law = OpLaw(floor_s=0, s_per_byte=1e-12, s_per_flop=1e-14, p=1)
+    assert float(law.seconds(1e9, 1e11)) == pytest.approx(2e-3)
+
+
+def test_wide_rows_are_read_at_their_own_speed() -> None:
+    law = OpLaw(floor_s=0, s_per_byte=1e-12, s_per_flop=0, s_per_byte_wide=2e-12)
+    took = law.seconds(np.array([1e9, 1e9]), 0.0, wide=np.array([False, True]))
+    assert took.tolist() == pytest.approx([1e-3, 2e-3])
 
 
 def test_a_law_with_a_negative_coefficient_is_refused() -> None:
@@ -160,3 +173,25 @@ def test_devices_of_different_kinds_meet_between_nodes() -> None:
     load = oracle.pools_load(64, 300, 2, 6, 10)
     alike = Oracle.build("deepseek-v2", "h100_sxm").pools_load(64, 300, 2, 6, 10)
     assert np.all(np.asarray(load.dispatch_s) > alike.dispatch_s)
+
+
+@pytest.mark.parametrize("device", ["h100_sxm", "h200_sxm"])
+def test_fitted_laws_say_how_far_off_they_are(device: str) -> None:
+    laws = fitted_coefficients(device).laws
+    assert {"gemm.bfloat16", "gqa.bfloat16", "mla.bfloat16", "moe.bfloat16", "moe.fp8"} <= set(laws)
+    for law in laws.values():
+        assert law.confidence == "interpolated"
+        assert 0 < law.errors["median"] <= 0.15 and law.errors["median"] <= law.errors["p90"]
+
+
+def test_fitted_laws_read_no_faster_than_the_memory() -> None:
+    for device in ("h100_sxm", "h200_sxm"):
+        law = fitted_coefficients(device).laws["moe.bfloat16"]
+        assert 1 / law.s_per_byte < device_profile(device).memory_bytes_per_s
+
+
+def test_a_format_without_measurements_is_roofline() -> None:
+    assert Oracle.build("deepseek-v2", "h200_sxm").moe_layer(10, 60).confidence == "interpolated"
+    unmeasured = Oracle.build("deepseek-v2", "h200_sxm", expert_weights="int8")
+    assert unmeasured.moe_layer(10, 60).confidence == "roofline"
+    assert Oracle.build("deepseek-v2", "b200_sxm").lm_head(10).confidence == "roofline"

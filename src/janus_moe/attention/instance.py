@@ -58,7 +58,7 @@ class AttentionInstance:
         self._batcher = Batcher(blocks, limits.max_num_seqs, limits.max_num_batched_tokens)
         self._max_model_len = limits.max_model_len
         self._requests: dict[str, ActiveRequest] = {}
-        self._epoch = 0  # of the latest step
+        self._epoch = 0  # of the steps to come, or an earlier one
 
     @property
     def has_work(self) -> bool:
@@ -74,6 +74,11 @@ class AttentionInstance:
         """Forgets a request and frees its cache; unknown ids (already finished) are ignored."""
         if self._requests.pop(request_id, None) is not None:
             self._batcher.abort(request_id)
+
+    def use_epoch(self, epoch: int) -> None:
+        """Announces steps with this placement from now on."""
+        self.port.use_epoch(epoch)
+        self._epoch = max(self._epoch, epoch)
 
     def step(self) -> StepDone:
         """Computes one step for all its scheduled sequences; joins the pools' lockstep."""

@@ -35,20 +35,21 @@ def _handle(
     send: Callable[[FromWorker], None],
 ) -> bool:
     """Applies all waiting messages; False once told to stop."""
-    aborted = False
+    told = False
     while not inbox.empty():
         match inbox.get():
             case AddRequest() as message:
                 instance.add(message)
             case AbortRequest(request_id=request_id):
                 instance.abort(request_id)
-                aborted = True
+                told = True
             case UseEpoch(epoch=epoch):
-                instance.port.use_epoch(epoch)
+                instance.use_epoch(epoch)
+                told = True
             case Stop():
                 return False
             case other:
                 raise TypeError(f"{instance.id} cannot handle {type(other).__name__}")
-    if aborted and not instance.has_work:
-        send(instance.report())  # no step will tell that the cache is free again
+    if told and not instance.has_work:
+        send(instance.report())  # no step will tell that the cache is free, or of the epoch
     return True

@@ -1,9 +1,11 @@
 """Moves experts between the instances of a running service, on demand or on a schedule.
 
 A rebalance is a sequence of epochs. For each, all expert instances load what it adds beside what
-they serve; once all have reported, the attention instances announce their next steps with it; once
-a step has used it, the next one is prepared. If an instance fails, all forget that epoch, and the
-one before serves on. What to move is decided in `policy`; requests notice nothing of it.
+they serve; once all have reported, the attention instances are told to announce their next steps
+with it; once all have said that no step with an earlier one is under way or will come, the next one
+is prepared. So nothing waits for a step, and an idle service switches as well. If an instance fails
+to load, all forget that epoch, and the one before serves on. What to move is decided in `policy`;
+requests notice nothing of it.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class Rebalancer:
         self._preparing = plan.placement.epoch
         self._prepared: set[int] = set()
         self._failure: EpochFailed | None = None
-        self._used_epoch = plan.placement.epoch
+        self._used = [plan.placement.epoch] * plan.config.attention_instances
         self._news = asyncio.Event()
 
     @contextlib.asynccontextmanager
@@ -112,6 +114,10 @@ class Rebalancer:
             raise ConflictError(
                 f"a rebalance to epoch {self.status.target_epoch} is under way "
                 f"({self.status.state}, step {self.status.step} of {self.status.num_steps})"
+            )
+        if late := self._not_using(self.placement.epoch):
+            raise ConflictError(
+                f"{late} may still compute with an epoch before {self.placement.epoch}; wait for it"
             )
         first_epoch = self._last_epoch + 1
         self.status = RebalanceStatus(state="planning", target_epoch=first_epoch)
@@ -177,12 +183,24 @@ class Rebalancer:
             raise
 
     async def _use(self, placement: Placement) -> None:
-        """Returns once a step has used `placement`; until somebody computes one, that may take."""
+        """Returns once no step with an earlier placement is under way or will come."""
+        epoch, timeout_s = placement.epoch, self._config.startup_timeout
         for index in range(self._config.attention_instances):
-            self._send(UseEpoch(attention_index=index, epoch=placement.epoch))
-        while self._used_epoch < placement.epoch:
-            await self._next_news()
-        self.placement = placement
+            self._send(UseEpoch(attention_index=index, epoch=epoch))
+        self.placement = placement  # steps come with it from now on, even if not all of them
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._not_using(epoch):
+                    await self._next_news()
+        except TimeoutError:
+            raise WorkerFailed(
+                f"{self._not_using(epoch)} did not take epoch {epoch} within {timeout_s:.0f} s "
+                "(--startup-timeout)"
+            ) from None
+
+    def _not_using(self, epoch: int) -> str:
+        """The attention instances that may still compute with an earlier one; "" for none."""
+        return ", ".join(f"attention {i}" for i, used in enumerate(self._used) if used < epoch)
 
     def _send(self, message: ToInstance) -> None:
         if self._workers is None:
@@ -198,8 +216,8 @@ class Rebalancer:
             case ExpertLoad():
                 self.load = message
                 return
-            case StepDone(epoch=epoch) if epoch > self._used_epoch:
-                self._used_epoch = epoch
+            case StepDone(instance=instance, epoch=epoch) if epoch > self._used[instance.index]:
+                self._used[instance.index] = epoch
             case EpochPrepared(expert_index=index, epoch=epoch) if epoch == self._preparing:
                 self._prepared.add(index)
             case EpochFailed(epoch=epoch) if epoch == self._preparing:

@@ -16,7 +16,7 @@ RebalanceState = Literal["idle", "planning", "loading", "switching"]
 """idle       nothing is under way
 planning   the target is being computed
 loading    expert instances load what the next epoch adds
-switching  all is loaded; the next step that computes anything uses the new epoch
+switching  all is loaded; steps under way end with the old epoch, the next ones use the new one
 """
 
 
@@ -40,7 +40,7 @@ class ExpertPool(Protocol):
 
     @property
     def placement(self) -> Placement:
-        """What the latest step was served with."""
+        """What steps that begin now are served with."""
         ...
 
     @property

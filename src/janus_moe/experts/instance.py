@@ -40,7 +40,7 @@ class ExpertInstance:
     layers: model layer id -> MoE layer number, as in `ModelSpec.moe_layer_ids`.
     on_load: told about once a second what routing did; None: somebody else reports.
 
-    One thread serves. Another may `offer` epochs and watch `stepped`.
+    One thread serves. Another may `offer` and `withdraw` epochs and watch `stepped`.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class ExpertInstance:
         self._moe_layer = {layer: number for number, layer in enumerate(layers)}
         self._epoch = make_epoch(placement, index, first_tables(placement, index), policy)
         self._offered: dict[int, Epoch] = {}
+        self._latest = self._before_latest = self._epoch
         self._on_load = on_load
         self._window = RoutingWindow(len(layers), placement.num_experts, coactivation_stride=0)
         self._recorder: RoutingRecorder | None = None
@@ -70,17 +71,29 @@ class ExpertInstance:
         """What the latest step was served with."""
         return self._epoch
 
+    @property
+    def latest(self) -> Epoch:
+        """What steps to come are served with; no step need have used it yet."""
+        return self._latest
+
     def record_to(self, recorder: RoutingRecorder) -> None:
         """Shows the routing of every batch from now on to `recorder`, whose owner closes it."""
         self._recorder = recorder
 
     def offer(self, epoch: Epoch) -> None:
-        """From now on steps may come with this epoch; its weights are in their slots."""
+        """From now on steps may come with this epoch or the one before; its weights are in their
+        slots."""
+        self._before_latest, self._latest = self._latest, epoch
+        for number in list(self._offered):
+            if number < self._before_latest.number:
+                self._offered.pop(number, None)
         self._offered[epoch.number] = epoch
 
     def withdraw(self, number: int) -> None:
         """No step will come with this epoch."""
         self._offered.pop(number, None)
+        if self._latest.number == number:
+            self._latest = self._before_latest
 
     def serve_once(self, port: ExpertPort) -> None:
         """Answers one exchange, or nothing when `port` was woken for another reason."""

@@ -97,7 +97,7 @@ class EpochPreparer:
             slots=message.placement,
         )
         tables, arrivals = place_arrivals(
-            instance.epoch.slots,
+            instance.latest.slots,
             [layer[instance.index] for layer in placement.slots],
             [model.layers[layer].gate_up.shape[0] for layer in instance.layers],
         )

@@ -13,8 +13,9 @@ import numpy as np
 
 from janus_moe.errors import ConfigError
 from janus_moe.perf.arrays import Array, Numbers
+from janus_moe.perf.coefficients import LinkLaw
 from janus_moe.perf.devices import DeviceProfile
-from janus_moe.perf.estimate import Confidence
+from janus_moe.perf.estimate import Confidence, weakest
 
 Plan = Literal["1pc", "2pc-direct", "2pc-relay", "2pc-sharded"]
 Gating = Literal["egate", "agate"]
@@ -55,24 +56,35 @@ class LinkModel:
     inter_message_s: float
     inter_s_per_byte: float
     gpus_per_node: int
-    confidence: Confidence = "roofline"
+    intra_confidence: Confidence = "roofline"
+    inter_confidence: Confidence = "roofline"
 
     @classmethod
-    def of(cls, attention: DeviceProfile, expert: DeviceProfile) -> LinkModel:
-        """Links between two kinds of devices: the slower end counts."""
+    def of(
+        cls, attention: DeviceProfile, expert: DeviceProfile, measured: LinkLaw | None = None
+    ) -> LinkModel:
+        """Links between two kinds of devices: the slower end counts.
+
+        measured: of links inside a node, which two kinds of devices do not share.
+        """
         ends = (attention, expert)
         mixed = attention.name != expert.name  # other devices are in other nodes
         inter = 1 / (LINK_EFFICIENCY * min(end.inter_bytes_per_s for end in ends))
         intra = 1 / (LINK_EFFICIENCY * min(end.intra_bytes_per_s for end in ends))
-        inter_latency = max(end.inter_latency_s for end in ends)
+        near = measured or LinkLaw(
+            latency_s=max(end.intra_latency_s for end in ends),
+            message_s=MESSAGE_S,
+            s_per_byte=intra,
+        )
         return cls(
-            intra_latency_s=max(end.intra_latency_s for end in ends),
-            intra_message_s=MESSAGE_S,
-            intra_s_per_byte=intra,
-            inter_latency_s=inter_latency,
+            intra_latency_s=near.latency_s,
+            intra_message_s=near.message_s,
+            intra_s_per_byte=near.s_per_byte,
+            inter_latency_s=max(end.inter_latency_s for end in ends),
             inter_message_s=MESSAGE_S,
             inter_s_per_byte=inter,
             gpus_per_node=1 if mixed else attention.gpus_per_node,
+            intra_confidence="roofline" if measured is None else "interpolated",
         )
 
     def seconds(self, counts: ExchangeCounts) -> Array:
@@ -86,6 +98,11 @@ class LinkModel:
             + np.multiply(counts.inter_bytes, self.inter_s_per_byte),
             np.float64,
         )
+
+    def confidence(self, *counts: ExchangeCounts) -> Confidence:
+        """Of exchanges with these counts."""
+        far = any(np.any(np.asarray(count.inter_hops) > 0) for count in counts)
+        return weakest((self.intra_confidence, self.inter_confidence if far else "measured"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from janus_moe.perf.arrays import Array, Numbers
 from janus_moe.perf.catalog import model_facts
-from janus_moe.perf.coefficients import Operation, OpLaw
+from janus_moe.perf.coefficients import OpLaw
 from janus_moe.perf.estimate import Confidence, Estimate, weakest
 from janus_moe.perf.links import (
     ExchangeCounts,
@@ -79,7 +79,7 @@ class Oracle:
             model=with_precision(found, weights, expert_weights),
             attention_side=attention,
             expert_side=expert,
-            links=links or LinkModel.of(attention.device, expert.device),
+            links=links or _links(attention, expert),
             overheads=overheads or Overheads.of(attention.device, expert.device),
             kv_format=kv_format,
         )
@@ -89,10 +89,9 @@ class Oracle:
     def attention_layer_s(self, tokens: Numbers, context: Numbers) -> Array:
         """Projections and attention of one layer for `tokens` sequences of `context` positions
         each, a mean over the layers where their windows differ."""
-        law = self._attention_side_law("gemm", self.model.weight_dtype)
         seconds = np.zeros(())
         for count, rows, columns in self.model.attention.matrices(self.model.hidden_size):
-            seconds = seconds + self._product_s(law, tokens, count * rows, columns)
+            seconds = seconds + self._product_s(tokens, count * rows, columns)
         return np.asarray(seconds + self._cache_s(tokens, context))
 
     def dense_layer_s(self, tokens: Numbers) -> Array:
@@ -105,23 +104,29 @@ class Oracle:
 
     def lm_head_s(self, tokens: Numbers) -> Array:
         """Logits of `tokens` rows."""
-        law = self._attention_side_law("gemm", self.model.weight_dtype)
-        return self._product_s(law, tokens, self.model.vocab_size, self.model.hidden_size)
+        return self._product_s(tokens, self.model.vocab_size, self.model.hidden_size)
 
-    def moe_layer_s(self, activated: Numbers, tokens: Numbers) -> Array:
+    def moe_layer_s(
+        self,
+        activated: Numbers,
+        tokens: Numbers,
+        rows: Numbers | None = None,
+        slots: Numbers | None = None,
+    ) -> Array:
         """Routed experts of one layer on one instance.
 
-        activated: distinct experts there. tokens: (token, k) pairs there.
+        activated: distinct experts there. tokens: (token, k) pairs there. rows: tokens that arrive,
+        routed there or not; None: as many as pairs. slots: experts it holds; None: the activated.
         """
         model = self.model
         law = self.expert_side.law("moe", model.expert_dtype)
-        pairs, experts = np.asarray(tokens, np.float64), np.asarray(activated, np.float64)
-        rows = BYTES_PER_ACTIVATION[model.expert_dtype] * 2 * model.hidden_size
+        arriving = tokens if rows is None else rows
+        held = activated if slots is None else slots
         return law.seconds(
-            experts * model.expert_bytes() + pairs * rows,
-            2.0 * model.expert_weights * pairs,
-            pairs,
-            experts,
+            activated * model.expert_bytes(),
+            2.0 * model.expert_weights * tokens,
+            units=arriving * (float(model.hidden_size) * model.top_k),
+            wide=np.asarray(arriving > held),
         )
 
     def exchange_s(self, counts: ExchangeCounts) -> Array:
@@ -172,6 +177,7 @@ class Oracle:
             combine_s=self.exchange_s(combine),
             busiest_tokens=busiest_tokens,
             micro_batches=micro_batches,
+            exchange_confidence=self.links.confidence(dispatch, combine),
         )
 
     def monolithic_load(
@@ -205,6 +211,7 @@ class Oracle:
             busiest_tokens=busiest_tokens,
             micro_batches=micro_batches,
             deployment="monolithic",
+            exchange_confidence=self.links.confidence(counts),
         )
 
     # One operation, numbers
@@ -221,11 +228,18 @@ class Oracle:
     def lm_head(self, tokens: float) -> Estimate:
         return Estimate(float(self.lm_head_s(tokens)), self._gemm_confidence)
 
-    def moe_layer(self, activated: float, tokens: float) -> Estimate:
-        return Estimate(float(self.moe_layer_s(activated, tokens)), self._moe_confidence)
+    def moe_layer(
+        self,
+        activated: float,
+        tokens: float,
+        rows: float | None = None,
+        slots: float | None = None,
+    ) -> Estimate:
+        seconds = self.moe_layer_s(activated, tokens, rows, slots)
+        return Estimate(float(seconds), self._moe_confidence)
 
     def exchange(self, counts: ExchangeCounts) -> Estimate:
-        return Estimate(float(self.exchange_s(counts)), self.links.confidence)
+        return Estimate(float(self.exchange_s(counts)), self.links.confidence(counts))
 
     def step(self, load: StepLoad) -> StepEstimate:
         """A step of numbers, not arrays, with its parts."""
@@ -233,9 +247,9 @@ class Oracle:
         sure: Mapping[str, Confidence] = {
             "attention": self._attention_confidence,
             "shared expert": self._gemm_confidence,
-            "dispatch": self.links.confidence,
+            "dispatch": load.exchange_confidence,
             "experts": self._moe_confidence,
-            "combine": self.links.confidence,
+            "combine": load.exchange_confidence,
             "dense layers": weakest((self._attention_confidence, self._gemm_confidence)),
             "lm head": self._gemm_confidence,
             "step": self.overheads.confidence,
@@ -262,13 +276,15 @@ class Oracle:
         each = rows / np.asarray(load.num_attention)
         pairs: Any = load.busiest_tokens
         if pairs is None:
-            pairs = rows * model.top_k / np.asarray(load.num_expert)
+            pairs = rows * model.top_k / load.num_expert
+        arriving = rows if load.rows is None else load.rows
+        slots = model.num_experts / load.num_expert if load.slots is None else load.slots
         attention = self.attention_layer_s(each, load.context) + over.attention_layer_s
         parts = LayerParts(
             attention=attention,
             shared=self.shared_expert_s(each),
             dispatch=np.asarray(load.dispatch_s, np.float64),
-            experts=self.moe_layer_s(load.activated, pairs) + over.expert_layer_s,
+            experts=self.moe_layer_s(load.activated, pairs, arriving, slots) + over.expert_layer_s,
             combine=np.asarray(load.combine_s, np.float64),
         )
         layer = layer_seconds(parts, m, load.deployment)
@@ -291,26 +307,22 @@ class Oracle:
             "layer combine": np.asarray(parts.combine),
         }
 
-    def _attention_side_law(self, operation: Operation, weights: Format) -> OpLaw:
-        return self.attention_side.law(operation, weights)
-
-    def _product_s(self, law: OpLaw, tokens: Numbers, rows: int, columns: int) -> Array:
+    def _product_s(self, tokens: Numbers, rows: int, columns: int) -> Array:
         """A matrix of weights [rows, columns] times `tokens` columns."""
         n = np.asarray(tokens, np.float64)
         dtype = self.model.weight_dtype
         moved = BYTES_PER_ACTIVATION[dtype] * n * (rows + columns)
-        return law.seconds(
-            rows * columns * BYTES_PER_WEIGHT[dtype] + moved, 2.0 * rows * columns * n, n
+        return self._gemm_law.seconds(
+            rows * columns * BYTES_PER_WEIGHT[dtype] + moved,
+            2.0 * rows * columns * n,
+            depth=float(columns),
         )
 
     def _mlp_s(self, tokens: Numbers, width: int) -> Array:
         if not width:
             return np.zeros_like(np.asarray(tokens, np.float64))
-        law = self._attention_side_law("gemm", self.model.weight_dtype)
         hidden = self.model.hidden_size
-        return self._product_s(law, tokens, 2 * width, hidden) + self._product_s(
-            law, tokens, hidden, width
-        )
+        return self._product_s(tokens, 2 * width, hidden) + self._product_s(tokens, hidden, width)
 
     def _cache_s(self, tokens: Numbers, context: Numbers) -> Array:
         attention, layers = self.model.attention, self.model.num_layers
@@ -322,27 +334,37 @@ class Oracle:
 
     def _attend_s(self, tokens: Numbers, context: Numbers) -> Array:
         attention = self.model.attention
-        operation: Operation = "gqa" if isinstance(attention, GqaFacts) else "mla"
-        law = self._attention_side_law(
-            operation, "bfloat16" if self.model.weight_dtype != "float32" else "float32"
-        )
-        positions = np.asarray(tokens, np.float64) * np.asarray(context, np.float64)
-        return law.seconds(
+        heads = attention.num_kv_heads if isinstance(attention, GqaFacts) else 1
+        positions = np.asarray(tokens, np.float64) * context
+        return self._cache_law.seconds(
             positions * self.model.kv_bytes_per_token_layer(self.kv_format),
             positions * attention.flops_per_position,
-            tokens,
+            units=tokens * float(heads),
         )
+
+    @cached_property
+    def _cache_law(self) -> OpLaw:
+        is_gqa = isinstance(self.model.attention, GqaFacts)
+        return self.attention_side.law("gqa" if is_gqa else "mla", self.kv_format)
+
+    @cached_property
+    def _gemm_law(self) -> OpLaw:
+        return self.attention_side.law("gemm", self.model.weight_dtype)
 
     @cached_property
     def _gemm_confidence(self) -> Confidence:
-        return self._attention_side_law("gemm", self.model.weight_dtype).confidence
+        return self._gemm_law.confidence
 
     @cached_property
     def _attention_confidence(self) -> Confidence:
-        operation: Operation = "gqa" if isinstance(self.model.attention, GqaFacts) else "mla"
-        law = self._attention_side_law(operation, "bfloat16")
-        return weakest((self._gemm_confidence, law.confidence))
+        return weakest((self._gemm_confidence, self._cache_law.confidence))
 
     @cached_property
     def _moe_confidence(self) -> Confidence:
         return self.expert_side.law("moe", self.model.expert_dtype).confidence
+
+
+def _links(attention: Side, expert: Side) -> LinkModel:
+    alike = attention.device.name == expert.device.name
+    measured = attention.coefficients.intra if alike else None
+    return LinkModel.of(attention.device, expert.device, measured)

@@ -28,10 +28,10 @@ class Side:
         """A known device with the laws fitted for it, roofline where there are none."""
         return cls(device_profile(name), fitted_coefficients(name))
 
-    def law(self, operation: Operation, weights: Format) -> OpLaw:
-        """The law of an operation with weights of this format."""
-        kind: Arithmetic = arithmetic(weights, frozenset(self.device.flops))
-        return self.coefficients.law(operation, kind) or roofline_law(self.device, kind)
+    def law(self, operation: Operation, dtype: Format) -> OpLaw:
+        """The law of an operation with weights, or a cache, of this format."""
+        kind: Arithmetic = arithmetic(dtype, frozenset(self.device.flops))
+        return self.coefficients.law(operation, dtype, kind) or roofline_law(self.device, kind)
 
 
 @dataclass(frozen=True, kw_only=True)

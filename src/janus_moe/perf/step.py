@@ -35,7 +35,8 @@ class StepLoad:
     batch: tokens of all attention instances. context: mean positions attended to.
     num_attention, num_expert: instances. activated: distinct experts on the busiest expert
     instance per layer, of one micro-batch. busiest_tokens: (token, k) pairs there; None: an even
-    share. dispatch_s, combine_s: one way of the exchange of one micro-batch. micro_batches: M.
+    share. rows: tokens that arrive at it, None: all. slots: experts it holds per layer, None: an
+    even share. dispatch_s, combine_s: one way of the exchange of one micro-batch. micro_batches: M.
     deployment: what has the experts; a monolithic one has as many devices of either kind.
     """
 
@@ -47,8 +48,11 @@ class StepLoad:
     dispatch_s: Numbers = 0.0
     combine_s: Numbers = 0.0
     busiest_tokens: Numbers | None = None
+    rows: Numbers | None = None
+    slots: Numbers | None = None
     micro_batches: Numbers = 1
     deployment: Deployment = "pools"
+    exchange_confidence: Confidence = "roofline"
 
     def __post_init__(self) -> None:
         for name in ("batch", "num_attention", "num_expert", "micro_batches"):

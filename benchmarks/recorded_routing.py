@@ -1,0 +1,249 @@
+"""Every policy on every placement with the recorded routing of the bundled model (figure 13), and
+what the scheduler costs on it (figure 15).
+
+The engine itself records the model's routing (`--record-routing`) on the held-out files of its
+corpus, file after file; half of the files to plan placements on, the other half to judge them by.
+A batch is tokens drawn at random from a half, as in decode steps of unrelated requests (the
+paper's section 5). Synthetic routing of the same shape stands beside it, drawn anew for each half.
+
+    python -m benchmarks.recorded_routing [--quick] [--json FILE] [--traces DIRECTORY]
+
+Placements `coactivation` and `eplb` follow the token counts. `janus` follows P(active) at the batch
+size it is judged at, as a rebalance of a running service does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from benchmarks.common import machine_facts, print_table, write_json
+from benchmarks.placement import KINDS, METHODS, POLICIES, claims, even_split
+from benchmarks.scheduling import alternate, compiled_call, python_call
+from examples.bundled_model.corpus import encode_files, read_standard_library, split_corpus
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from janus_moe import Engine
+from janus_moe.model.source import resolve_model
+from janus_moe.policy.activation import Scheduler
+from janus_moe.policy.placement import Placement, PlacementMethod, even_capacity, place_experts
+from janus_moe.policy.replay import replay
+from janus_moe.policy.routing_trace import RoutingTrace
+from janus_moe.policy.statistics import RoutingStatistics, RoutingWindow
+from janus_moe.policy.synthetic import SyntheticRouter
+
+POOLS = (6, 8, 12, 16, 32)
+REPLICATIONS = (1.0, 1.125, 1.25, 1.5)
+BATCH_SIZES = tuple(2**power for power in range(13))  # 1 to 4096
+COST_POOLS = (6, 8, 16)  # 48 slots divide evenly among them
+WINDOW = 1024  # tokens of a prompt; the model has seen no more
+PLANNED_ON_TOKENS = 65_536  # of synthetic routing
+
+Ids = NDArray[np.int32]
+Batch = Callable[[int, int, np.random.Generator], Ids]
+"""(layer, tokens, rng) -> [tokens, top_k] ids."""
+
+
+class Source(NamedTuple):
+    """Routing to plan on and routing to judge by. kind: "recorded" or the synthetic router."""
+
+    kind: str
+    seen: RoutingStatistics
+    batch: Batch
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.seen.num_tokens)
+
+    @property
+    def num_experts(self) -> int:
+        return int(self.seen.tokens.shape[1])
+
+
+def record(folder: Path, num_tokens: int) -> tuple[RoutingTrace, RoutingTrace]:
+    """Two traces of the bundled model, on disjoint halves of the held-out files."""
+    tokenizer = Tokenizer.from_file(str(resolve_model("bundled") / "tokenizer.json"))
+    files = encode_files(tokenizer, split_corpus(read_standard_library()).held_out)
+    traces = []
+    for half in range(2):
+        path = folder / f"bundled-{half}.jrt"
+        own = np.concatenate(files[half::2])[:num_tokens]
+        windows = [own[start : start + WINDOW].tolist() for start in range(0, len(own), WINDOW)]
+        if not path.exists():
+            settings: dict[str, Any] = {"prefix_caching": "off", "max_model_len": 2048}
+            with Engine(record_routing=str(path), **settings) as engine:
+                engine.generate(windows, max_tokens=1, temperature=0)
+        traces.append(RoutingTrace.load(path))
+    return traces[0], traces[1]
+
+
+def recorded(planned_on: RoutingTrace, judged_by: RoutingTrace) -> Source:
+    return Source("recorded", observe(planned_on), judged_by.sample)
+
+
+def synthetic(kind: Any, num_experts: int, top_k: int) -> Source:
+    router = SyntheticRouter(kind, num_experts, top_k, seed=1)
+    ids = router.batch(PLANNED_ON_TOKENS, np.random.default_rng(2)).astype(np.uint8)
+    trace = RoutingTrace(num_experts, ids[None], np.array([len(ids)]))
+    return Source(kind, observe(trace), lambda layer, size, rng: router.batch(size, rng))
+
+
+def observe(trace: RoutingTrace) -> RoutingStatistics:
+    """What the statistics of a running system would hold, over all of it."""
+    window = RoutingWindow(
+        trace.num_layers,
+        trace.num_experts,
+        window_batches=len(trace.batch_sizes),
+        buckets=1,
+        coactivation_stride=1,
+    )
+    for layer in range(trace.num_layers):
+        for ids in trace.batches(layer):
+            window.record(layer, ids)
+    return window.read()
+
+
+def plan(source: Source, method: PlacementMethod, capacity: Sequence[int], size: int) -> Placement:
+    load = source.seen.probability(size) if method == "janus" else source.seen.tokens
+    return place_experts(method, load, capacity, coactivation=source.seen.coactivation)
+
+
+def grid(source: Source, num_batches: int) -> Iterator[dict[str, Any]]:
+    """One row per pool, replication and batch size; figures are means over layers and batches."""
+    rng = np.random.default_rng(3)
+    for size in BATCH_SIZES:
+        count = num_batches if size <= 256 else num_batches // 4
+        batches = [
+            [source.batch(layer, size, rng) for _ in range(count)]
+            for layer in range(source.num_layers)
+        ]
+        everything = [ids for layer in batches for ids in layer]
+        for pool, replication in itertools.product(POOLS, REPLICATIONS):
+            redundant = round((replication - 1) * source.num_experts)
+            capacity = even_capacity(source.num_experts, pool, redundant)
+            placements = {m: plan(source, m, capacity, size) for m in METHODS}
+            yield {
+                "kind": source.kind,
+                "instances": pool,
+                "replication": replication,
+                "batch": size,
+                "even": even_split(everything, pool),
+                "a_max": {
+                    f"{policy}/{method}": round(mean_a_max(batches, placement, policy), 4)
+                    for method, placement in placements.items()
+                    for policy in POLICIES
+                },
+            }
+
+
+def mean_a_max(batches: Sequence[Sequence[Ids]], placement: Placement, policy: Any) -> float:
+    layers = (
+        replay(own, placement.layer_layout(layer), policy).a_max
+        for layer, own in enumerate(batches)
+    )
+    return float(np.mean(np.concatenate(list(layers))))
+
+
+def cost_rows(source: Source, slices: int) -> list[dict[str, Any]]:
+    """Microseconds per layer call on recorded batches of the first MoE layer, 1.5 replicas."""
+    rows, rng = [], np.random.default_rng(4)
+    for pool in COST_POOLS:
+        slots = 3 * source.num_experts // (2 * pool)
+        layout = plan(source, "janus", [slots] * pool, 64).layer_layout(0)
+        for size in BATCH_SIZES[::2]:
+            batches = np.stack([source.batch(0, size, rng) for _ in range(16)])
+            schedulers = {policy: Scheduler(layout, policy) for policy in POLICIES}
+            runs = {f"{p} python": python_call(s.rewrite, batches) for p, s in schedulers.items()}
+            runs |= {
+                f"{p} compiled": compiled_call(s, batches)
+                for p, s in schedulers.items()
+                if p != "token-split"
+            }
+            for name, (least, median) in alternate(runs, slices).items():
+                policy, where = name.split(" ")
+                rows.append(
+                    {
+                        "experts": source.num_experts,
+                        "instances": pool,
+                        "slots": slots,
+                        "batch": size,
+                        "policy": policy,
+                        "where": where,
+                        "min_us": round(least, 3),
+                        "median_us": round(median, 3),
+                    }
+                )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    default = Path("benchmarks/results/recorded_routing.json")
+    parser.add_argument("--json", type=Path, default=default)
+    parser.add_argument("--quick", action="store_true", help="fewer tokens, batches and slices")
+    parser.add_argument("--traces", type=Path, help="keep the recorded files here, or use those")
+    options = parser.parse_args()
+    num_tokens, num_batches, slices = (8192, 8, 10) if options.quick else (49_152, 48, 60)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.traces or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        planned_on, judged_by = record(folder, num_tokens)
+    recording_s = time.perf_counter() - began
+    print(f"recorded {planned_on.num_tokens} + {judged_by.num_tokens} tokens, {recording_s:.0f} s")
+    real = recorded(planned_on, judged_by)
+    shape = (judged_by.num_experts, judged_by.top_k)
+    sources = [real, *(synthetic(kind, *shape) for kind in KINDS)]
+    rows = [row for source in sources for row in grid(source, num_batches)]
+    verdicts = {
+        name: claims([r for r in rows if (r["kind"] == "recorded") is (name == "recorded")])
+        for name in ("recorded", "synthetic")
+    }
+    shown = ("token-split/eplb", "aebs/coactivation", "exact/eplb", "exact/janus")
+    print("Mean a_max on recorded routing, 1.25 replicas per expert")
+    print_table(
+        [
+            {key: row[key] for key in ("instances", "batch", "even")}
+            | {name: row["a_max"][name] for name in shown}
+            for row in rows
+            if row["kind"] == "recorded"
+            and row["replication"] == 1.25
+            and row["batch"] in (4, 16, 64)
+        ]
+    )
+    for name, own in verdicts.items():
+        for verdict in own:
+            print(f"{name}: {verdict['claim']}: {verdict['measured']} ({verdict['target']})")
+            for miss in verdict["misses"]:
+                print(f"    {miss}")
+    write_json(
+        options.json,
+        {
+            "machine": machine_facts(),
+            "seconds": time.perf_counter() - began,
+            "recorded": {
+                "model": "bundled",
+                "text": "held-out files of its corpus; placements planned on every second one",
+                "planned_on_tokens": planned_on.num_tokens,
+                "judged_by_tokens": judged_by.num_tokens,
+                "layers": judged_by.num_layers,
+            },
+            "experts": shape[0],
+            "top_k": shape[1],
+            "batches_per_layer_and_cell": num_batches,
+            "grid": rows,
+            "claims": verdicts,
+            "cost": cost_rows(real, slices),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

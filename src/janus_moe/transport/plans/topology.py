@@ -1,0 +1,77 @@
+"""On which node each instance lives. Nodes are numbers; this module knows no hosts or addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from janus_moe.errors import ConfigError
+from janus_moe.spec import InstanceId, PoolShape
+
+
+@dataclass(frozen=True)
+class Topology:
+    """attention_nodes, expert_nodes: [instances of the pool] node of each.
+
+    Any numbers in any order; a node may host instances of both pools. Ranks number all instances:
+    attention 0..m-1, then expert 0..n-1.
+    """
+
+    attention_nodes: tuple[int, ...]
+    expert_nodes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for pool, nodes in (("attention", self.attention_nodes), ("expert", self.expert_nodes)):
+            if not nodes:
+                raise ConfigError(f"a topology needs at least one {pool} instance, got none")
+            if min(nodes) < 0:
+                raise ConfigError(f"nodes are numbered from 0; {pool} instances are on {nodes}")
+
+    @classmethod
+    def one_node(cls, shape: PoolShape) -> Topology:
+        return cls((0,) * shape.attention, (0,) * shape.expert)
+
+    @property
+    def num_attention(self) -> int:
+        return len(self.attention_nodes)
+
+    @property
+    def num_experts(self) -> int:
+        return len(self.expert_nodes)
+
+    @property
+    def num_ranks(self) -> int:
+        return self.num_attention + self.num_experts
+
+    @cached_property
+    def nodes(self) -> tuple[int, ...]:
+        """[ranks] node of each."""
+        return (*self.attention_nodes, *self.expert_nodes)
+
+    @cached_property
+    def source_nodes(self) -> tuple[int, ...]:
+        """Nodes with attention instances, ascending."""
+        return tuple(sorted(set(self.attention_nodes)))
+
+    @cached_property
+    def experts_by_node(self) -> dict[int, tuple[int, ...]]:
+        """Expert node -> its expert instances, both ascending."""
+        return {
+            node: tuple(_where(self.expert_nodes, node)) for node in sorted(set(self.expert_nodes))
+        }
+
+    def attention_on(self, node: int) -> tuple[int, ...]:
+        return tuple(_where(self.attention_nodes, node))
+
+    def expert_rank(self, expert: int) -> int:
+        return self.num_attention + expert
+
+    def instance(self, rank: int) -> InstanceId:
+        if rank < self.num_attention:
+            return InstanceId(pool="attention", index=rank)
+        return InstanceId(pool="expert", index=rank - self.num_attention)
+
+
+def _where(nodes: tuple[int, ...], node: int) -> Iterable[int]:
+    return (index for index, home in enumerate(nodes) if home == node)
