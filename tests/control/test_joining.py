@@ -252,6 +252,10 @@ async def test_a_worker_leaves_when_its_connection_is_gone(cluster: Cluster) -> 
     lifeline_read, lifeline_write = os.pipe()
     orphaned = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def gone() -> None:
+        loop.call_soon_threadsafe(orphaned.set)
+
     mailbox = Mailbox(
         Bootstrap(
             name="expert 0",
@@ -259,7 +263,7 @@ async def test_a_worker_leaves_when_its_connection_is_gone(cluster: Cluster) -> 
             lifeline_fd=lifeline_read,
             secret_fd=_pipe(SECRET),
         ),
-        on_orphaned=lambda: loop.call_soon_threadsafe(orphaned.set) and None,
+        on_orphaned=gone,
     )
     mailbox.send(Hello(name="expert 0", pid=1, version="x"))
     async with asyncio.timeout(DEADLINE_S):

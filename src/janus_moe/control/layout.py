@@ -33,7 +33,7 @@ class WorkerLayout:
             name=self.name,
             endpoint=endpoint,
             lifeline_fd=-1,
-            shm=None if region is None else msgspec.Raw(msgspec.json.encode(region.address)),
+            shm=None if region is None else msgspec.json.encode(region.address).decode(),
             bind_host=bind_host,
         )
 
