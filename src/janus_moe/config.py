@@ -17,7 +17,7 @@ from janus_moe.spec import PoolShape
 
 TransportName = Literal["auto", "loopback", "shm", "gloo"]
 ExchangeName = Literal["auto", "1pc", "2pc-direct", "2pc-relay", "2pc-sharded"]
-ActivationPolicy = Literal["exact", "aebs", "metro", "random", "token-split"]
+ActivationPolicy = Literal["exact", "aebs", "metro", "random", "token-split", "token-aware"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,6 +55,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     activation_policy: Annotated[
         ActivationPolicy, Meta(description="how activated experts are given to replicas")
     ] = "exact"
+    activation_expert_ns: Annotated[
+        int | Literal["auto"],
+        Meta(description="of token-aware: what an activated expert costs; auto: measured"),
+    ] = "auto"
+    activation_token_ns: Annotated[
+        int | Literal["auto"],
+        Meta(description="of token-aware: what one of its tokens costs besides; auto: measured"),
+    ] = "auto"
     record_routing: Annotated[
         str | None, Meta(description="file for the routing of all tokens; see docs/scheduling.md")
     ] = None
@@ -112,6 +120,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"--rebalance-interval {interval:g} needs a slot to load into; use "
                 "--rebalance-spare-slots 1 or more"
             )
+        for name in ("activation_expert_ns", "activation_token_ns"):
+            value = getattr(self, name)
+            possible = value == "auto" or 0 <= value < 2**31
+            _require(possible, name, value, "auto, or from 0 to 2^31 - 1 nanoseconds")
         _require(self.threads >= 0, "threads", self.threads, "0 (automatic) or more")
         redundant = 0 if self.redundant_experts == "auto" else self.redundant_experts
         _require(redundant >= 0, "redundant_experts", redundant, "auto, 0 or more")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_moe.errors import ConfigError
@@ -36,6 +36,7 @@ def at(oracle: Oracle, **changes: float) -> float:
     return float(oracle.step_s(oracle.pools_load(**{**load, **changes})))  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(MODELS, DEVICES, DEVICES, st.integers(1, 4096), st.floats(1, 2), st.integers(1, 4))
 def test_more_work_never_takes_less_time(
     model: str, attention: str, expert: str, batch: int, more: float, micro_batches: int
@@ -46,6 +47,7 @@ def test_more_work_never_takes_less_time(
         assert at(oracle, **{"batch": batch, "micro_batches": micro_batches, **changes}) >= base
 
 
+@settings(deadline=None)
 @given(
     st.lists(seconds, min_size=5, max_size=5),
     st.integers(1, 8),
@@ -66,6 +68,7 @@ def test_no_overlap_beats_the_dependencies_or_the_busiest_side(
     assert took >= float(dependency_bound(layer, deployment)) * (1 - 1e-12)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(MODELS, DEVICES, st.integers(1, 2048), st.integers(1, 16), st.integers(1, 32))
 def test_the_parts_of_a_step_sum_to_it(
     model: str, device: str, batch: int, num_attention: int, num_expert: int

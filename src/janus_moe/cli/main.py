@@ -15,6 +15,7 @@ COMMANDS = {
     "worker": "make this machine a host of a service",
     "generate": "complete prompts without a server",
     "simulate": "replay recorded routing through policies and placements",
+    "profile": "measure a model on this machine for planning",
     "collect-env": "print what this machine and installation are, for bug reports",
 }
 

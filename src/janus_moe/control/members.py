@@ -16,6 +16,7 @@ import torch
 
 from janus_moe.attention.instance import AttentionInstance, StepLimits
 from janus_moe.attention.loop import serve as serve_attention
+from janus_moe.control.costs import activation_rule
 from janus_moe.experts.instance import ExpertInstance
 from janus_moe.experts.loop import serve as serve_experts
 from janus_moe.experts.preparing import EpochPreparer, LoadPiece
@@ -171,7 +172,7 @@ class _Builder:
             index,
             model,
             self._placement,
-            setup.config.activation_policy,
+            activation_rule(setup.config),
             setup.spec.moe_layer_ids,
             on_load=self._send if index == 0 else None,  # all see the same routing
         )

@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from janus_moe.config import EngineConfig, ExchangeName, TransportName
+from janus_moe.control.costs import with_costs
 from janus_moe.control.host_facts import HostFacts, host_facts
 from janus_moe.control.hosts.shares import HostShare, nodes, whole
 from janus_moe.control.memory_budget import MemoryBudget
@@ -74,12 +75,20 @@ class RunPlan:
         return next(host for host in self.hosts if instance in host.share.instances)
 
     def threads(self, host: Host, pool: Pool) -> int:
-        """Compute threads of one instance: the pools take turns, the instances of one do not."""
-        share = host.share
-        sharers = len(share.attention if pool == "attention" else share.expert)
-        if pool == "expert" and self.config.transport == "loopback":
-            sharers = 1  # one after the other
-        return self.config.threads or max(1, host.facts.cores // max(1, sharers))
+        """Compute threads of one instance of `pool` on `host`."""
+        return threads_on(host, pool, self.config.threads, self.config.transport)
+
+
+def threads_on(host: Host, pool: Pool, setting: int, transport: TransportName) -> int:
+    """Compute threads of one instance: the pools take turns, the instances of one do not.
+
+    setting: `--threads`, 0 for automatic.
+    """
+    share = host.share
+    sharers = len(share.attention if pool == "attention" else share.expert)
+    if pool == "expert" and transport == "loopback":
+        sharers = 1  # one after the other
+    return setting or max(1, host.facts.cores // max(1, sharers))
 
 
 def this_host(config: EngineConfig) -> Host:
@@ -116,8 +125,11 @@ def resolve_run(config: EngineConfig, hosts: Sequence[Host]) -> RunPlan:
         num_instances=config.expert_instances,
         redundant_experts=redundant,
     )
+    expert_threads = min(
+        threads_on(host, "expert", config.threads, transport) for host in hosts if host.share.expert
+    )
     resolved = msgspec.structs.replace(
-        config,
+        with_costs(config, spec, expert_threads, choices),
         dtype=spec.dtype,
         transport=transport,
         exchange=_exchange(config, transport, hosts, choices),

@@ -18,6 +18,7 @@ from janus_moe.perf.links import (
 )
 from janus_moe.perf.models import ModelFacts
 from janus_moe.perf.oracle import Oracle
+from janus_moe.perf.profile import Profile, read_profile
 from janus_moe.perf.sides import Overheads, Side
 from janus_moe.perf.step import StepEstimate, StepLoad
 
@@ -33,6 +34,7 @@ __all__ = [
     "OpLaw",
     "Oracle",
     "Overheads",
+    "Profile",
     "Side",
     "StepEstimate",
     "StepLoad",
@@ -42,5 +44,6 @@ __all__ = [
     "exchange_counts",
     "model_facts",
     "model_names",
+    "read_profile",
     "weakest",
 ]

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -87,6 +87,11 @@ class LinkModel:
             intra_confidence="roofline" if measured is None else "interpolated",
         )
 
+    @classmethod
+    def of_one_host(cls, law: LinkLaw, device: DeviceProfile) -> LinkModel:
+        """All instances on one machine, whose exchange was measured."""
+        return replace(cls.of(device, device, law), gpus_per_node=2**30)
+
     def seconds(self, counts: ExchangeCounts) -> Array:
         """Of one direction; arrays in the counts give an array."""
         return np.asarray(
@@ -147,14 +152,18 @@ def exchange_counts(
     n_e = np.asarray(layout.num_expert, np.float64)
     rows = np.asarray(tokens, np.float64)
     if gating == "agate":
-        reach = 1 - (1 - 1 / n_e) ** top_k  # share of the rows that one instance gets
-        there, extra = reach, METADATA_BYTES * top_k
+        there, extra = share_reached(n_e, top_k), METADATA_BYTES * top_k
     else:
         there, extra = np.ones_like(n_e), 0
     counts = _one_phase if plan == "1pc" else _two_phase
     dispatch = counts(layout, n_a, n_e, rows * there, hidden_size * activation_bytes + extra, plan)
     combine = counts(layout, n_a, n_e, rows * there, hidden_size * PARTIAL_BYTES, plan)
     return dispatch, combine
+
+
+def share_reached(instances: Numbers, top_k: int) -> Array:
+    """Share of the rows that have an expert on one given instance, of uniform routing."""
+    return np.asarray(1 - (1 - 1 / np.asarray(instances, np.float64)) ** top_k)
 
 
 def all_to_all_counts(
@@ -171,7 +180,7 @@ def all_to_all_counts(
     n = np.asarray(num_devices, np.float64)
     peers = np.minimum(n, gpus_per_node) - 1
     far = n - 1 - peers
-    each = np.asarray(tokens, np.float64) / n * (1 - (1 - 1 / n) ** top_k)
+    each = np.asarray(tokens, np.float64) / n * share_reached(n, top_k)
     row_bytes = hidden_size * activation_bytes + METADATA_BYTES * top_k
     return ExchangeCounts(
         intra_hops=np.minimum(peers, 1),

@@ -78,12 +78,12 @@ def splat(builder: Any, scalar: Any, width: int) -> Any:
 
 
 def prefetch(builder: Any, pointer: Any) -> None:
-    """Ask for the cache line at `pointer` in the second-level cache; any address is allowed."""
+    """Ask for the cache line at `pointer` in the first-level cache; any address is allowed."""
     byte = builder.bitcast(pointer, ir.IntType(8).as_pointer())
     name = "llvm.prefetch.p0i8"
     signature = ir.FunctionType(ir.VoidType(), [byte.type, INT32, INT32, INT32])
     function = cgutils.get_or_insert_function(builder.module, signature, name)
-    builder.call(function, [byte, INT32(0), INT32(2), INT32(1)])
+    builder.call(function, [byte, INT32(0), INT32(3), INT32(1)])
 
 
 def _halve(builder: Any, a: Any, b: Any, segment: int, width: int) -> Any:

@@ -1,39 +1,81 @@
-"""Four rows of a matrix times any few columns: picks the register tile."""
+"""Rows of a matrix times a few columns: picks the register tile."""
 
 from typing import Any
 
 import numpy as np
 
 from janus_moe.kernels.cpu.jit import helper
-from janus_moe.kernels.cpu.tiles import dot_tile
+from janus_moe.kernels.cpu.tiles import dot_tile, panel_rows
 
-SUMS_SIZE = 32  # float32 room that a tile's results need
+SUMS_SIZE = 48  # float32 room that a tile's results need
+ROW_COLUMNS = 6
+AHEAD = 2048  # elements from a row that is read to what is prefetched meanwhile
+
+
+@helper
+def dot_row(
+    matrix: Any, start: int, ahead: int, x: Any, starts: Any, columns: int, length: int,
+    sums: Any,
+) -> None:  # fmt: skip
+    """One row times 1..6 columns, see `dot_tile`."""
+    if columns == 6:
+        dot_tile(1, 6, matrix, start, length, ahead, x, starts, length, sums)
+    elif columns == 5:
+        dot_tile(1, 5, matrix, start, length, ahead, x, starts, length, sums)
+    elif columns == 4:
+        dot_tile(1, 4, matrix, start, length, ahead, x, starts, length, sums)
+    elif columns == 3:
+        dot_tile(1, 3, matrix, start, length, ahead, x, starts, length, sums)
+    elif columns == 2:
+        dot_tile(1, 2, matrix, start, length, ahead, x, starts, length, sums)
+    else:
+        dot_tile(1, 1, matrix, start, length, ahead, x, starts, length, sums)
 
 
 @helper
 def dot_rows(
-    matrix: Any, first: int, second: int, stride: int, ahead: int, x: Any, starts: Any,
-    columns: int, length: int, sums: Any,
+    matrix: Any, start: int, stride: int, ahead: int, x: Any, starts: Any, columns: int,
+    length: int, sums: Any,
 ) -> None:  # fmt: skip
-    """Rows first, first + stride, second, second + stride times 1..6 columns, see `dot_tile`."""
+    """Rows start, start + stride, ... of four times 1..6 columns, see `dot_tile`."""
     if columns == 6:
-        dot_tile(6, matrix, first, second, stride, ahead, x, starts, length, sums)
+        dot_tile(4, 6, matrix, start, stride, ahead, x, starts, length, sums)
     elif columns == 5:
-        dot_tile(5, matrix, first, second, stride, ahead, x, starts, length, sums)
+        dot_tile(4, 5, matrix, start, stride, ahead, x, starts, length, sums)
     elif columns == 4:
-        dot_tile(4, matrix, first, second, stride, ahead, x, starts, length, sums)
+        dot_tile(4, 4, matrix, start, stride, ahead, x, starts, length, sums)
     elif columns == 3:
-        dot_tile(3, matrix, first, second, stride, ahead, x, starts, length, sums)
+        dot_tile(4, 3, matrix, start, stride, ahead, x, starts, length, sums)
     elif columns == 2:
-        dot_tile(2, matrix, first, second, stride, ahead, x, starts, length, sums)
+        dot_tile(4, 2, matrix, start, stride, ahead, x, starts, length, sums)
     else:
-        dot_tile(1, matrix, first, second, stride, ahead, x, starts, length, sums)
+        dot_tile(4, 1, matrix, start, stride, ahead, x, starts, length, sums)
+
+
+@helper
+def dot_panel(
+    matrix: Any, start: int, x: Any, starts: Any, columns: int, length: int, sums: Any
+) -> None:
+    """`panel_rows()` rows that follow one another times 1..3 columns, without prefetching."""
+    if panel_rows() == 8:
+        if columns == 3:
+            dot_tile(8, 3, matrix, start, length, 0, x, starts, length, sums)
+        elif columns == 2:
+            dot_tile(8, 2, matrix, start, length, 0, x, starts, length, sums)
+        else:
+            dot_tile(8, 1, matrix, start, length, 0, x, starts, length, sums)
+    elif columns == 3:
+        dot_tile(4, 3, matrix, start, length, 0, x, starts, length, sums)
+    elif columns == 2:
+        dot_tile(4, 2, matrix, start, length, 0, x, starts, length, sums)
+    else:
+        dot_tile(4, 1, matrix, start, length, 0, x, starts, length, sums)
 
 
 @helper
 def block_rows(rows: int, workers: int) -> int:
-    """Rows of a unit of work: a multiple of 4, at most 64, about 4 units for each worker."""
-    return min(max(rows // (4 * workers) // 4 * 4, 4), 64)
+    """Rows of a unit of work: a multiple of 8, at most 64, about 4 units for each worker."""
+    return min(max(rows // (4 * workers) // 8 * 8, 8), 64)
 
 
 @helper

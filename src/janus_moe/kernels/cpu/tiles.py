@@ -51,7 +51,17 @@ def max_columns(typing: Any) -> Any:
     """Most columns of a `dot_tile` with 4 rows whose accumulators stay in registers (3 or 6)."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return ir.Constant(emit.INT64, 3 if emit.lanes() == 8 else 6)
+        return ir.Constant(emit.INT64, 6 if emit.lanes() == 16 else 3)
+
+    return types.int64(), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def panel_rows(typing: Any) -> Any:
+    """Most rows of a `dot_tile` with 3 columns whose accumulators stay in registers (4 or 8)."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return ir.Constant(emit.INT64, 8 if emit.lanes() == 16 else 4)
 
     return types.int64(), generate
 
@@ -59,10 +69,10 @@ def max_columns(typing: Any) -> Any:
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def dot_tile(
     typing: Any,
+    num_rows: Any,
     num_columns: Any,
     matrix: Any,
-    first: Any,
-    second: Any,
+    start: Any,
     row_stride: Any,
     ahead: Any,
     x: Any,
@@ -70,30 +80,34 @@ def dot_tile(
     length: Any,
     out: Any,
 ) -> Any:
-    """Dot products of four rows of `matrix` with `num_columns` columns.
+    """Dot products of `num_rows` rows of `matrix` with `num_columns` columns; both are literals.
 
-    matrix: pointer to float32 or uint16 (bfloat16 bits). Rows begin at the element offsets
-    first, first + row_stride, second, second + row_stride; the same offsets plus `ahead` are
-    prefetched. x: pointer to float32; column c begins at offset starts[c]. `out` receives
-    dot(row r, column c) at r * num_columns + c and must have room for 32 numbers.
+    matrix: pointer to float32 or uint16 (bfloat16 bits). Row r begins at element offset
+    start + r * row_stride; the same offset plus `ahead` is prefetched (a literal 0: nothing is).
+    x: pointer to float32; column c begins at offset starts[c]. `out` receives dot(row r, column c)
+    at r * num_columns + c and must have room for SUMS_SIZE numbers.
     """
+    if not isinstance(num_rows, types.IntegerLiteral):
+        return None
     if not isinstance(num_columns, types.IntegerLiteral):
         return None
+    prefetching = not isinstance(ahead, types.IntegerLiteral)
     arguments = (
-        num_columns, matrix, types.int64, types.int64, types.int64, types.int64,
-        x, starts, types.int64, out,
+        num_rows, num_columns, matrix, types.int64, types.int64,
+        types.int64 if prefetching else ahead, x, starts, types.int64, out,
     )  # fmt: skip
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        _emit_dot(builder, values, num_columns.literal_value)
+        shape = num_rows.literal_value, num_columns.literal_value
+        _emit_dot(builder, values, *shape, prefetching)
         return context.get_dummy_value()
 
     return types.void(*arguments), generate
 
 
-def _emit_dot(builder: Any, values: Any, columns: int) -> None:
-    _, matrix, first, second, row_stride, ahead, x, starts, length, out = values
-    offsets = [first, builder.add(first, row_stride), second, builder.add(second, row_stride)]
+def _emit_dot(builder: Any, values: Any, num_rows: int, columns: int, prefetching: bool) -> None:
+    _, _, matrix, start, row_stride, ahead, x, starts, length, out = values
+    offsets = [builder.add(start, builder.mul(row_stride, emit.INT64(r))) for r in range(num_rows)]
     rows = [builder.gep(matrix, [offset]) for offset in offsets]
     column_starts = [builder.load(builder.gep(starts, [emit.INT64(c)])) for c in range(columns)]
     xs = [builder.gep(x, [start]) for start in column_starts]
@@ -101,11 +115,13 @@ def _emit_dot(builder: Any, values: Any, columns: int) -> None:
     sums = emit.allocate(builder, emit.vector(width), len(rows) * columns)
     body = builder.and_(length, emit.INT64(-width))
     with cgutils.for_range_slice(builder, emit.INT64(0), body, emit.INT64(width)) as (k, _):
-        for row in rows:
-            emit.prefetch(builder, builder.gep(row, [builder.add(ahead, k)]))
-        w = [emit.load(builder, builder.gep(row, [k]), width) for row in rows]
+        if prefetching:
+            for row in rows:
+                emit.prefetch(builder, builder.gep(row, [builder.add(ahead, k)]))
         v = [emit.load(builder, builder.gep(column, [k]), width) for column in xs]
-        _accumulate(builder, sums, w, v)
+        for r, row in enumerate(rows):  # one row at a time, to need few registers
+            w = emit.load(builder, builder.gep(row, [k]), width)
+            _accumulate(builder, sums[r * columns :], [w], v)
     totals = emit.horizontal_sums(builder, [builder.load(s) for s in sums], width)
     for i, total in enumerate(totals):
         emit.store(builder, total, builder.gep(out, [emit.INT64(i * width)]))

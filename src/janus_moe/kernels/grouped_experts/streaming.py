@@ -17,8 +17,17 @@ import torch
 from janus_moe.kernels.cpu.arrays import elements
 from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_region
 from janus_moe.kernels.cpu.math import silu
-from janus_moe.kernels.cpu.rows import SUMS_SIZE, block_rows, dot_rows, new_counters, row_starts
-from janus_moe.kernels.cpu.tiles import claim, max_columns, out_of_line, pointer
+from janus_moe.kernels.cpu.rows import (
+    AHEAD,
+    ROW_COLUMNS,
+    SUMS_SIZE,
+    block_rows,
+    dot_panel,
+    dot_row,
+    new_counters,
+    row_starts,
+)
+from janus_moe.kernels.cpu.tiles import claim, out_of_line, panel_rows, pointer
 
 
 def grouped_experts_streaming(
@@ -186,23 +195,53 @@ def _gate_and_up(
 ) -> None:  # fmt: skip
     """gates and ups [pair, row] for rows begin..end and pairs first..last of one slot."""
     double_width, length = gate_up.shape[1:]
-    shift = double_width // 2 * length
-    for row in range(begin, end, 2):
-        rows = min(2, end - row)
-        start = slot * double_width * length + row * length
-        stride = length * (rows - 1)
-        ahead = 2 * length
-        for pair in range(first, last, max_columns()):
-            n = min(max_columns(), last - pair)
-            dot_rows(
-                pointer(gate_up), start, start + shift, stride, ahead, pointer(hidden),
-                pointer(hidden_starts[pair:]), n, length, pointer(sums),
+    half = double_width // 2 * length
+    start, size = (slot * double_width + begin) * length, (end - begin) * length
+    _stream(
+        gate_up, start, size, start + half, hidden, hidden_starts, first, last, begin, gates, sums
+    )
+    _stream(
+        gate_up, start + half, size, start + size, hidden, hidden_starts, first, last, begin, ups,
+        sums,
+    )  # fmt: skip
+
+
+@helper
+def _stream(
+    matrix: Any, start: int, size: int, following: int, x: Any, x_starts: Any, first: int,
+    last: int, begin: int, out: Any, sums: Any,
+) -> None:  # fmt: skip
+    """out[pair, begin + r] = row r . x[pair], for rows that fill matrix[start : start + size].
+
+    One row after another is the order in which memory is read fastest. `following`: where it is
+    read next.
+    """
+    length = matrix.shape[2]
+    rows = size // length
+    panels = rows // panel_rows() * panel_rows() if last - first > ROW_COLUMNS else 0
+    for r in range(0, panels, panel_rows()):
+        for pair in range(first, last, 3):
+            n = min(3, last - pair)
+            dot_panel(
+                pointer(matrix), start + r * length, pointer(x), pointer(x_starts[pair:]), n,
+                length, pointer(sums),
             )  # fmt: skip
-            ahead = 0
-            for r in range(rows):
+            for i in range(panel_rows()):
                 for c in range(n):
-                    gates[pair + c, row + r] = sums[r * n + c]
-                    ups[pair + c, row + r] = sums[(2 + r) * n + c]
+                    out[pair + c, begin + r + i] = sums[i * n + c]
+    for pair in range(first, last, ROW_COLUMNS):
+        n = min(ROW_COLUMNS, last - pair)
+        for r in range(panels, rows):
+            offset = start + r * length
+            ahead = AHEAD
+            if offset + length + AHEAD > start + size:
+                ahead += following - start - size
+            dot_row(
+                pointer(matrix), offset, ahead, pointer(x), pointer(x_starts[pair:]), n, length,
+                pointer(sums),
+            )  # fmt: skip
+            for c in range(n):
+                out[pair + c, begin + r] = sums[c]
 
 
 @helper
@@ -223,22 +262,18 @@ def _project(
 ) -> None:  # fmt: skip
     """out[token, row] += down[row] . activations[pair] for rows begin..end of one slot."""
     out_size, length = down.shape[1:]
-    for row in range(begin, end, 4):
-        rows = min(4, end - row)
-        start = (slot * out_size + row) * length
-        ahead = 4 * length
-        if row + 4 >= end:  # the next rows are those of the next slot
-            ahead = ((following - slot) * out_size + begin - row) * length
-        stride = min(1, rows - 1) * length
-        second = start + max(0, rows - 2) * length
-        for pair in range(first, last, max_columns()):
-            n = min(max_columns(), last - pair)
-            dot_rows(
-                pointer(down), start, second, stride, ahead, pointer(activations),
+    start, size = (slot * out_size + begin) * length, (end - begin) * length
+    jump = (following - slot) * out_size * length - size
+    for pair in range(first, last, ROW_COLUMNS):
+        n = min(ROW_COLUMNS, last - pair)
+        for row in range(begin, end):
+            offset = (slot * out_size + row) * length
+            ahead = AHEAD
+            if offset + length + AHEAD > start + size:
+                ahead += jump
+            dot_row(
+                pointer(down), offset, ahead, pointer(activations),
                 pointer(activation_starts[pair:]), n, length, pointer(sums),
             )  # fmt: skip
-            ahead = 0
-            for r in range(rows):
-                place = r if r < 2 else r + 4 - rows
-                for c in range(n):
-                    out[token_of[pair + c], row + r] += sums[place * n + c]
+            for c in range(n):
+                out[token_of[pair + c], row] += sums[c]

@@ -11,8 +11,19 @@ import torch
 
 from janus_moe.kernels.cpu.arrays import elements
 from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_region
-from janus_moe.kernels.cpu.rows import SUMS_SIZE, block_rows, dot_rows, new_counters, row_starts
-from janus_moe.kernels.cpu.tiles import claim, max_columns, out_of_line, pointer
+from janus_moe.kernels.cpu.rows import (
+    AHEAD,
+    ROW_COLUMNS,
+    SUMS_SIZE,
+    block_rows,
+    dot_panel,
+    dot_row,
+    new_counters,
+    row_starts,
+)
+from janus_moe.kernels.cpu.tiles import claim, out_of_line, panel_rows, pointer
+
+ROW_TOKENS = 4  # up to so many tokens, rows are streamed one by one
 
 
 def linear_streaming(
@@ -57,22 +68,45 @@ def _work(x: Any, weight: Any, out: Any, counter: Any, workers: int) -> None:
 
 @helper
 def _project(x: Any, weight: Any, starts: Any, begin: int, end: int, out: Any, sums: Any) -> None:
-    """out[token, row] = weight[row] . x[token] for rows begin..end."""
+    """out[token, row] = weight[row] . x[token] for rows begin..end.
+
+    Few tokens wait for memory, which is read fastest one row after another; for more of them,
+    panels of rows make most of every load of a token.
+    """
+    row = begin
+    if x.shape[0] > ROW_TOKENS:
+        while row + panel_rows() <= end:
+            _panel(x, weight, starts, row, out, sums)
+            row += panel_rows()
+    while row < end:
+        _row(x, weight, starts, row, out, sums)
+        row += 1
+
+
+@helper
+def _row(x: Any, weight: Any, starts: Any, row: int, out: Any, sums: Any) -> None:
     tokens, length = x.shape
-    for row in range(begin, end, 4):
-        rows = min(4, end - row)
-        start = row * length
-        stride = min(1, rows - 1) * length
-        second = start + max(0, rows - 2) * length
-        ahead = 4 * length
-        for token in range(0, tokens, max_columns()):
-            n = min(max_columns(), tokens - token)
-            dot_rows(
-                pointer(weight), start, second, stride, ahead, pointer(x),
-                pointer(starts[token:]), n, length, pointer(sums),
-            )  # fmt: skip
-            ahead = 0
-            for r in range(rows):
-                place = r if r < 2 else r + 4 - rows
-                for c in range(n):
-                    out[token + c, row + r] = sums[place * n + c]
+    ahead = AHEAD
+    for token in range(0, tokens, ROW_COLUMNS):
+        n = min(ROW_COLUMNS, tokens - token)
+        dot_row(
+            pointer(weight), row * length, ahead, pointer(x), pointer(starts[token:]), n, length,
+            pointer(sums),
+        )  # fmt: skip
+        ahead = 0
+        for c in range(n):
+            out[token + c, row] = sums[c]
+
+
+@helper
+def _panel(x: Any, weight: Any, starts: Any, row: int, out: Any, sums: Any) -> None:
+    tokens, length = x.shape
+    for token in range(0, tokens, 3):
+        n = min(3, tokens - token)
+        dot_panel(
+            pointer(weight), row * length, pointer(x), pointer(starts[token:]), n, length,
+            pointer(sums),
+        )  # fmt: skip
+        for r in range(panel_rows()):
+            for c in range(n):
+                out[token + c, row + r] = sums[r * n + c]

@@ -16,7 +16,7 @@ from janus_moe.kernels.cpu.arrays import elements
 from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_region
 from janus_moe.kernels.cpu.math import exp
 from janus_moe.kernels.cpu.mix import mix_tile
-from janus_moe.kernels.cpu.rows import SUMS_SIZE, dot_rows, new_counters
+from janus_moe.kernels.cpu.rows import SUMS_SIZE, dot_row, dot_rows, new_counters
 from janus_moe.kernels.cpu.tiles import claim, max_columns, out_of_line, pointer
 
 RANGE_KEYS = 256  # keys of a unit
@@ -141,6 +141,26 @@ def _first_ranges(visible: Any) -> Any:
 
 
 @helper
+def _key_scores(
+    query: Any, keys: Any, start: int, step: int, ahead: int, starts: Any, heads: int, rows: int,
+    sums: Any,
+) -> None:  # fmt: skip
+    """sums[r * heads + h] = query head h . key r, for up to four keys of one block."""
+    length = keys.shape[3]
+    if rows == 4:
+        dot_rows(
+            pointer(keys), start, step, ahead, pointer(query), pointer(starts), heads, length,
+            pointer(sums),
+        )  # fmt: skip
+        return
+    for r in range(rows):
+        dot_row(
+            pointer(keys), start + r * step, ahead, pointer(query), pointer(starts), heads, length,
+            pointer(sums[r * heads:]),
+        )  # fmt: skip
+
+
+@helper
 def _scores(
     query: Any, keys: Any, table: Any, kv_head: int, begin: int, end: int, starts: Any,
     scores: Any, sums: Any,
@@ -154,23 +174,17 @@ def _scores(
         offset = key % block_size
         rows = min(4, end - key, block_size - offset)
         start = (table[key // block_size] * block_size + offset) * step + kv_head * key_dim
-        stride = min(1, rows - 1) * step
-        second = start + max(0, rows - 2) * step
         ahead = rows * step
         if offset + rows == block_size:
             blocks = _next_block(table, key // block_size, (end - 1) // block_size)
             ahead = (blocks * block_size - offset) * step
         for head in range(0, group, max_columns()):
             n = min(max_columns(), group - head)
-            dot_rows(
-                pointer(keys), start, second, stride, ahead, pointer(query),
-                pointer(starts[head:]), n, key_dim, pointer(sums),
-            )  # fmt: skip
+            _key_scores(query, keys, start, step, ahead, starts[head:], n, rows, sums)
             ahead = 0
             for r in range(rows):
-                place = r if r < 2 else r + 4 - rows
                 for c in range(n):
-                    scores[head + c, key - begin + r] = sums[place * n + c]
+                    scores[head + c, key - begin + r] = sums[r * n + c]
         key += rows
 
 
