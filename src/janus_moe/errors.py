@@ -8,6 +8,7 @@ JanusError
 |-- OverloadedError        the service is full; try again later
 |-- ServiceError           the service cannot answer any request
 |   |-- WorkerDied         a worker process ended while it was needed
+|   |-- HostLost           a host of the cluster is gone or never came
 |   `-- WorkerFailed       a worker reported an error it cannot recover from
 `-- ExchangeError          the pools could not exchange activations
     |-- ExchangeTimeout    a peer did not answer before the deadline
@@ -57,6 +58,10 @@ class ServiceError(JanusError):
 
 class WorkerDied(ServiceError):
     """A worker process ended while it was needed."""
+
+
+class HostLost(ServiceError):
+    """A host of the cluster is gone, or never came; the message names it and its instances."""
 
 
 class WorkerFailed(ServiceError):
