@@ -12,6 +12,7 @@ from janus_moe.errors import JanusError
 
 COMMANDS = {
     "serve": "serve a model over an OpenAI-compatible HTTP API",
+    "worker": "make this machine a host of a service",
     "generate": "complete prompts without a server",
     "simulate": "replay recorded routing, or requests through deployments that scale",
     "profile": "measure a model on this machine for planning",

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from janus_moe.config import EngineConfig
-from janus_moe.control.resolve import host_facts, resolve_run
+from janus_moe.control.resolve import resolve_run, this_host
 from janus_moe.errors import ConfigError
 from janus_moe.spec import ModelSpec, Pool
 
@@ -82,13 +82,14 @@ def plan_profile(
         raise ConfigError(f"--max-batch must be 2 or more, got {max_batch}")
     if max_instances < 1:
         raise ConfigError(f"--max-instances must be 1 or more, got {max_instances}")
-    run = resolve_run(config, host_facts(config.device))
+    host = this_host(config)
+    run = resolve_run(config, [host])
     on_gpu = config.device == "cuda"
     counts = (1,) if on_gpu else doubling(max_instances)
     counts = tuple(count for count in counts if count <= run.spec.moe.num_experts)
 
     def jobs(pool: Pool, count: int) -> tuple[Job, ...]:
-        threads = config.threads or max(1, run.num_cores // count)
+        threads = config.threads or max(1, host.facts.cores // count)
         return tuple(
             Job(
                 pool=pool,
