@@ -217,10 +217,8 @@ def _one_phase(
 def _two_phase(
     layout: NodeLayout, n_a: Array, n_e: Array, rows: Array, row_bytes: float, plan: Plan
 ) -> ExchangeCounts:
-    """Gather in the source node, between nodes, hand out in the destination node.
-
-    On one node all rows are where a local copy reaches them: one phase.
-    """
+    """Gather in the source node, between nodes, hand out in the destination node, one after
+    another; equal to counting the messages of `transport.plans` where nodes are full."""
     g = layout.gpus_per_node
     one_node = n_a + n_e <= g
     here = np.minimum(n_a, g)  # attention instances of the first node
@@ -238,17 +236,19 @@ def _two_phase(
         hops = 1.0 + (width > 1)
     elif plan == "2pc-direct":
         gather, between = aggregate * (1 - 1 / here), aggregate * targets
-        received, hand_out = everything, everything * np.minimum(experts - 1, 1)
+        received, hand_out = everything, everything * (experts - 1)
         messages = np.maximum(targets, sources)
         hops = 2.0 + (here > 1)
     else:  # relay: one message out, then around the ring of expert nodes
         gather, between = aggregate * (1 - 1 / here), aggregate
         received = everything
-        hand_out = everything * np.minimum(experts - 1, 1)
+        hand_out = everything * (experts - 1)
         messages = np.maximum(1.0, sources)
         hops = 2.0 + (here > 1)
     ring = np.maximum(targets - 1, 0) if plan == "2pc-relay" else 0.0
     local = everything / n_a * np.maximum(n_a, n_e)
+    if plan != "2pc-sharded":  # through one instance even on one node
+        local = everything * (1 - 1 / n_a) + everything * n_e
     return ExchangeCounts(
         intra_hops=np.where(one_node, 1.0, hops),
         intra_messages=np.where(one_node, np.maximum(n_a, n_e), here - 1 + experts - 1),

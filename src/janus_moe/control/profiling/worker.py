@@ -54,6 +54,8 @@ class AttentionBench:
         per_block = max(1, spec.kv_bytes_per_token * job.block_size)
         self._num_blocks = max(256, CACHE_BYTES // per_block)
         self._cache = KvCache.allocate(spec, self._num_blocks, job.block_size, self._device)
+        for layer in {id(t): t for t in (*self._cache.keys, *self._cache.values)}.values():
+            layer.normal_()  # memory that was never written is all one page, and in every cache
 
     def call(self, cell: Cell) -> tuple[Call, int]:
         tokens = cell.sizes[0]
