@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": "complete prompts without a server",
     "simulate": "replay recorded routing, or requests through deployments that scale",
     "profile": "measure a model on this machine for planning",
+    "trace": "write what every instance does when, for a few steps, as a Chrome trace",
     "collect-env": "print what this machine and installation are, for bug reports",
 }
 

@@ -24,6 +24,7 @@ from janus_moe.messages import ExpertLoad
 from janus_moe.model.expert_block import ExpertModel
 from janus_moe.policy.placement import Placement
 from janus_moe.policy.statistics import RoutingWindow
+from janus_moe.tracing import SpanLog
 from janus_moe.transport import ExpertPort, ReplyNote, Ticket, Work
 
 WARM_UP_TOKENS = (1, 4, 128)
@@ -50,6 +51,7 @@ class ExpertInstance:
         rule: Rule,
         layers: tuple[int, ...],
         on_load: OnLoad | None = None,
+        spans: SpanLog | None = None,
     ) -> None:
         self.index = index
         self.model = model
@@ -61,6 +63,7 @@ class ExpertInstance:
         self._offered: dict[int, Epoch] = {}
         self._latest = self._before_latest = self._epoch
         self._on_load = on_load
+        self._spans = spans or SpanLog()
         self._window = RoutingWindow(len(layers), placement.num_experts, coactivation_stride=0)
         self._recorder: RoutingRecorder | None = None
         self._reported_at = 0.0
@@ -98,8 +101,12 @@ class ExpertInstance:
         """Answers one exchange, or nothing when `port` was woken for another reason."""
         work = port.accept()
         if work is not None:
+            self._spans.step, self._spans.tokens = work.ticket.step, sum(work.num_tokens)
+            self._spans.mark("wait", work.ticket.layer)
             partial, note = self.compute(work)
+            self._spans.mark("experts", work.ticket.layer)
             port.reply(work, partial, note)
+            self._spans.mark("reply", work.ticket.layer)
             if work.ticket.layer == self.layers[-1]:
                 self._end_of_step()
 
@@ -123,9 +130,11 @@ class ExpertInstance:
         with torch.inference_mode():
             expert_ids, weights = self.model.route(work.ticket.layer, work.hidden)
             ids: NDArray[np.int32] = expert_ids.cpu().numpy()
+            self._spans.mark("route", work.ticket.layer)
             start = time.perf_counter_ns()
             slot_ids, activated, _ = self._epoch.schedulers[number].rewrite(ids)
             scheduler_ns = time.perf_counter_ns() - start
+            self._spans.mark("schedule", work.ticket.layer)
             partial = self.model.compute(
                 work.ticket.layer,
                 work.hidden,
