@@ -9,6 +9,7 @@ from janus_moe.perf.catalog import model_facts, model_names
 from janus_moe.perf.coefficients import Coefficients, OpLaw
 from janus_moe.perf.devices import DeviceProfile, device_names, device_profile
 from janus_moe.perf.estimate import Confidence, Estimate, weakest
+from janus_moe.perf.link_fit import LinkFit, MeasuredExchange, exchange_seconds, fit_links
 from janus_moe.perf.links import (
     ExchangeCounts,
     LinkModel,
@@ -28,7 +29,9 @@ __all__ = [
     "DeviceProfile",
     "Estimate",
     "ExchangeCounts",
+    "LinkFit",
     "LinkModel",
+    "MeasuredExchange",
     "ModelFacts",
     "NodeLayout",
     "OpLaw",
@@ -42,6 +45,8 @@ __all__ = [
     "device_names",
     "device_profile",
     "exchange_counts",
+    "exchange_seconds",
+    "fit_links",
     "model_facts",
     "model_names",
     "read_profile",

@@ -34,7 +34,7 @@ class ExchangeCounts:
     """One direction of one exchange on its critical path; numbers or arrays that broadcast.
 
     *_hops: transfers that wait for one another. *_messages, *_bytes: on the busiest endpoint,
-    whichever of sending and receiving is more.
+    whichever of sending and receiving is more. total_*: of all endpoints together.
     """
 
     intra_hops: Numbers = 0.0
@@ -43,11 +43,17 @@ class ExchangeCounts:
     inter_hops: Numbers = 0.0
     inter_messages: Numbers = 0.0
     inter_bytes: Numbers = 0.0
+    total_messages: Numbers = 0.0
+    total_bytes: Numbers = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkModel:
-    """Latency of a hop, time of a message and of a byte, inside a node and between nodes."""
+    """Latency of a hop, time of a message and of a byte, inside a node and between nodes.
+
+    shared_*: what any message or byte costs, wherever it goes, on processors that all instances
+    share; 0 where every instance has its own.
+    """
 
     intra_latency_s: float
     intra_message_s: float
@@ -56,6 +62,8 @@ class LinkModel:
     inter_message_s: float
     inter_s_per_byte: float
     gpus_per_node: int
+    shared_message_s: float = 0.0
+    shared_s_per_byte: float = 0.0
     intra_confidence: Confidence = "roofline"
     inter_confidence: Confidence = "roofline"
 
@@ -100,7 +108,9 @@ class LinkModel:
             + np.multiply(counts.intra_bytes, self.intra_s_per_byte)
             + np.multiply(counts.inter_hops, self.inter_latency_s)
             + np.multiply(counts.inter_messages, self.inter_message_s)
-            + np.multiply(counts.inter_bytes, self.inter_s_per_byte),
+            + np.multiply(counts.inter_bytes, self.inter_s_per_byte)
+            + np.multiply(counts.total_messages, self.shared_message_s)
+            + np.multiply(counts.total_bytes, self.shared_s_per_byte),
             np.float64,
         )
 
