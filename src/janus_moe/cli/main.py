@@ -13,6 +13,7 @@ from janus_moe.errors import JanusError
 COMMANDS = {
     "serve": "serve a model over an OpenAI-compatible HTTP API",
     "generate": "complete prompts without a server",
+    "plan": "how many GPUs of each pool a service needs, and whether to have pools",
     "simulate": "replay recorded routing through policies and placements",
     "collect-env": "print what this machine and installation are, for bug reports",
 }
