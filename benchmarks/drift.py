@@ -255,6 +255,7 @@ def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
         name = None if number else "new epoch"
         axes.axvline(step, color="#bb2222", ls=":", lw=0.7, alpha=0.6, label=name)
     axes.axvline(0, color="black", lw=1, label="code, then comments and docstrings")
+    axes.set_ylim(bottom=0.95 * min(min(run["running mean"][2:]) for run in runs))  # warm-up off
     axes.set_xlabel("steps after the change of topic")
     axes.set_ylabel("activated experts of the busiest\ninstance, mean of 128 steps")
     axes.set_title(

@@ -15,8 +15,9 @@ from msgspec import Meta
 from janus_moe.errors import ConfigError
 from janus_moe.spec import PoolShape
 
-TransportName = Literal["auto", "loopback", "shm"]
-ActivationPolicy = Literal["exact", "aebs", "metro", "random", "token-split"]
+TransportName = Literal["auto", "loopback", "shm", "gloo"]
+ExchangeName = Literal["auto", "1pc", "2pc-direct", "2pc-relay", "2pc-sharded"]
+ActivationPolicy = Literal["exact", "aebs", "metro", "random", "token-split", "token-aware"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +55,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     activation_policy: Annotated[
         ActivationPolicy, Meta(description="how activated experts are given to replicas")
     ] = "exact"
+    activation_expert_ns: Annotated[
+        int | Literal["auto"],
+        Meta(description="of token-aware: what an activated expert costs; auto: measured"),
+    ] = "auto"
+    activation_token_ns: Annotated[
+        int | Literal["auto"],
+        Meta(description="of token-aware: what one of its tokens costs besides; auto: measured"),
+    ] = "auto"
     record_routing: Annotated[
         str | None, Meta(description="file for the routing of all tokens; see docs/scheduling.md")
     ] = None
@@ -62,7 +71,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = 2**18
     transport: Annotated[
         TransportName,
-        Meta(description="loopback: one process; shm: processes of this host; auto: by shape"),
+        Meta(description="loopback: one process; shm: one host; gloo: TCP; auto: by shape, hosts"),
+    ] = "auto"
+    exchange: Annotated[
+        ExchangeName, Meta(description="plan of the messages between hosts; needs gloo")
     ] = "auto"
     max_model_len: Annotated[
         int | None, Meta(description="context in tokens, prompt and output; default: the model's")
@@ -108,6 +120,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"--rebalance-interval {interval:g} needs a slot to load into; use "
                 "--rebalance-spare-slots 1 or more"
             )
+        for name in ("activation_expert_ns", "activation_token_ns"):
+            value = getattr(self, name)
+            possible = value == "auto" or 0 <= value < 2**31
+            _require(possible, name, value, "auto, or from 0 to 2^31 - 1 nanoseconds")
         _require(self.threads >= 0, "threads", self.threads, "0 (automatic) or more")
         redundant = 0 if self.redundant_experts == "auto" else self.redundant_experts
         _require(redundant >= 0, "redundant_experts", redundant, "auto, 0 or more")
@@ -158,6 +174,34 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         for name in ("max_body_bytes", "max_completions", "max_stop_strings"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.max_logprobs >= 0, "max_logprobs", self.max_logprobs, "0 or more")
+
+
+class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which hosts run a service, and how they get in; without `hosts` it is this one alone."""
+
+    hosts: Annotated[
+        str | None,
+        Meta(description="hosts that run instances: a,b or local=1A,b=2E; `local` is this one"),
+    ] = None
+    cluster_listen: Annotated[
+        str | None, Meta(description="ADDRESS:PORT of this host at which the others join")
+    ] = None
+    cluster_secret_file: Annotated[
+        str | None, Meta(description="file with the secret that all hosts share")
+    ] = None
+    cluster_heartbeat_timeout: Annotated[
+        float, Meta(description="seconds of silence after which a host is lost")
+    ] = 5.0
+
+    def __post_init__(self) -> None:
+        timeout = self.cluster_heartbeat_timeout
+        _require(timeout >= 0.5, "cluster_heartbeat_timeout", timeout, "at least 0.5 seconds")
+        given = {
+            "--cluster-listen": self.cluster_listen,
+            "--cluster-secret-file": self.cluster_secret_file,
+        }
+        if unused := [flag for flag, value in given.items() if value and not self.hosts]:
+            raise ConfigError(f"{' and '.join(unused)} without --hosts; name the hosts, e.g. a,b")
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:

@@ -8,9 +8,11 @@ JanusError
 |-- OverloadedError        the service is full; try again later
 |-- ServiceError           the service cannot answer any request
 |   |-- WorkerDied         a worker process ended while it was needed
+|   |-- HostLost           a host of the cluster is gone or never came
 |   `-- WorkerFailed       a worker reported an error it cannot recover from
 `-- ExchangeError          the pools could not exchange activations
     |-- ExchangeTimeout    a peer did not answer before the deadline
+    |-- PeerLost           a peer's connection closed; its process or host is gone
     |-- ExchangeClosed     the transport was closed while waiting
     `-- RoutingDivergence  expert instances disagreed on the routing of one batch
 """
@@ -58,6 +60,10 @@ class WorkerDied(ServiceError):
     """A worker process ended while it was needed."""
 
 
+class HostLost(ServiceError):
+    """A host of the cluster is gone, or never came; the message names it and its instances."""
+
+
 class WorkerFailed(ServiceError):
     """A worker reported an error it cannot recover from."""
 
@@ -74,6 +80,21 @@ class ExchangeTimeout(ExchangeError):
             f"{peer} did not answer within {waited_s:.1f} s "
             f"(stage {stage}, step {step}, layer {layer}); "
             "look at that worker's log, or raise --exchange-timeout if it is only slow"
+        )
+        self.peer = peer
+        self.stage = stage
+        self.step = step
+        self.layer = layer
+        self.waited_s = waited_s
+
+
+class PeerLost(ExchangeError):
+    """A peer's connection closed without a word; the message names peer, layer and stage."""
+
+    def __init__(self, *, peer: str, stage: str, step: int, layer: int) -> None:
+        super().__init__(
+            f"{peer} is gone: its connection closed (stage {stage}, step {step}, layer {layer}); "
+            "look at that worker's log and whether its host can be reached"
         )
         self.peer = peer
         self.stage = stage

@@ -97,6 +97,7 @@ class Setup(Message, frozen=True):
 
     slots: [moe layers][expert instances] logical expert ids hosted there, in slot order.
     spare_slots: further slots per layer of every expert instance, free at the start.
+    attention_nodes, expert_nodes: number of the host of each instance.
     """
 
     instances: tuple[InstanceId, ...]
@@ -109,6 +110,8 @@ class Setup(Message, frozen=True):
     epoch: int
     slots: tuple[tuple[tuple[int, ...], ...], ...]
     spare_slots: int = 0
+    attention_nodes: tuple[int, ...] = ()
+    expert_nodes: tuple[int, ...] = ()
 
 
 class AddRequest(Message, frozen=True):
@@ -162,6 +165,17 @@ class UseEpoch(Message, frozen=True):
 
 class Stop(Message, frozen=True):
     """Finish the current step and exit."""
+
+
+# --- both ways --------------------------------------------------------------------------------
+
+
+class StorePut(Message, frozen=True):
+    """A value by which instances find each other, such as an address of the transport: from the
+    worker that has it to the engine, from there to all workers."""
+
+    key: str
+    value: bytes
 
 
 # --- worker -> engine -------------------------------------------------------------------------
@@ -238,18 +252,22 @@ class EpochFailed(Message, frozen=True):
 
 
 class Failed(Message, frozen=True):
-    """A worker cannot go on; `error` is a sentence for people, without a stack trace."""
+    """A worker cannot go on; `error` is a sentence for people, without a stack trace.
+
+    secondhand: it lost a peer, and whatever ended the peer is more telling.
+    """
 
     name: str
     error: str
+    secondhand: bool = False
 
 
 ToAttention = AddRequest | AbortRequest | UseEpoch
 ToExpert = PrepareEpoch | DropEpoch
 ToInstance = ToAttention | ToExpert
-ToWorker = Setup | ToInstance | Stop
+ToWorker = Setup | ToInstance | StorePut | Stop
 FromExpert = ExpertLoad | EpochPrepared | EpochFailed
-FromWorker = Hello | Progress | Ready | StepDone | FromExpert | Failed
+FromWorker = Hello | Progress | Ready | StepDone | FromExpert | StorePut | Failed
 
 
 def recipient(message: ToInstance) -> InstanceId:

@@ -1,7 +1,8 @@
-"""What every in-process or shared-memory exchange promises; one suite for all backends.
+"""What every exchange promises; one suite for all backends.
 
-Instances live in threads here; `tests/transport/test_shm_processes.py` repeats the core of it
-with processes.
+Instances live in threads here; `tests/transport/test_shm_processes.py` and
+`test_dist_processes.py` repeat the core of it with processes. `threads 1pc` is an exchange of one
+end per instance under plan 1pc, over channels among threads; `gloo 1pc` is the same over gloo.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -27,9 +28,10 @@ from janus_moe.errors import (
     ExchangeTimeout,
     RoutingDivergence,
 )
-from janus_moe.spec import PoolShape
+from janus_moe.spec import InstanceId, PoolShape
 from janus_moe.transport import (
     AttentionPort,
+    Combined,
     Exchange,
     ExpertPort,
     LoopbackExchange,
@@ -40,12 +42,20 @@ from janus_moe.transport import (
     WaitRule,
     Work,
 )
+from janus_moe.transport.channel import LocalNetwork
+from janus_moe.transport.dist import ChannelExchange, DistExchange, DistLayout
+from janus_moe.transport.plans import PLAN_NAMES, PlanName
+from janus_moe.transport.rendezvous import MemoryRendezvous
 
 HIDDEN = 8
 MAX_TOKENS = 64
 PATIENT = WaitRule(timeout_s=20.0)
 HASTY = WaitRule(timeout_s=0.5)
-BACKENDS = ("loopback-inline", "loopback-threads", "shm")
+SHARED = ("loopback-inline", "loopback-threads", "shm")  # all instances look at one board
+DIST = tuple(f"threads {plan}" for plan in PLAN_NAMES)
+GLOO = tuple(f"gloo {plan}" for plan in PLAN_NAMES)
+BACKENDS = (*SHARED, "threads 2pc-direct", "gloo 2pc-relay")
+APART = ("loopback-threads", "shm", "threads 2pc-direct", "gloo 2pc-relay")  # nobody inline
 
 Respond = Callable[[int, Work], tuple[Tensor, ReplyNote]]
 
@@ -65,13 +75,20 @@ def partial_sums(expert: int, layer: int, batch: Tensor) -> Tensor:
     return torch.sin(batch * (expert + 1.7) + 0.01 * place) / (layer + 3)
 
 
-def expected(counts: tuple[int, ...], num_experts: int, step: int, layer: int) -> list[Tensor]:
-    """[attention instances] each [tokens, HIDDEN]: the plain sum, in ascending expert order."""
+def expected(
+    counts: tuple[int, ...], expert_nodes: tuple[int, ...], step: int, layer: int
+) -> list[Tensor]:
+    """[attention instances] each [tokens, HIDDEN]: the plain sum, in ascending expert order within
+    a node and then in ascending node order."""
     batch = torch.cat([rows(i, step, layer, count) for i, count in enumerate(counts)])
-    total = partial_sums(0, layer, batch)
-    for expert in range(1, num_experts):
-        total = total + partial_sums(expert, layer, batch)
-    return list(torch.split(total, list(counts)))
+    sums: dict[int, Tensor] = {}
+    for expert, node in sorted(enumerate(expert_nodes), key=lambda place: place[1]):
+        partial = partial_sums(expert, layer, batch)
+        sums[node] = sums[node] + partial if node in sums else partial
+    first, *others = sums.values()
+    for other in others:
+        first = first + other
+    return list(torch.split(first, list(counts)))
 
 
 def respond(expert: int, work: Work) -> tuple[Tensor, ReplyNote]:
@@ -84,13 +101,68 @@ def respond(expert: int, work: Work) -> tuple[Tensor, ReplyNote]:
     return partial_sums(expert, ticket.layer, work.hidden), note
 
 
+class Fleet:
+    """Ends of an exchange as processes hold them, one per instance, gathered in one process.
+
+    Nodes are uneven, and one hosts instances of both pools.
+    """
+
+    def __init__(self, backend: str, shape: PoolShape) -> None:
+        kind, plan = backend.split()
+        self.layout = DistLayout(
+            shape=shape,
+            max_tokens=MAX_TOKENS,
+            hidden_size=HIDDEN,
+            dtype="float32",
+            attention_nodes=tuple(i % 2 for i in range(shape.attention)),
+            expert_nodes=tuple(1 + (e * e) % 3 for e in range(shape.expert)),
+            plan=cast(PlanName, plan),
+        )
+        instances = [InstanceId(pool="attention", index=i) for i in range(shape.attention)]
+        instances += [InstanceId(pool="expert", index=e) for e in range(shape.expert)]
+        self.ends: list[ChannelExchange]
+        if kind == "threads":
+            network = LocalNetwork(len(instances))
+            ends = [network.channel(rank) for rank in range(len(instances))]
+            self.ends = [
+                ChannelExchange(self.layout, instance, end)
+                for instance, end in zip(instances, ends, strict=True)
+            ]
+        else:
+            meeting = MemoryRendezvous()
+            with ThreadPoolExecutor(len(instances)) as threads:
+                joins = [
+                    threads.submit(DistExchange, self.layout, instance, meeting, "127.0.0.1")
+                    for instance in instances
+                ]
+                self.ends = [join.result(60) for join in joins]
+
+    def attention_port(self, index: int, rule: WaitRule) -> AttentionPort:
+        return self.ends[index].attention_port(index, rule)
+
+    def expert_port(self, index: int, rule: WaitRule) -> ExpertPort:
+        return self.ends[self.layout.shape.attention + index].expert_port(index, rule)
+
+    def shutdown(self) -> None:
+        self.ends[-1].shutdown()  # the others learn it
+
+    def close(self) -> None:
+        for end in self.ends:
+            end.close()
+
+
 class Pools:
     """Both pools in threads over one exchange; `experts` fail the test when they fail."""
 
     def __init__(self, backend: str, shape: PoolShape, rule: WaitRule = PATIENT) -> None:
         self.inline = backend == "loopback-inline"
+        self.expert_nodes = (0,) * shape.expert
         self.exchange: Exchange
-        if backend == "shm":
+        if backend in (*DIST, *GLOO):
+            fleet = Fleet(backend, shape)
+            self.exchange = fleet
+            self.expert_nodes = fleet.layout.expert_nodes
+        elif backend == "shm":
             layout = ShmLayout(
                 shape=shape, max_tokens=MAX_TOKENS, hidden_size=HIDDEN, dtype="float32"
             )
@@ -116,7 +188,7 @@ class Pools:
     def stop(self) -> None:
         self.exchange.shutdown()
         self.threads.shutdown()
-        if isinstance(self.exchange, ShmRegion):
+        if isinstance(self.exchange, (ShmRegion, Fleet)):
             self.exchange.close()
 
 
@@ -173,13 +245,38 @@ def schedules(draw: st.DrawFn) -> tuple[tuple[int, int], list[tuple[int, ...]]]:
     return shape, draw(st.lists(step, min_size=1, max_size=4))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", SHARED)
 @settings(max_examples=25, deadline=None)
 @given(case=schedules(), num_layers=st.integers(1, 3))
 def test_results_are_the_plain_sum_bit_for_bit(
     backend: str, case: tuple[tuple[int, int], list[tuple[int, ...]]], num_layers: int
 ) -> None:
     shape, schedule = case
+    check_results(backend, shape, schedule, num_layers)
+
+
+@pytest.mark.parametrize("backend", DIST)
+@settings(max_examples=10, deadline=None)
+@given(case=schedules())
+def test_results_of_every_plan_are_the_plain_sum_bit_for_bit(
+    backend: str, case: tuple[tuple[int, int], list[tuple[int, ...]]]
+) -> None:
+    shape, schedule = case
+    check_results(backend, shape, schedule, num_layers=2)
+
+
+@pytest.mark.parametrize("backend", GLOO)
+@pytest.mark.parametrize("shape", ((1, 1), (3, 4)))
+def test_results_over_gloo_are_the_plain_sum_bit_for_bit(
+    backend: str, shape: tuple[int, int]
+) -> None:
+    schedule = [(7, 3, 12), (0, 64, 5), (1, 0, 0), (0, 0, 0), (2, 2, 64)]
+    check_results(backend, shape, [counts[: shape[0]] for counts in schedule], num_layers=3)
+
+
+def check_results(
+    backend: str, shape: tuple[int, int], schedule: list[tuple[int, ...]], num_layers: int
+) -> None:
     with running(backend, shape) as pools:
         pools.start_experts()
         futures = [
@@ -187,13 +284,14 @@ def test_results_are_the_plain_sum_bit_for_bit(
             for i, port in enumerate(pools.attention)
         ]
         histories = [future.result(30) for future in futures]
+        expert_nodes = pools.expert_nodes
     for future in pools.experts:
         future.result(0)
     for step, counts in enumerate(schedule):
         for layer in range(num_layers):
             if not any(counts):
                 continue
-            sums = expected(counts, shape[1], step, layer)
+            sums = expected(counts, expert_nodes, step, layer)
             notes = tuple(ReplyNote(-layer - 5, expert + step) for expert in range(shape[1]))
             for instance, count in enumerate(counts):
                 if count:
@@ -217,7 +315,7 @@ def test_many_steps_with_changing_idle_instances(backend: str) -> None:
         for instance, future in enumerate(futures):
             for step, layers in enumerate(future.result(30)):
                 for layer, (hidden, _) in enumerate(layers):
-                    sums = expected(schedule[step], 2, step, layer)
+                    sums = expected(schedule[step], pools.expert_nodes, step, layer)
                     assert torch.equal(hidden, sums[instance])
 
 
@@ -278,7 +376,7 @@ def test_too_many_tokens_for_the_region_name_the_flag() -> None:
 # --- deadlines ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ("loopback-threads", "shm"))
+@pytest.mark.parametrize("backend", APART)
 def test_a_missing_expert_is_named(backend: str) -> None:
     with running(backend, (1, 3), HASTY) as pools:
         pools.start_experts(missing=(1,))
@@ -287,7 +385,9 @@ def test_a_missing_expert_is_named(backend: str) -> None:
         ticket = port.dispatch(7, rows(0, 0, 7, 2))
         with pytest.raises(ExchangeTimeout, match=r"expert 1 \(never connected\)") as caught:
             port.combine(ticket)
-        assert (caught.value.stage, caught.value.step, caught.value.layer) == ("reply", 0, 7)
+        assert (caught.value.step, caught.value.layer) == (0, 7)
+        # Others get their rows from this instance in a two-phase plan, and may miss it first.
+        assert caught.value.stage in ("reply", "dispatch" if "2pc" in backend else "reply")
         assert "expert 0" not in str(caught.value)
 
 
@@ -297,14 +397,17 @@ def test_a_participant_that_does_not_dispatch_is_named_on_both_sides(backend: st
         pools.start_experts()
         for port in pools.attention:
             port.begin_step(2)
-        ticket = pools.attention[0].dispatch(3, rows(0, 0, 3, 2))
-        pools.threads.submit(pools.attention[2].dispatch, 3, rows(2, 0, 3, 2))
-        with pytest.raises(ExchangeTimeout, match=r"attention 1 \(pid \d+\)") as caught:
-            pools.attention[0].combine(ticket)
+        there = [pools.threads.submit(_exchange, pools.attention[i], i, 3, 2) for i in (0, 2)]
+        with pytest.raises(ExchangeTimeout, match=r"^attention 1 \(pid \d+\) did") as caught:
+            there[0].result(10)
         assert (caught.value.stage, caught.value.step, caught.value.layer) == ("dispatch", 0, 3)
         for expert in pools.experts:
             with pytest.raises(ExchangeTimeout, match=r"^attention 1 \(pid \d+\) did.*layer 3"):
                 expert.result(5)
+
+
+def _exchange(port: AttentionPort, instance: int, layer: int, num_tokens: int) -> Combined:
+    return port.combine(port.dispatch(layer, rows(instance, 0, layer, num_tokens)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -314,7 +417,9 @@ def test_an_instance_that_does_not_announce_is_named_on_both_sides(backend: str)
         pools.attention[0].begin_step(2)
         with pytest.raises(ExchangeTimeout, match=r"^attention 1 \(pid \d+\)") as caught:
             pools.attention[0].dispatch(5, rows(0, 0, 5, 2))
-        assert (caught.value.stage, caught.value.layer) == ("announce", 5)
+        # Among processes, the expert instance may have told it first, and knows of no layer yet.
+        assert caught.value.stage == "announce"
+        assert caught.value.layer in ((5,) if backend in SHARED else (5, 0))
         for expert in pools.experts:
             with pytest.raises(ExchangeTimeout, match=r"attention 1.*stage announce, step 0"):
                 expert.result(5)
@@ -406,7 +511,7 @@ def test_wait_ends_at_its_timeout(backend: str) -> None:
         assert 0.03 < time.monotonic() - started < 2.0
 
 
-@pytest.mark.parametrize("backend", ("loopback-threads", "shm"))
+@pytest.mark.parametrize("backend", APART)
 @pytest.mark.parametrize("everybody", (True, False))
 def test_closing_ends_waits_promptly(backend: str, everybody: bool) -> None:
     with running(backend, (2, 2)) as pools:
@@ -440,7 +545,7 @@ def _wait_forever(port: AttentionPort) -> None:
         port.wait(None)
 
 
-@pytest.mark.parametrize("backend", ("loopback-threads", "shm"))
+@pytest.mark.parametrize("backend", APART)
 def test_blocked_instances_use_no_processor_time(backend: str) -> None:
     with running(backend, (3, 2)) as pools:
         pools.start_experts(missing=(1,))
@@ -461,7 +566,7 @@ def _wait_quietly(port: AttentionPort) -> None:
         _wait_forever(port)
 
 
-@pytest.mark.parametrize("backend", ("loopback-threads", "shm"))
+@pytest.mark.parametrize("backend", APART)
 def test_a_blocked_combine_uses_no_processor_time(backend: str) -> None:
     with running(backend, (1, 1)) as pools:
         (port,) = pools.attention

@@ -73,9 +73,7 @@ async def rebalancing(**settings: Any) -> AsyncIterator[tuple[Rebalancer, FakeWo
         spare_slots=2,
         num_kv_blocks=1,
         max_model_len=1,
-        attention_threads=1,
-        expert_threads=1,
-        num_cores=1,
+        hosts=(),
         choices=(),
     )
     rebalancer, workers = Rebalancer(plan), FakeWorkers()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_moe.config import EngineConfig
+from janus_moe.control.exchanges import open_exchange
 from janus_moe.control.layout import create_region, setup_message, worker_layouts
 from janus_moe.control.members import build_members
 from janus_moe.control.service import Service
@@ -28,6 +29,7 @@ from janus_moe.messages import (
     recipient,
 )
 from janus_moe.model.piecewise import Piece
+from janus_moe.transport.rendezvous import MemoryRendezvous
 
 START_TIMEOUT_S = 100.0
 
@@ -122,7 +124,8 @@ class ThreadWorkers:
         self._members = {}
         for layout in worker_layouts(service.plan):
             setup: Setup = setup_message(service.plan, layout)
-            for member in build_members(setup, shm, self._emit, load_piece):
+            exchange = open_exchange(setup, shm, MemoryRendezvous(), "127.0.0.1")
+            for member in build_members(setup, exchange, self._emit, load_piece):
                 self._members[member.id] = member
         self._threads = [
             threading.Thread(target=self._live, args=(member,), daemon=True)

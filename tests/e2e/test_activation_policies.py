@@ -17,10 +17,10 @@ PROMPTS = [[7], [30, 31, 32, 33, 34], list(range(40, 70)), [200, 3]]
 
 
 def test_the_setting_knows_every_policy() -> None:
-    assert get_args(ActivationPolicy) == get_args(Policy)
+    assert get_args(ActivationPolicy) == (*get_args(Policy), "token-aware")
 
 
-@pytest.mark.parametrize("policy", get_args(Policy))
+@pytest.mark.parametrize("policy", get_args(ActivationPolicy))
 async def test_no_token_depends_on_the_policy(qwen3: Model, policy: str) -> None:
     """2A3E; five experts in ten slots, so that the policies have much to choose."""
     async with running_in_threads(
@@ -30,6 +30,8 @@ async def test_no_token_depends_on_the_policy(qwen3: Model, policy: str) -> None
         transport="shm",
         redundant_experts=5,
         activation_policy=policy,
+        activation_expert_ns=1000,
+        activation_token_ns=1500,  # of token-aware: sharing a prompt's experts pays
         threads=1,
         max_model_len=64,
         kv_cache_memory_bytes=2**20,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_moe.errors import ConfigError
@@ -22,6 +25,7 @@ from janus_moe.perf import (
 from janus_moe.perf.coefficients import fitted_coefficients
 from janus_moe.perf.estimate import weakest
 from janus_moe.perf.step import LayerParts, dependency_bound, layer_seconds
+from janus_moe.transport.plans import Message, Topology, egate_plan
 
 MODELS, DEVICES = st.sampled_from(model_names()), st.sampled_from(device_names())
 seconds = st.floats(1e-9, 1.0)
@@ -36,6 +40,7 @@ def at(oracle: Oracle, **changes: float) -> float:
     return float(oracle.step_s(oracle.pools_load(**{**load, **changes})))  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(MODELS, DEVICES, DEVICES, st.integers(1, 4096), st.floats(1, 2), st.integers(1, 4))
 def test_more_work_never_takes_less_time(
     model: str, attention: str, expert: str, batch: int, more: float, micro_batches: int
@@ -46,6 +51,7 @@ def test_more_work_never_takes_less_time(
         assert at(oracle, **{"batch": batch, "micro_batches": micro_batches, **changes}) >= base
 
 
+@settings(deadline=None)
 @given(
     st.lists(seconds, min_size=5, max_size=5),
     st.integers(1, 8),
@@ -66,6 +72,7 @@ def test_no_overlap_beats_the_dependencies_or_the_busiest_side(
     assert took >= float(dependency_bound(layer, deployment)) * (1 - 1e-12)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(MODELS, DEVICES, st.integers(1, 2048), st.integers(1, 16), st.integers(1, 32))
 def test_the_parts_of_a_step_sum_to_it(
     model: str, device: str, batch: int, num_attention: int, num_expert: int
@@ -195,3 +202,37 @@ def test_a_format_without_measurements_is_roofline() -> None:
     unmeasured = Oracle.build("deepseek-v2", "h200_sxm", expert_weights="int8")
     assert unmeasured.moe_layer(10, 60).confidence == "roofline"
     assert Oracle.build("deepseek-v2", "b200_sxm").lm_head(10).confidence == "roofline"
+
+
+def busiest(messages: Iterable[Message], node_of: list[int], inter: bool) -> tuple[int, int]:
+    """(messages, rows) of the instance that sends or gets the most of them."""
+    count: Counter[tuple[str, int]] = Counter()
+    rows: Counter[tuple[str, int]] = Counter()
+    for message in messages:
+        if (node_of[message.source] != node_of[message.target]) == inter:
+            for end in (("from", message.source), ("to", message.target)):
+                count[end] += 1
+                rows[end] += message.num_rows
+    return max(count.values(), default=0), max(rows.values(), default=0)
+
+
+@pytest.mark.parametrize("plan", ["1pc", "2pc-direct", "2pc-sharded"])
+@pytest.mark.parametrize("shape", [(4, 4), (4, 8), (8, 8), (12, 20)])
+def test_closed_forms_are_the_busiest_link_of_the_transports_messages(
+    plan: str, shape: tuple[int, int]
+) -> None:
+    """Nodes of 4, all full; 2 rows of each attention instance."""
+    attention, expert = shape
+    node_of = [rank // 4 for rank in range(attention + expert)]
+    topology = Topology(tuple(node_of[:attention]), tuple(node_of[attention:]))
+    real = egate_plan(plan, topology, (2,) * attention)
+    layout = NodeLayout(num_attention=attention, num_expert=expert, gpus_per_node=4)
+    dispatch, _ = exchange_counts(layout, 2 * attention, 50, 4, plan=plan)  # type: ignore[arg-type]
+    found = (
+        float(np.asarray(dispatch.inter_messages)),
+        float(np.asarray(dispatch.inter_bytes)) / 100,
+    )
+    assert found == pytest.approx(busiest(real.dispatches, node_of, inter=True))
+    if plan == "2pc-sharded":
+        _, rows = busiest(real.dispatches, node_of, inter=False)
+        assert float(np.asarray(dispatch.intra_bytes)) / 100 == pytest.approx(rows)

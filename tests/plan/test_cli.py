@@ -119,7 +119,19 @@ def test_bad_input_is_one_line_that_says_what_to_do(
     ("arguments", "said"),
     [
         (["--model", "deepseek-v3", "--system", "l40s", "--total-gpus", "4"], "GPUs, but there"),
-        (["--model", "deepseek-v2", "--slots", "40", "--system", "h100_sxm"], "40 slots"),
+        (
+            [
+                "--model",
+                "deepseek-v2",
+                "--slots",
+                "40",
+                "--system",
+                "h100_sxm",
+                "--total-gpus",
+                "8",
+            ],
+            "40 slots",
+        ),
         (["--model", "deepseek-v2", "--system", "h100_sxm", "--tpot", "1"], "the fastest of all"),
         (["--model", "deepseek-v2", "--total-gpus", "8", "--tpot", "30"], "8 GPUs reach at most"),
     ],

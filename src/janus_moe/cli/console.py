@@ -19,6 +19,7 @@ from janus_moe.engine.snapshot import EngineSnapshot
 from janus_moe.messages import Progress
 from janus_moe.model.memory import attention_bytes, expert_pool_bytes
 from janus_moe.server.run import HttpServer
+from janus_moe.spec import Pool
 
 REPORT_EVERY_S = 10.0
 LOAD_LINE_EVERY_S = 1.0
@@ -151,10 +152,21 @@ def _activated_between(before: EngineSnapshot, after: EngineSnapshot) -> tuple[f
 def _pool_text(plan: RunPlan) -> str:
     redundant = plan.config.redundant_experts
     return (
-        f"{plan.config.attention_instances} attention ({plan.attention_threads} threads each), "
-        f"{plan.config.expert_instances} expert ({plan.expert_threads} threads each, "
+        f"{plan.config.attention_instances} attention ({_threads(plan, 'attention')}), "
+        f"{plan.config.expert_instances} expert ({_threads(plan, 'expert')}, "
         f"{redundant} redundant experts per layer)"
     )
+
+
+def _threads(plan: RunPlan, pool: Pool) -> str:
+    """Threads of an instance, which differ where hosts do."""
+    counts = {
+        plan.threads(host, pool)
+        for host in plan.hosts
+        if any(instance.pool == pool for instance in host.share.instances)
+    }
+    few, many = min(counts), max(counts)
+    return f"{few} threads each" if few == many else f"{few} to {many} threads each"
 
 
 def _size(num_bytes: int) -> str:

@@ -57,16 +57,16 @@ def add_flags(parser: argparse.ArgumentParser, settings: type[msgspec.Struct]) -
         )
 
 
-def read_yaml(path: str) -> dict[str, Any]:
+def read_yaml(path: str, flag: str = "--config") -> dict[str, Any]:
     """The mapping in a settings file; keys as flags, with dashes or underscores."""
     try:
         content = yaml.safe_load(Path(path).read_text())
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from None
+        raise ConfigError(f"{flag} {path}: {error.strerror}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path} is not valid YAML: {error}") from None
+        raise ConfigError(f"{flag} {path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"--config {path} must be a mapping such as 'expert-instances: 2'")
+        raise ConfigError(f"{flag} {path} must be a mapping such as 'expert-instances: 2'")
     return {str(key).replace("-", "_"): value for key, value in content.items()}
 
 

@@ -8,9 +8,11 @@ import contextlib
 import os
 import sys
 
+from janus_moe.cli.cluster_file import read_cluster_file, with_shape
 from janus_moe.cli.console import StartupView, report_throughput
 from janus_moe.cli.flags import add_flags, build, read_yaml, split
-from janus_moe.config import EngineConfig, ServerConfig
+from janus_moe.config import ClusterConfig, EngineConfig, ServerConfig
+from janus_moe.control.hosts.gathering import gather_hosts, why
 from janus_moe.control.service import Service
 from janus_moe.errors import JanusError
 from janus_moe.server.run import run_server
@@ -26,29 +28,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE.yaml", help="settings by name; flags override")
     add_flags(parser, EngineConfig)
     add_flags(parser, ServerConfig)
+    parser.add_argument("--cluster", metavar="FILE.yaml", help="hosts, listen and secret-file")
+    add_flags(parser, ClusterConfig)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until told to stop; 0 after a clean shutdown, 1 when the service was lost."""
-    engine_config, server_config = settings(arguments)
-    view = StartupView()
-    with view.stage("resolve"):
-        service = Service.prepare(engine_config)
-    view.plan(service.plan)
-    return asyncio.run(_serve(service, server_config, view))
+    configs = settings(arguments)
+    return asyncio.run(_run(*configs, StartupView()))
 
 
-def settings(arguments: argparse.Namespace) -> tuple[EngineConfig, ServerConfig]:
-    """Defaults, then the file, then the flags."""
+def settings(arguments: argparse.Namespace) -> tuple[EngineConfig, ServerConfig, ClusterConfig]:
+    """Defaults, then the files, then the flags."""
     values = dict(vars(arguments))
     path, model = values.pop("config", None), values.pop("model_argument", None)
-    merged = {**(read_yaml(path) if path else {}), **values}
+    cluster = values.pop("cluster", None)
+    merged = {
+        **(read_yaml(path) if path else {}),
+        **(read_cluster_file(cluster) if cluster else {}),
+        **values,
+    }
     if model is not None:
         merged["model"] = model
     if key := os.environ.get("JANUS_API_KEY"):
         merged.setdefault("api_key", key)
-    engine_values, server_values = split(merged, [EngineConfig, ServerConfig])
-    return build(EngineConfig, engine_values), build(ServerConfig, server_values)
+    engine_values, server_values, cluster_values = split(
+        with_shape(merged), [EngineConfig, ServerConfig, ClusterConfig]
+    )
+    return (
+        build(EngineConfig, engine_values),
+        build(ServerConfig, server_values),
+        build(ClusterConfig, cluster_values),
+    )
+
+
+async def _run(
+    config: EngineConfig, server: ServerConfig, cluster: ClusterConfig, view: StartupView
+) -> int:
+    """Other hosts come first: what they have decides what they are given."""
+    gathered = await gather_hosts(config, cluster, lambda note: view.say("hosts", note))
+    try:
+        with view.stage("resolve"):
+            service = Service.prepare(config, gathered)
+        view.plan(service.plan)
+    except BaseException as error:
+        if gathered is not None:
+            await gathered.dismiss(why(error))
+        raise
+    return await _serve(service, server, view)
 
 
 async def _serve(service: Service, config: ServerConfig, view: StartupView) -> int:

@@ -1,4 +1,7 @@
-"""`janus simulate routing TRACE`: a recorded trace through every policy and placement."""
+"""`janus simulate routing TRACE`: a recorded trace through every policy and placement.
+
+`janus simulate trace` is in `simulate_trace`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
+from janus_moe.cli import simulate_trace
 from janus_moe.errors import ConfigError
 from janus_moe.policy.activation import Policy
 from janus_moe.policy.placement import PlacementMethod
@@ -42,10 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     routing.add_argument("--seed", type=int, default=0)
     routing.add_argument("--json", type=Path, help="write all figures")
     routing.add_argument("--plot", type=Path, help="write a picture (needs matplotlib)")
+    simulate_trace.add_arguments(
+        kinds.add_parser("trace", help="requests through deployments that scale")
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints one table per pool."""
+    if arguments.kind == "trace":
+        return simulate_trace.run(arguments)
     trace = RoutingTrace.load(arguments.trace)
     cells = simulate_routing(
         trace,

@@ -1,20 +1,27 @@
-"""What a worker process must know before it can ask the engine for its setup."""
+"""What a worker process must know before it can ask the engine for its setup.
+
+Light: a host that only starts workers does not load what they need.
+"""
 
 from __future__ import annotations
 
 import msgspec
-
-from janus_moe.transport.shm import ShmAddress
 
 
 class Bootstrap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Passed on the worker's command line as JSON; holds no secret.
 
     endpoint: ZeroMQ address of the engine. lifeline_fd: read end of the lifeline pipe.
-    shm: inherited shared memory; None when all instances live in this worker (loopback).
+    shm: JSON of the `ShmAddress` of inherited shared memory, where the transport has it.
+    secret_fd: a pipe with the cluster's secret, where the endpoint is open to the network.
+    bind_host: the only address at which the worker may listen.
+    checkpoint: folder of the model on this host; None where it is the one in the setup.
     """
 
     name: str
     endpoint: str
     lifeline_fd: int
-    shm: ShmAddress | None = None
+    shm: str | None = None
+    secret_fd: int | None = None
+    bind_host: str = "127.0.0.1"
+    checkpoint: str | None = None

@@ -1,27 +1,28 @@
 """The workers of a run: started together, set up, watched, stopped together.
 
 Implements `engine.Workers`. It moves messages and watches processes; what the messages mean to
-requests is the engine's business.
+requests is the engine's business. Workers of this host are its child processes, those of other
+hosts are looked after by `control.hosts`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from janus_moe import __version__
+from janus_moe.control.channel import ControlChannel
+from janus_moe.control.hosts.messages import StartHost, WorkerStart
+from janus_moe.control.hosts.pool import IDENTITY_PREFIX, HostPool
 from janus_moe.control.launcher import ProcessLauncher, WorkerProcess, end_processes
 from janus_moe.control.layout import create_region, setup_message, worker_layouts
 from janus_moe.control.resolve import RunPlan
-from janus_moe.errors import ServiceError, WorkerDied, WorkerFailed
+from janus_moe.errors import JanusError, ServiceError, WorkerDied, WorkerFailed
 from janus_moe.messages import (
     Failed,
     FromWorker,
@@ -29,49 +30,58 @@ from janus_moe.messages import (
     Progress,
     Ready,
     Stop,
+    StorePut,
     ToInstance,
     ToWorker,
     decode_from_worker,
-    encode,
     recipient,
 )
+from janus_moe.model.source import BUNDLED, fingerprint
 from janus_moe.transport import ShmRegion
 
 OnProgress = Callable[[Progress], None]
 STOP_GRACE_S = 3.0
 FAILED_GRACE_S = 0.5
+SECONDHAND_S = 1.0
+"""How long a worker's complaint about a peer waits for the news of what happened to the peer."""
+HOST_WORD_S = 1.0
+LOOPBACK_ADDRESS = "127.0.0.1"
 
 
 class Cluster:
-    """All worker processes of one run on this host."""
+    """All worker processes of one run.
 
-    def __init__(self, plan: RunPlan) -> None:
+    hosts: the other hosts, which have joined; None for a run on this one. bind_host: where workers
+    of this host may listen, with transports that need it.
+    """
+
+    def __init__(
+        self, plan: RunPlan, hosts: HostPool | None = None, bind_host: str = LOOPBACK_ADDRESS
+    ) -> None:
         self._plan = plan
+        self._hosts = hosts
+        self._bind_host = bind_host
         self._layouts = worker_layouts(plan)
-        self._launcher = ProcessLauncher()
+        self._channel = ControlChannel.local() if hosts is None else hosts.channel
+        self._launcher = ProcessLauncher(self._channel.secret)
         self._workers: list[WorkerProcess] = []
         self._watchers: list[asyncio.Task[None]] = []
-        self._inbox: asyncio.Queue[FromWorker | WorkerDied] = asyncio.Queue()
-        self._directory = Path(tempfile.mkdtemp(prefix="janus-"))
-        self._endpoint = f"ipc://{self._directory}/control"
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.bind(self._endpoint)
+        self._inbox: asyncio.Queue[FromWorker | ServiceError] = asyncio.Queue()
         self._region: ShmRegion | None = None
         self._receiver: asyncio.Task[None] | None = None
         self._stopping = False
         self._stage = "starting"
+        self._greeted: set[str] = set()
+        self._store: dict[str, StorePut] = {}
         self._home = {
             instance: layout.name for layout in self._layouts for instance in layout.instances
         }
 
     @property
     def pids(self) -> dict[str, int]:
-        """Worker name -> process id."""
-        return {worker.name: worker.process.pid for worker in self._workers}
+        """Worker name, with its host where that is another one -> process id."""
+        own = {worker.name: worker.process.pid for worker in self._workers}
+        return own if self._hosts is None else {**own, **self._hosts.pids}
 
     async def start(self, on_progress: OnProgress) -> None:
         """Returns once every worker is ready; raises, with nothing left, when one is not."""
@@ -79,13 +89,17 @@ class Cluster:
             await self._spawn()
             async with asyncio.timeout(self._plan.config.startup_timeout):
                 await self._set_up(on_progress)
-            self._stage = "serving"
+            self._enter("serving")
         except TimeoutError:
-            await self.close(grace_s=FAILED_GRACE_S)
-            raise WorkerFailed(
+            late = WorkerFailed(
                 f"the workers were not ready within {self._plan.config.startup_timeout:.0f} s; "
                 "raise --startup-timeout if loading is only slow"
-            ) from None
+            )
+            await self.close(grace_s=FAILED_GRACE_S, error=str(late))
+            raise late from None
+        except JanusError as error:
+            await self.close(grace_s=FAILED_GRACE_S, error=str(error))
+            raise
         except BaseException:
             await self.close(grace_s=FAILED_GRACE_S)
             raise
@@ -96,50 +110,80 @@ class Cluster:
         try:
             self._post(name, message)
         except zmq.ZMQError as error:
-            raise ServiceError(f"{name} cannot be reached: {error}") from None
+            where = "" if self._hosts is None else f" on host {self._host_name(message)}"
+            raise ServiceError(f"{name}{where} cannot be reached: {error}") from None
 
     async def receive(self) -> FromWorker:
-        """The next message; raises WorkerDied once a worker has ended unasked."""
+        """The next message; raises WorkerDied or HostLost once one has ended unasked."""
         event = await self._inbox.get()
-        if isinstance(event, WorkerDied):
+        if isinstance(event, ServiceError):
             self._inbox.put_nowait(event)  # for whoever asks next
             raise event
         return event
 
-    async def close(self, grace_s: float = STOP_GRACE_S) -> None:
+    async def close(self, grace_s: float = STOP_GRACE_S, error: str | None = None) -> None:
         """Stops the workers and frees everything; safe to call twice.
 
         grace_s: what they get to leave by themselves; then they are terminated, then killed.
+        error: why the service has ended, for the other hosts; None when it was asked to.
         """
         if self._stopping:
             return
         self._stopping = True
-        for worker in self._workers:
+        for layout in self._layouts:
             with contextlib.suppress(zmq.ZMQError):
-                self._post(worker.name, Stop())
+                self._post(layout.name, Stop())
         if self._region is not None:
             self._region.shutdown()
+        hosts_end = asyncio.create_task(self._stop_hosts(error, grace_s))
         await end_processes(self._workers, grace_s)
+        await hosts_end
         self._launcher.close()
         for task in (*self._watchers, *([self._receiver] if self._receiver else [])):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        self._socket.close()
-        self._context.term()
+        self._channel.close()
         if self._region is not None:
             self._region.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def _stop_hosts(self, error: str | None, grace_s: float) -> None:
+        if self._hosts is not None:
+            await self._hosts.stop(error, 3 * grace_s + HOST_WORD_S)
 
     async def _spawn(self) -> None:
         self._region = create_region(self._plan)
         self._receiver = asyncio.create_task(self._receive_forever())
+        if self._hosts is not None:
+            self._hosts.watch(self._inbox.put_nowait)
+            self._start_hosts(self._hosts)
         for layout in self._layouts:
-            bootstrap = layout.bootstrap(self._endpoint, self._region)
+            if not layout.host.share.is_local:
+                continue
+            bootstrap = layout.bootstrap(self._channel.endpoint, self._region, self._bind_host)
             fds = () if self._region is None else self._region.fds
-            worker = await self._launcher.spawn(bootstrap, fds, layout.environment)
+            worker = await self._launcher.spawn(bootstrap, fds, layout.num_threads)
             self._workers.append(worker)
             self._watchers.append(asyncio.create_task(self._watch(worker)))
+
+    def _start_hosts(self, hosts: HostPool) -> None:
+        name, folder = self._plan.config.model, self._plan.folder
+        is_folder = name != BUNDLED and Path(name).expanduser().is_dir()
+        model = str(folder.resolve()) if is_folder else name
+        for host in self._plan.hosts:
+            if not host.share.is_local:
+                workers = tuple(
+                    WorkerStart(name=layout.name, num_threads=layout.num_threads)
+                    for layout in self._layouts
+                    if layout.host == host
+                )
+                part = StartHost(workers=workers, model=model, fingerprint=fingerprint(folder))
+                hosts.start(host.share, part)
+
+    def _enter(self, stage: str) -> None:
+        self._stage = stage
+        if self._hosts is not None:
+            self._hosts.stage = stage
 
     async def _set_up(self, on_progress: OnProgress) -> None:
         """Answers hellos with setups until all workers are ready."""
@@ -154,6 +198,9 @@ class Cluster:
                             "same version everywhere"
                         )
                     self._post(name, setup_message(self._plan, layouts[name]))
+                    for put in self._store.values():
+                        self._post(name, put)
+                    self._greeted.add(name)
                 case Progress() as progress:
                     on_progress(progress)
                 case Ready(name=name):
@@ -161,27 +208,38 @@ class Cluster:
                 case Failed(name=name, error=error):
                     raise WorkerFailed(f"{name} could not start: {error}")
 
-    def _post(self, name: str, message: ToWorker) -> None:
-        """Queues a message; the queues have no limit, so this is done at once or an error.
+    def _host_name(self, message: ToInstance) -> str:
+        return self._plan.host_of(recipient(message)).share.name
 
-        Sent through the asyncio socket itself: a send may swallow the readiness of the socket's
-        edge-triggered descriptor, and only the asyncio socket looks again after each send.
-        """
-        sent = asyncio.ensure_future(self._socket.send_multipart([name.encode(), encode(message)]))
-        if sent.done():
-            sent.result()
+    def _post(self, name: str, message: ToWorker) -> None:
+        self._channel.post(name.encode(), message)
 
     async def _receive_forever(self) -> None:
         names = {layout.name for layout in self._layouts}
         while True:
-            identity, *frames = await self._socket.recv_multipart()
+            identity, content = await self._channel.receive()
+            if self._hosts is not None and identity.startswith(IDENTITY_PREFIX):
+                self._hosts.handle(identity, content)
+                continue
             name = identity.decode(errors="replace")
-            if name not in names or len(frames) != 1:
-                continue  # not one of ours
-            try:
-                self._inbox.put_nowait(decode_from_worker(frames[0]))
-            except msgspec.DecodeError as error:
-                self._inbox.put_nowait(Failed(name=name, error=f"unreadable message: {error}"))
+            if name in names:  # else not one of ours
+                self._sort_in(name, content)
+
+    def _sort_in(self, name: str, content: bytes) -> None:
+        try:
+            message = decode_from_worker(content)
+        except msgspec.DecodeError as error:
+            message = Failed(name=name, error=f"unreadable message: {error}")
+        match message:
+            case StorePut() as put:
+                self._store[put.key] = put
+                for other in self._greeted:
+                    with contextlib.suppress(zmq.ZMQError):  # whoever is gone is noticed elsewhere
+                        self._post(other, put)
+            case Failed(secondhand=True) if self._hosts is not None:
+                asyncio.get_running_loop().call_later(SECONDHAND_S, self._inbox.put_nowait, message)
+            case _:
+                self._inbox.put_nowait(message)
 
     async def _watch(self, worker: WorkerProcess) -> None:
         """Reports a worker that ends unasked, after what it may have said itself."""

@@ -1,7 +1,7 @@
 """Starting worker processes on this host, and making sure none is ever left behind.
 
-A worker inherits exactly the file descriptors it needs: the lifeline and, with shared memory, the
-region and its doorbells. It is told everything else by message.
+A worker inherits exactly the file descriptors it needs: the lifeline, with shared memory the region
+and its doorbells, in a cluster a pipe with the secret. It is told everything else by message.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -42,30 +42,61 @@ class WorkerProcess:
 class ProcessLauncher:
     """Spawns workers as child processes that end when this process does."""
 
-    def __init__(self) -> None:
+    def __init__(self, secret: bytes | None = None) -> None:
+        self._secret = secret
         self._lifeline_read, self._lifeline_write = os.pipe()
 
     async def spawn(
-        self, bootstrap: Bootstrap, pass_fds: Sequence[int], environment: Mapping[str, str]
+        self, bootstrap: Bootstrap, pass_fds: Sequence[int], num_threads: int
     ) -> WorkerProcess:
-        """Starts one worker; `bootstrap.lifeline_fd` is filled in here."""
-        bootstrap = msgspec.structs.replace(bootstrap, lifeline_fd=self._lifeline_read)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "janus_moe.control.worker",
-            msgspec.json.encode(bootstrap).decode(),
-            stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=(self._lifeline_read, *pass_fds),
-            env={**os.environ, **environment},
-            start_new_session=True,  # Ctrl-C goes to the engine, which drains before it stops us
+        """Starts one worker; descriptors of lifeline and secret are filled in here."""
+        secret_fd = None if self._secret is None else _pipe_holding(self._secret)
+        bootstrap = msgspec.structs.replace(
+            bootstrap, lifeline_fd=self._lifeline_read, secret_fd=secret_fd
         )
+        own_fds = (self._lifeline_read, *(() if secret_fd is None else (secret_fd,)))
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "janus_moe.control.worker",
+                msgspec.json.encode(bootstrap).decode(),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(*own_fds, *pass_fds),
+                env={**os.environ, **worker_environment(num_threads)},
+                start_new_session=True,  # Ctrl-C goes to the engine, which drains first
+            )
+        finally:
+            if secret_fd is not None:
+                os.close(secret_fd)
         return WorkerProcess(name=bootstrap.name, process=process)
 
     def close(self) -> None:
         """Cuts the lifeline: every worker still there leaves at once."""
         for fd in (self._lifeline_write, self._lifeline_read):
             os.close(fd)
+
+
+def worker_environment(num_threads: int) -> dict[str, str]:
+    """Variables for the libraries of a worker. A thread that spins for long starves the other pool,
+    and one that sleeps at once wakes late for the next kernel: so they spin for some 20 us."""
+    threads = str(num_threads)
+    return {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "NUMBA_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "1000",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def _pipe_holding(content: bytes) -> int:
+    """The read end of a pipe with `content` (less than a pipe's 64 KiB) and nothing after it."""
+    read_fd, write_fd = os.pipe()
+    os.write(write_fd, content)
+    os.close(write_fd)
+    return read_fd
 
 
 async def end_processes(workers: Sequence[WorkerProcess], grace_s: float) -> None:

@@ -1,6 +1,7 @@
 """Which worker process hosts which instances, and what each of them is told.
 
-Loopback: one worker with everything. shm: one worker per instance, the region shared by all.
+Loopback: one worker with everything. Otherwise one worker per instance: shm, the region shared by
+all; gloo, on the host that the plan gives it.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from janus_moe.control.bootstrap import Bootstrap
-from janus_moe.control.resolve import RunPlan
+from janus_moe.control.resolve import Host, RunPlan
 from janus_moe.messages import Setup
 from janus_moe.spec import InstanceId
 from janus_moe.transport import ShmLayout, ShmRegion
@@ -17,53 +20,42 @@ from janus_moe.transport import ShmLayout, ShmRegion
 
 @dataclass(frozen=True, slots=True)
 class WorkerLayout:
-    """One worker process: its name, its instances and its compute threads."""
+    """One worker process: its name, host, instances and compute threads."""
 
     name: str
+    host: Host
     instances: tuple[InstanceId, ...]
     num_threads: int
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """Environment of the process. A thread that spins for long starves the other pool, and
-        one that sleeps at once wakes late for the next kernel: so they spin for some 20 us."""
-        threads = str(self.num_threads)
-        return {
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "NUMBA_NUM_THREADS": threads,
-            "OMP_WAIT_POLICY": "passive",
-            "GOMP_SPINCOUNT": "1000",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-
-    def bootstrap(self, endpoint: str, region: ShmRegion | None) -> Bootstrap:
-        """What the process needs on its command line; the launcher fills in the lifeline."""
+    def bootstrap(self, endpoint: str, region: ShmRegion | None, bind_host: str) -> Bootstrap:
+        """What the process needs on its command line; the launcher fills in the descriptors."""
         return Bootstrap(
             name=self.name,
             endpoint=endpoint,
             lifeline_fd=-1,
-            shm=None if region is None else region.address,
+            shm=None if region is None else msgspec.json.encode(region.address).decode(),
+            bind_host=bind_host,
         )
 
 
 def worker_layouts(plan: RunPlan) -> Sequence[WorkerLayout]:
     """The worker processes of a run, attention instances first."""
-    shape = plan.config.shape
-    attention = [InstanceId(pool="attention", index=i) for i in range(shape.attention)]
-    experts = [InstanceId(pool="expert", index=i) for i in range(shape.expert)]
     if plan.config.transport == "loopback":
-        threads = max(plan.attention_threads, plan.expert_threads)
-        return [WorkerLayout("janus", (*attention, *experts), threads)]
-    return [
-        *(WorkerLayout(str(i), (i,), plan.attention_threads) for i in attention),
-        *(WorkerLayout(str(i), (i,), plan.expert_threads) for i in experts),
+        (host,) = plan.hosts
+        threads = max(plan.threads(host, "attention"), plan.threads(host, "expert"))
+        return [WorkerLayout("janus", host, host.share.instances, threads)]
+    shape = plan.config.shape
+    instances = [
+        *(InstanceId(pool="attention", index=i) for i in range(shape.attention)),
+        *(InstanceId(pool="expert", index=i) for i in range(shape.expert)),
     ]
+    hosts = {instance: plan.host_of(instance) for instance in instances}
+    return [WorkerLayout(str(i), hosts[i], (i,), plan.threads(hosts[i], i.pool)) for i in instances]
 
 
 def create_region(plan: RunPlan) -> ShmRegion | None:
     """Shared memory for the exchange of a run, when it needs any."""
-    if plan.config.transport == "loopback":
+    if plan.config.transport != "shm":
         return None
     return ShmRegion.create(
         ShmLayout(
@@ -78,6 +70,7 @@ def create_region(plan: RunPlan) -> ShmRegion | None:
 
 def setup_message(plan: RunPlan, layout: WorkerLayout) -> Setup:
     """What a worker needs to build its instances."""
+    attention_nodes, expert_nodes = plan.nodes
     return Setup(
         instances=layout.instances,
         spec=plan.spec,
@@ -85,8 +78,10 @@ def setup_message(plan: RunPlan, layout: WorkerLayout) -> Setup:
         checkpoint=str(plan.folder),
         num_kv_blocks=plan.num_kv_blocks,
         num_threads=layout.num_threads,
-        num_cores=plan.num_cores,
+        num_cores=layout.host.facts.cores,
         epoch=plan.placement.epoch,
         slots=plan.placement.slots,
         spare_slots=plan.spare_slots,
+        attention_nodes=attention_nodes,
+        expert_nodes=expert_nodes,
     )

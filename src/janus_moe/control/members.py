@@ -16,6 +16,7 @@ import torch
 
 from janus_moe.attention.instance import AttentionInstance, StepLimits
 from janus_moe.attention.loop import serve as serve_attention
+from janus_moe.control.costs import activation_rule
 from janus_moe.experts.instance import ExpertInstance
 from janus_moe.experts.loop import serve as serve_experts
 from janus_moe.experts.preparing import EpochPreparer, LoadPiece
@@ -30,11 +31,9 @@ from janus_moe.policy.paging import BlockManager
 from janus_moe.policy.placement import Placement
 from janus_moe.spec import InstanceId
 from janus_moe.transport import (
-    AttentionPort,
+    Exchange,
     ExpertPort,
     LoopbackExchange,
-    ShmAddress,
-    ShmRegion,
     WaitRule,
     spin_budget_us,
 )
@@ -80,27 +79,34 @@ def _closing(stack: contextlib.ExitStack, work: Work) -> Work:
 
 
 def build_members(
-    setup: Setup, shm: ShmAddress | None, send: Send, load_piece: LoadPiece = Piece.load
+    setup: Setup, exchange: Exchange, send: Send, load_piece: LoadPiece = Piece.load
 ) -> Sequence[Member]:
     """Loads and warms up the instances of a worker.
 
     Experts come first: in loopback the attention instances call them.
+    exchange: what `open_exchange` made; the caller shuts it down.
     load_piece: how weights are read while the service runs; tests pass faults.
     """
     torch.set_num_threads(setup.num_threads)
     numba.set_num_threads(min(setup.num_threads, numba.config.NUMBA_NUM_THREADS))
-    builder = _Builder(setup, shm, send, load_piece)
+    builder = _Builder(setup, exchange, send, load_piece)
     experts = [builder.expert(i) for i in setup.instances if i.pool == "expert"]
     attention = [builder.attention(i) for i in setup.instances if i.pool == "attention"]
     return [*attention, *experts]
 
 
+def _largest_pool_here(setup: Setup) -> int:
+    """Instances of the larger pool on this worker's host; the pools take turns."""
+    first = setup.instances[0]
+    pools = (setup.attention_nodes, setup.expert_nodes)
+    here = pools[first.pool == "expert"][first.index]
+    return max(nodes.count(here) for nodes in pools)
+
+
 class _Builder:
     """Shares what the instances of one worker have in common."""
 
-    def __init__(
-        self, setup: Setup, shm: ShmAddress | None, send: Send, load_piece: LoadPiece
-    ) -> None:
+    def __init__(self, setup: Setup, exchange: Exchange, send: Send, load_piece: LoadPiece) -> None:
         self._setup = setup
         self._send = send
         self._load_piece = load_piece
@@ -109,12 +115,10 @@ class _Builder:
         self._placement = Placement(
             epoch=setup.epoch, num_experts=setup.spec.moe.num_experts, slots=setup.slots
         )
-        shape = setup.config.shape
-        self._region = None if shm is None else ShmRegion.attach(shm)
-        self._loopback = LoopbackExchange(shape, setup.epoch) if shm is None else None
+        self._exchange = exchange
         # Both pools may compute at once only with several micro-batches; a waiter may spin when
         # its own core is not wanted by the pool it waits for.
-        wanted = 1 + setup.num_threads * max(shape.attention, shape.expert)
+        wanted = 1 + setup.num_threads * _largest_pool_here(setup)
         self._rule = WaitRule(
             timeout_s=setup.config.exchange_timeout,
             spin_us=spin_budget_us(setup.num_cores, wanted),
@@ -145,7 +149,7 @@ class _Builder:
                 config.max_num_batched_tokens,
                 config.max_model_len or setup.spec.max_position,
             ),
-            port=self._attention_port(instance_id.index),
+            port=self._exchange.attention_port(instance_id.index, self._rule),
         )
         return Member(
             instance_id,
@@ -168,7 +172,7 @@ class _Builder:
             index,
             model,
             self._placement,
-            setup.config.activation_policy,
+            activation_rule(setup.config),
             setup.spec.moe_layer_ids,
             on_load=self._send if index == 0 else None,  # all see the same routing
         )
@@ -187,11 +191,10 @@ class _Builder:
             recorder = self._recorder(setup.config.record_routing)
             instance.record_to(recorder)
             closing.callback(recorder.close)
-        if self._loopback is not None:
-            self._loopback.serve(index, instance.serve_once)
+        if isinstance(self._exchange, LoopbackExchange):
+            self._exchange.serve(index, instance.serve_once)
             return Member(instance_id, lambda: None, _closing(closing, preparer.serve))
-        assert self._region is not None
-        port: ExpertPort = self._region.expert_port(index, self._rule)
+        port: ExpertPort = self._exchange.expert_port(index, self._rule)
         return Member(
             instance_id,
             port.wake,
@@ -202,11 +205,6 @@ class _Builder:
         spec, max_tokens = self._setup.spec, self._setup.config.record_routing_tokens
         layers = len(spec.moe_layer_ids)
         return RoutingRecorder(Path(path), layers, spec.moe.num_experts, max_tokens)
-
-    def _attention_port(self, index: int) -> AttentionPort:
-        exchange = self._loopback or self._region
-        assert exchange is not None
-        return exchange.attention_port(index, self._rule)
 
     def _report_loaded(self, instance_id: InstanceId, num_bytes: int) -> None:
         self._send(Progress(instance=instance_id, stage="load", done_bytes=num_bytes))

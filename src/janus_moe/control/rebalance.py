@@ -99,7 +99,8 @@ class Rebalancer:
             tokens=np.array(self.load.tokens),
         )
         policy = self._config.activation_policy
-        return propose(self.placement, self._capacity, observed, policy)
+        judged = "exact" if policy == "token-aware" else policy  # which it starts from
+        return propose(self.placement, self._capacity, observed, judged)
 
     async def _start(self, choose: Callable[[], Placement]) -> RebalanceStatus:
         """Plans in a thread and starts the task that carries the plan out."""

@@ -7,15 +7,18 @@ started and no weight is read.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import msgspec
-import psutil
 
-from janus_moe.config import EngineConfig, TransportName
+from janus_moe.config import EngineConfig, ExchangeName, TransportName
+from janus_moe.control.costs import with_costs
+from janus_moe.control.host_facts import HostFacts, host_facts
+from janus_moe.control.hosts.shares import HostShare, nodes, whole
+from janus_moe.control.memory_budget import MemoryBudget
 from janus_moe.errors import ConfigError
 from janus_moe.model.checkpoint import Checkpoint, validate
 from janus_moe.model.config import read_spec
@@ -28,7 +31,7 @@ from janus_moe.policy.placement import (
     validate_shape,
 )
 from janus_moe.policy.routing_trace import check_target
-from janus_moe.spec import ModelSpec
+from janus_moe.spec import InstanceId, ModelSpec, Pool
 
 KV_SHARE = 0.4
 """Share of the memory left after the weights that "auto" gives to the KV caches."""
@@ -37,11 +40,11 @@ REPLICA_SHARE = 0.4
 
 
 @dataclass(frozen=True, slots=True)
-class HostFacts:
-    """cores: usable by this process. free_bytes: memory available on the serving device."""
+class Host:
+    """One host of a run: what it is to do, and what it has."""
 
-    cores: int
-    free_bytes: int
+    share: HostShare
+    facts: HostFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class RunPlan:
     """A run in which nothing is left to decide.
 
     spare_slots: per layer and expert instance. num_kv_blocks: per attention instance.
+    hosts: at least one; the engine's own is among them only if it runs instances.
     choices: what was automatic, as sentences for people.
     """
 
@@ -59,25 +63,40 @@ class RunPlan:
     spare_slots: int
     num_kv_blocks: int
     max_model_len: int
-    attention_threads: int
-    expert_threads: int
-    num_cores: int
+    hosts: tuple[Host, ...]
     choices: tuple[str, ...]
 
+    @property
+    def nodes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Number of the host of each attention instance, of each expert instance."""
+        return nodes([host.share for host in self.hosts])
 
-def host_facts(device: str) -> HostFacts:
-    """What this machine has to give."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if device == "cuda":
-        import torch
+    def host_of(self, instance: InstanceId) -> Host:
+        return next(host for host in self.hosts if instance in host.share.instances)
 
-        if not torch.cuda.is_available():
-            raise ConfigError("--device cuda: torch sees no CUDA device here; use --device cpu")
-        return HostFacts(cores=cores or 1, free_bytes=int(torch.cuda.mem_get_info()[0]))
-    return HostFacts(cores=cores or 1, free_bytes=psutil.virtual_memory().available)
+    def threads(self, host: Host, pool: Pool) -> int:
+        """Compute threads of one instance of `pool` on `host`."""
+        return threads_on(host, pool, self.config.threads, self.config.transport)
 
 
-def resolve_run(config: EngineConfig, facts: HostFacts) -> RunPlan:
+def threads_on(host: Host, pool: Pool, setting: int, transport: TransportName) -> int:
+    """Compute threads of one instance: the pools take turns, the instances of one do not.
+
+    setting: `--threads`, 0 for automatic.
+    """
+    share = host.share
+    sharers = len(share.attention if pool == "attention" else share.expert)
+    if pool == "expert" and transport == "loopback":
+        sharers = 1  # one after the other
+    return setting or max(1, host.facts.cores // max(1, sharers))
+
+
+def this_host(config: EngineConfig) -> Host:
+    """A run on one host: everything is here."""
+    return Host(whole(config.shape), host_facts(config.device))
+
+
+def resolve_run(config: EngineConfig, hosts: Sequence[Host]) -> RunPlan:
     """Decides everything about a run or raises ConfigError or CheckpointError."""
     recording = None if config.record_routing is None else Path(config.record_routing).absolute()
     if recording is not None:
@@ -90,33 +109,35 @@ def resolve_run(config: EngineConfig, facts: HostFacts) -> RunPlan:
     choices: list[str] = []
     if config.dtype == "auto":
         choices.append(f"dtype {spec.dtype}")
-    transport = _transport(config, choices)
-    free = _free_after_weights(config, spec, facts)
+    transport = _transport(config, hosts, choices)
+    budget = _free_after_weights(config, spec, hosts)
     one_slot = spec.expert_bytes * len(spec.moe_layer_ids)
-    spare = _spare_slots(config, spec, int(free * REPLICA_SHARE), choices)
-    free -= spare * config.expert_instances * one_slot
-    redundant = _redundancy(config, spec, int(free * REPLICA_SHARE), choices)
-    free -= redundant * one_slot
-    _check_explicit_memory(config, free)
-    max_model_len, num_blocks = _kv_size(config, spec, int(free * KV_SHARE), choices)
+    spare = _spare_slots(config, spec, int(budget.for_experts() * REPLICA_SHARE), choices)
+    budget = budget.less_experts(spare * config.expert_instances * one_slot)
+    redundant = _redundancy(config, spec, int(budget.for_experts() * REPLICA_SHARE), choices)
+    budget = budget.less_experts(redundant * one_slot)
+    _check_explicit_memory(config, budget)
+    kv_bytes = int(budget.for_attention() * KV_SHARE)
+    max_model_len, num_blocks = _kv_size(config, spec, kv_bytes, choices)
     placement = initial_placement(
         num_layers=len(spec.moe_layer_ids),
         num_experts=spec.moe.num_experts,
         num_instances=config.expert_instances,
         redundant_experts=redundant,
     )
-    shared_process = transport == "loopback"
-    threads = config.threads
+    expert_threads = min(
+        threads_on(host, "expert", config.threads, transport) for host in hosts if host.share.expert
+    )
     resolved = msgspec.structs.replace(
-        config,
+        with_costs(config, spec, expert_threads, choices),
         dtype=spec.dtype,
         transport=transport,
+        exchange=_exchange(config, transport, hosts, choices),
         redundant_experts=redundant,
         rebalance_spare_slots=spare,
         max_model_len=max_model_len,
         record_routing=None if recording is None else str(recording),
     )
-    expert_sharers = 1 if shared_process else config.expert_instances
     return RunPlan(
         config=resolved,
         spec=spec,
@@ -125,9 +146,7 @@ def resolve_run(config: EngineConfig, facts: HostFacts) -> RunPlan:
         spare_slots=spare,
         num_kv_blocks=num_blocks,
         max_model_len=max_model_len,
-        attention_threads=threads or max(1, facts.cores // config.attention_instances),
-        expert_threads=threads or max(1, facts.cores // expert_sharers),
-        num_cores=facts.cores,
+        hosts=tuple(hosts),
         choices=tuple(choices),
     )
 
@@ -161,7 +180,19 @@ def _spare_slots(
     return spare
 
 
-def _transport(config: EngineConfig, choices: list[str]) -> TransportName:
+def _transport(config: EngineConfig, hosts: Sequence[Host], choices: list[str]) -> TransportName:
+    if not all(host.share.is_local for host in hosts):
+        if config.device == "cuda":
+            raise ConfigError(
+                "--device cuda runs all instances on one GPU of this host; use --device cpu with "
+                "--hosts"
+            )
+        if config.transport not in ("auto", "gloo"):
+            raise ConfigError(
+                f"--transport {config.transport} stays on one host, but --hosts names "
+                f"{', '.join(host.share.name for host in hosts)}; use --transport gloo (or auto)"
+            )
+        return "gloo"
     if config.transport != "auto":
         return config.transport
     single = config.shape.attention == config.shape.expert == 1
@@ -170,34 +201,69 @@ def _transport(config: EngineConfig, choices: list[str]) -> TransportName:
     return transport
 
 
-def _free_after_weights(config: EngineConfig, spec: ModelSpec, facts: HostFacts) -> int:
-    """Bytes left for replicas and KV caches; all instances share this host's memory."""
+def _exchange(
+    config: EngineConfig, transport: TransportName, hosts: Sequence[Host], choices: list[str]
+) -> ExchangeName:
+    """One phase where no host has two instances to aggregate for, else the paper's case 1."""
+    if transport != "gloo":
+        if config.exchange != "auto":
+            raise ConfigError(
+                f"--exchange {config.exchange} is about messages between hosts, but the transport "
+                f"is {transport}; use --transport gloo or leave --exchange out"
+            )
+        return "auto"
+    if config.exchange != "auto":
+        return config.exchange
+    shared = len(hosts) > 1 and any(len(host.share.instances) > 1 for host in hosts)
+    exchange: ExchangeName = "2pc-direct" if shared else "1pc"
+    choices.append(f"exchange {exchange}")
+    return exchange
+
+
+def _free_after_weights(
+    config: EngineConfig, spec: ModelSpec, hosts: Sequence[Host]
+) -> MemoryBudget:
+    """What every host has left for replicas and KV caches."""
     one_copy = [range(spec.moe.num_experts)] * len(spec.moe_layer_ids)
     experts = expert_pool_bytes(spec, one_copy)
-    weights = attention_bytes(spec) * config.attention_instances + experts
-    if weights > facts.free_bytes:
+    attention = attention_bytes(spec) * config.attention_instances
+    free = MemoryBudget(
+        tuple(host.share for host in hosts), tuple(host.facts.free_bytes for host in hosts)
+    )
+    budget = free.less_attention(attention).less_experts(experts)
+    share, left = budget.poorest
+    if left < 0:
+        free_bytes = free.left[budget.shares.index(share)]
         raise ConfigError(
-            f"the weights need {weights / 2**30:.1f} GiB in {spec.dtype} "
-            f"({config.attention_instances} attention copies and the experts) but only "
-            f"{facts.free_bytes / 2**30:.1f} GiB are free; "
+            f"{_on(share)}the weights need {(free_bytes - left) / 2**30:.1f} GiB in {spec.dtype} "
+            f"({len(share.attention)} attention copies and {len(share.expert)} of "
+            f"{config.expert_instances} parts of the experts) but only "
+            f"{free_bytes / 2**30:.1f} GiB are free; "
             "use fewer --attention-instances, --dtype bfloat16 or a smaller model"
         )
-    return facts.free_bytes - weights
+    return budget
 
 
-def _check_explicit_memory(config: EngineConfig, free_bytes: int) -> None:
-    """free_bytes: left after weights, replicas and spare slots; below 0 when they do not fit."""
-    if free_bytes < 0:
+def _on(share: HostShare) -> str:
+    return "" if share.is_local else f"on host {share.name} "
+
+
+def _check_explicit_memory(config: EngineConfig, budget: MemoryBudget) -> None:
+    """budget: what weights, replicas and spare slots leave; below 0 where they do not fit."""
+    share, left = budget.poorest
+    if left < 0:
         raise ConfigError(
-            f"--redundant-experts {config.redundant_experts} and --rebalance-spare-slots "
-            f"{config.rebalance_spare_slots} need {-free_bytes / 2**30:.1f} GiB more memory than "
-            "is free; use fewer"
+            f"{_on(share)}--redundant-experts {config.redundant_experts} and "
+            f"--rebalance-spare-slots {config.rebalance_spare_slots} need "
+            f"{-left / 2**30:.1f} GiB more memory than is free; use fewer"
         )
     caches = (config.kv_cache_memory_bytes or 0) * config.attention_instances
-    if caches > free_bytes:
+    share, left = budget.less_attention(caches).poorest
+    if left < 0:
         raise ConfigError(
-            f"--kv-cache-memory-bytes asks for {caches / 2**30:.1f} GiB over all attention "
-            f"instances but {free_bytes / 2**30:.1f} GiB are free after the weights"
+            f"{_on(share)}--kv-cache-memory-bytes {config.kv_cache_memory_bytes} for each of "
+            f"{len(share.attention)} attention instances is {-left / 2**30:.1f} GiB more than the "
+            "weights leave free; use less"
         )
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from janus_moe.config import EngineConfig
 from janus_moe.control.cluster import FAILED_GRACE_S, Cluster
+from janus_moe.control.hosts.gathering import Gathered
 from janus_moe.control.rebalance import Rebalancer
-from janus_moe.control.resolve import RunPlan, host_facts, resolve_run
+from janus_moe.control.resolve import RunPlan, resolve_run, this_host
 from janus_moe.engine.admission import Limits
 from janus_moe.engine.engine import Engine, Workers
 from janus_moe.engine.text.tokenizer import load_tokenizer
@@ -29,17 +30,19 @@ def ignore_progress(_: Progress) -> None:
 @dataclass(slots=True)
 class Service:
     """plan: what was decided. engine: takes requests once it is ready. rebalancer: moves experts
-    between its instances."""
+    between its instances. gathered: all hosts, where there are several."""
 
     plan: RunPlan
     engine: Engine
     rebalancer: Rebalancer
     pids: dict[str, int]
+    gathered: Gathered | None = None
 
     @classmethod
-    def prepare(cls, config: EngineConfig) -> Service:
+    def prepare(cls, config: EngineConfig, gathered: Gathered | None = None) -> Service:
         """Validates and decides everything; raises ConfigError or CheckpointError."""
-        plan = resolve_run(config, host_facts(config.device))
+        hosts = [this_host(config)] if gathered is None else gathered.hosts
+        plan = resolve_run(config, hosts)
         folder = plan.folder if config.tokenizer is None else resolve_model(config.tokenizer)
         limits = Limits(
             max_model_len=plan.max_model_len,
@@ -48,7 +51,7 @@ class Service:
         )
         rebalancer = Rebalancer(plan)
         engine = Engine(plan.config, plan.spec, load_tokenizer(folder), limits, rebalancer)
-        return cls(plan=plan, engine=engine, rebalancer=rebalancer, pids={})
+        return cls(plan, engine, rebalancer, {}, gathered)
 
     def _progress(self, progress: Progress, on_progress: Callable[[Progress], None]) -> None:
         self.engine.status_detail = f"{progress.instance}: {progress.stage}"
@@ -61,20 +64,25 @@ class Service:
 
         Raises ServiceError when the service has ended by itself. Leaves no process behind.
         """
-        cluster = Cluster(self.plan)
+        cluster = self._cluster()
         try:
             await cluster.start(lambda progress: self._progress(progress, on_progress))
             self.pids = cluster.pids
             await self.serve(cluster, ready)
         except JanusError as error:
             self.engine.mark_dead(str(error))
-            await cluster.close(grace_s=FAILED_GRACE_S)
+            await cluster.close(grace_s=FAILED_GRACE_S, error=str(error))
             raise
         except BaseException:
             self.engine.mark_dead("the service was stopped")
             raise
         finally:
             await cluster.close()
+
+    def _cluster(self) -> Cluster:
+        if self.gathered is None:
+            return Cluster(self.plan)
+        return Cluster(self.plan, self.gathered.pool, self.gathered.bind_host)
 
     async def serve(self, workers: Workers, ready: asyncio.Event) -> None:
         """Serves with workers that are ready, until cancelled or one is lost."""

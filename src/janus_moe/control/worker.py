@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import shutil
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from janus_moe import __version__
 from janus_moe.control.bootstrap import Bootstrap
+from janus_moe.control.exchanges import open_exchange
 from janus_moe.control.mailbox import Mailbox
 from janus_moe.control.members import Member, build_members
-from janus_moe.errors import ExchangeClosed, JanusError
-from janus_moe.messages import Failed, Hello, Ready, Setup, Stop, recipient
+from janus_moe.errors import ExchangeClosed, ExchangeError, HostLost, JanusError
+from janus_moe.messages import Failed, Hello, Ready, Setup, Stop, StorePut, ToWorker, recipient
+from janus_moe.transport import ShmAddress
 
 logger = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread beside the serving one may keep the interpreter from it; 5 ms is the default,
 which is a whole step of a small model."""
+SETUP_S = 60.0
 
 
 def run(bootstrap: Bootstrap) -> int:
@@ -36,14 +40,19 @@ def run(bootstrap: Bootstrap) -> int:
     mailbox.send(Hello(name=bootstrap.name, pid=os.getpid(), version=__version__))
     try:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        setup = mailbox.inbox.get()
+        setup = _first_message(bootstrap, mailbox)
         if isinstance(setup, Stop):
             return 0
         if not isinstance(setup, Setup):
             raise TypeError(f"expected a setup first, got {type(setup).__name__}")
-        members = build_members(setup, bootstrap.shm, mailbox.send)
+        if bootstrap.checkpoint is not None:
+            setup = msgspec.structs.replace(setup, checkpoint=bootstrap.checkpoint)
+        exchange = open_exchange(setup, _shm_address(bootstrap), mailbox, bootstrap.bind_host)
+        members = build_members(setup, exchange, mailbox.send)
         mailbox.send(Ready(name=bootstrap.name))
-        return _serve(members, mailbox)
+        # Over a network nobody else can end this worker's waits.
+        on_stop = exchange.shutdown if setup.config.transport == "gloo" else lambda: None
+        return _serve(members, on_stop, mailbox)
     except Exception as error:
         _report(bootstrap.name, error, mailbox)
         return 1
@@ -51,7 +60,23 @@ def run(bootstrap: Bootstrap) -> int:
         mailbox.close()
 
 
-def _serve(members: Sequence[Member], mailbox: Mailbox) -> int:
+def _shm_address(bootstrap: Bootstrap) -> ShmAddress | None:
+    if bootstrap.shm is None:
+        return None
+    return msgspec.json.decode(bootstrap.shm, type=ShmAddress)
+
+
+def _first_message(bootstrap: Bootstrap, mailbox: Mailbox) -> ToWorker:
+    """On one host the lifeline ends the wait; over a network there is a deadline besides."""
+    try:
+        return mailbox.inbox.get(timeout=None if bootstrap.secret_fd is None else SETUP_S)
+    except queue.Empty:
+        raise HostLost(
+            f"the engine at {bootstrap.endpoint} sent no setup within {SETUP_S:g} s"
+        ) from None
+
+
+def _serve(members: Sequence[Member], on_stop: Callable[[], None], mailbox: Mailbox) -> int:
     """Runs every member in a thread and hands messages on until the worker is told to stop."""
     failed = threading.Event()
 
@@ -69,11 +94,12 @@ def _serve(members: Sequence[Member], mailbox: Mailbox) -> int:
     for thread in threads:
         thread.start()
     while not isinstance(message := mailbox.inbox.get(), Stop):
-        if not isinstance(message, Setup):
+        if not isinstance(message, Setup | StorePut):
             home = recipient(message)
             next(member for member in members if member.id == home).post(message)
     for member in members:
         member.post(Stop())
+    on_stop()
     for thread in threads:
         thread.join()
     return 1 if failed.is_set() else 0
@@ -83,12 +109,15 @@ def _report(name: str, error: Exception, mailbox: Mailbox) -> None:
     if not isinstance(error, JanusError):
         logger.exception("%s failed", name)
     kind = "" if isinstance(error, JanusError) else f"{type(error).__name__}: "
-    mailbox.send(Failed(name=name, error=f"{kind}{error}"))
+    secondhand = isinstance(error, ExchangeError)
+    mailbox.send(Failed(name=name, error=f"{kind}{error}", secondhand=secondhand))
 
 
 def _leave_at_once(bootstrap: Bootstrap) -> None:
     """The engine is gone without a word: take its socket's folder along, it cannot."""
-    shutil.rmtree(Path(bootstrap.endpoint.removeprefix("ipc://")).parent, ignore_errors=True)
+    if bootstrap.endpoint.startswith("ipc://"):
+        folder = Path(bootstrap.endpoint.removeprefix("ipc://")).parent
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(3)
 
 

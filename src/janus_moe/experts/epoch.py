@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
-from janus_moe.policy.activation import Policy, Scheduler
+from janus_moe.policy.activation import LayerCost, Policy, Scheduler, TokenAwareScheduler
 from janus_moe.policy.placement import Placement
 
+Rule = Policy | LayerCost
+"""How replicas are chosen: by a policy, or token-aware with these costs."""
 Table = NDArray[np.int32]
 """[experts] int32, the expert's physical slot on this instance or -1."""
 
@@ -37,7 +39,7 @@ class Epoch:
 
     number: int
     slots: tuple[Table, ...]
-    schedulers: tuple[Scheduler, ...]
+    schedulers: tuple[Scheduler | TokenAwareScheduler, ...]
 
 
 def first_tables(placement: Placement, instance: int) -> list[Table]:
@@ -49,16 +51,20 @@ def make_epoch(
     placement: Placement,
     instance: int,
     slots: Sequence[Table],
-    policy: Policy,
+    rule: Rule,
     before_layer: Callable[[], None] = lambda: None,
 ) -> Epoch:
     """before_layer: called before the tables of each layer are made, which takes a while."""
-    schedulers = []
+    schedulers: list[Scheduler | TokenAwareScheduler] = []
     for layer, table in enumerate(slots):
         before_layer()
         layout = placement.layer_layout(layer)
         labels = np.where(layout.hosts == instance, table[:, None], np.int32(-1))
-        schedulers.append(Scheduler(layout, policy, labels=labels))
+        schedulers.append(
+            TokenAwareScheduler(layout, rule, labels=labels)
+            if isinstance(rule, LayerCost)
+            else Scheduler(layout, rule, labels=labels)
+        )
     return Epoch(placement.epoch, tuple(slots), tuple(schedulers))
 
 

@@ -18,11 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from janus_moe.errors import ExchangeError
-from janus_moe.experts.epoch import Epoch, first_tables, make_epoch
+from janus_moe.experts.epoch import Epoch, Rule, first_tables, make_epoch
 from janus_moe.experts.recording import RoutingRecorder
 from janus_moe.messages import ExpertLoad
 from janus_moe.model.expert_block import ExpertModel
-from janus_moe.policy.activation import Policy
 from janus_moe.policy.placement import Placement
 from janus_moe.policy.statistics import RoutingWindow
 from janus_moe.transport import ExpertPort, ReplyNote, Ticket, Work
@@ -48,17 +47,17 @@ class ExpertInstance:
         index: int,
         model: ExpertModel,
         placement: Placement,
-        policy: Policy,
+        rule: Rule,
         layers: tuple[int, ...],
         on_load: OnLoad | None = None,
     ) -> None:
         self.index = index
         self.model = model
-        self.policy = policy
+        self.rule = rule
         self.layers = layers
         self.stepped = threading.Event()  # set once per step, cleared by whoever watches
         self._moe_layer = {layer: number for number, layer in enumerate(layers)}
-        self._epoch = make_epoch(placement, index, first_tables(placement, index), policy)
+        self._epoch = make_epoch(placement, index, first_tables(placement, index), rule)
         self._offered: dict[int, Epoch] = {}
         self._latest = self._before_latest = self._epoch
         self._on_load = on_load

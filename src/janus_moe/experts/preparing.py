@@ -104,7 +104,7 @@ class EpochPreparer:
         if not self._load_all(arrivals, inbox):
             return False
         instance.offer(
-            make_epoch(placement, instance.index, tables, instance.policy, self._wait_for_step)
+            make_epoch(placement, instance.index, tables, instance.rule, self._wait_for_step)
         )
         return True
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from janus_moe.kernels.linear import linear
-from janus_moe.kernels.paged_attention import paged_attention, write_kv
+from janus_moe.kernels.paged_attention import paged_attention
+from janus_moe.kernels.rotate_and_cache import rotate_and_cache
 from janus_moe.model.kv_cache import StepInput
-from janus_moe.model.layers import pair_order, rotate_
+from janus_moe.model.layers import pair_order
 from janus_moe.model.loading import Loader
 from janus_moe.spec import GqaSpec, RopeSpec
 
@@ -54,15 +54,12 @@ class GqaAttention:
     ) -> Tensor:
         """normed, result: [tokens, hidden]. Writes the tokens' keys and values to the cache."""
         spec = self.spec
-        tokens, heads, kv_heads = normed.shape[0], spec.num_heads, spec.num_kv_heads
+        tokens = normed.shape[0]
         qkv = linear(normed, self.qkv, self.qkv_bias).view(tokens, -1, spec.head_dim)
-        qk, value = torch.split(qkv, [heads + kv_heads, kv_heads], dim=1)
-        if self.qk_norm is not None:
-            qk = F.rms_norm(qk, (spec.head_dim,), None, self.eps).mul_(self.qk_norm)
-        qk = rotate_(qk, rotation).to(normed.dtype)
-        write_kv(keys, qk[:, heads:], step.slot_mapping)
-        write_kv(values, value, step.slot_mapping)
-        out = paged_attention(qk[:, :heads], keys, values, step.batch, spec.scale, spec.head_dim)
+        query = rotate_and_cache(
+            qkv, self.qk_norm, self.eps, rotation, keys, values, step.slot_mapping
+        )
+        out = paged_attention(query, keys, values, step.batch, spec.scale, spec.head_dim)
         return linear(out.view(tokens, -1), self.o, self.o_bias)
 
 

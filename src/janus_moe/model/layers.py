@@ -39,19 +39,6 @@ def rotation_table(rope: RopeSpec, max_len: int, device: torch.device) -> Tensor
     return torch.polar(torch.full_like(angles, rope.attention_factor), angles)
 
 
-def rotate_(x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotates adjacent pairs; may overwrite `x`. Returns [tokens, heads, rotary_dim] float32.
-
-    x: [tokens, heads, rotary_dim]; rotation: [tokens, 1, rotary_dim / 2] complex64.
-    """
-    x = x.float()
-    if x.storage_offset() % 2 or x.stride(0) % 2:  # complex numbers lie at even places
-        x = x.contiguous().clone()
-    tokens, heads, dim = x.shape
-    torch.view_as_complex(x.view(tokens, heads, dim // 2, 2)).mul_(rotation)
-    return x
-
-
 @dataclass(frozen=True, slots=True)
 class SwigluMlp:
     """down(silu(gate(x)) * up(x)).

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from janus_moe.kernels.linear import linear
 from janus_moe.kernels.paged_attention import paged_attention, write_kv
+from janus_moe.kernels.rotate_and_cache import rotate_
 from janus_moe.model.kv_cache import StepInput
-from janus_moe.model.layers import pair_order, rms_norm, rotate_
+from janus_moe.model.layers import pair_order, rms_norm
 from janus_moe.model.loading import Loader
 from janus_moe.spec import MlaSpec, RopeSpec
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from janus_moe.errors import CheckpointError
@@ -9,6 +10,7 @@ from janus_moe.errors import CheckpointError
 BUNDLED = "bundled"
 
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_TAIL_BYTES = 4096
 _UNWANTED = ["*/*"]  # copies in other formats lie in subfolders
 
 
@@ -25,6 +27,22 @@ def resolve_model(name: str) -> Path:
     if not _looks_like_hub_id(name):
         raise CheckpointError(f"model folder {name!r} does not exist")
     return _from_hub(name)
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells copies of different models apart without reading their weights: a digest of the config
+    and of every weight file's name, size, header and last bytes."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_bytes = min(int.from_bytes(file.read(8), "little"), size)
+            header = file.read(header_bytes)
+            file.seek(max(0, size - _TAIL_BYTES))
+            tail = file.read()
+        for part in (path.name.encode(), str(size).encode(), header, tail):
+            digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
 
 
 def _bundled() -> Path:

@@ -9,6 +9,7 @@ from janus_moe.perf.catalog import model_facts, model_names
 from janus_moe.perf.coefficients import Coefficients, OpLaw
 from janus_moe.perf.devices import DeviceProfile, device_names, device_profile
 from janus_moe.perf.estimate import Confidence, Estimate, weakest
+from janus_moe.perf.link_fit import LinkFit, MeasuredExchange, exchange_seconds, fit_links
 from janus_moe.perf.links import (
     ExchangeCounts,
     LinkModel,
@@ -18,6 +19,7 @@ from janus_moe.perf.links import (
 )
 from janus_moe.perf.models import ModelFacts
 from janus_moe.perf.oracle import Oracle
+from janus_moe.perf.profile import Profile, read_profile
 from janus_moe.perf.sides import Overheads, Side
 from janus_moe.perf.step import StepEstimate, StepLoad
 
@@ -27,12 +29,15 @@ __all__ = [
     "DeviceProfile",
     "Estimate",
     "ExchangeCounts",
+    "LinkFit",
     "LinkModel",
+    "MeasuredExchange",
     "ModelFacts",
     "NodeLayout",
     "OpLaw",
     "Oracle",
     "Overheads",
+    "Profile",
     "Side",
     "StepEstimate",
     "StepLoad",
@@ -40,7 +45,10 @@ __all__ = [
     "device_names",
     "device_profile",
     "exchange_counts",
+    "exchange_seconds",
+    "fit_links",
     "model_facts",
     "model_names",
+    "read_profile",
     "weakest",
 ]

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -34,7 +34,7 @@ class ExchangeCounts:
     """One direction of one exchange on its critical path; numbers or arrays that broadcast.
 
     *_hops: transfers that wait for one another. *_messages, *_bytes: on the busiest endpoint,
-    whichever of sending and receiving is more.
+    whichever of sending and receiving is more. total_*: of all endpoints together.
     """
 
     intra_hops: Numbers = 0.0
@@ -43,11 +43,17 @@ class ExchangeCounts:
     inter_hops: Numbers = 0.0
     inter_messages: Numbers = 0.0
     inter_bytes: Numbers = 0.0
+    total_messages: Numbers = 0.0
+    total_bytes: Numbers = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkModel:
-    """Latency of a hop, time of a message and of a byte, inside a node and between nodes."""
+    """Latency of a hop, time of a message and of a byte, inside a node and between nodes.
+
+    shared_*: what any message or byte costs, wherever it goes, on processors that all instances
+    share; 0 where every instance has its own.
+    """
 
     intra_latency_s: float
     intra_message_s: float
@@ -56,6 +62,8 @@ class LinkModel:
     inter_message_s: float
     inter_s_per_byte: float
     gpus_per_node: int
+    shared_message_s: float = 0.0
+    shared_s_per_byte: float = 0.0
     intra_confidence: Confidence = "roofline"
     inter_confidence: Confidence = "roofline"
 
@@ -87,6 +95,11 @@ class LinkModel:
             intra_confidence="roofline" if measured is None else "interpolated",
         )
 
+    @classmethod
+    def of_one_host(cls, law: LinkLaw, device: DeviceProfile) -> LinkModel:
+        """All instances on one machine, whose exchange was measured."""
+        return replace(cls.of(device, device, law), gpus_per_node=2**30)
+
     def seconds(self, counts: ExchangeCounts) -> Array:
         """Of one direction; arrays in the counts give an array."""
         return np.asarray(
@@ -95,7 +108,9 @@ class LinkModel:
             + np.multiply(counts.intra_bytes, self.intra_s_per_byte)
             + np.multiply(counts.inter_hops, self.inter_latency_s)
             + np.multiply(counts.inter_messages, self.inter_message_s)
-            + np.multiply(counts.inter_bytes, self.inter_s_per_byte),
+            + np.multiply(counts.inter_bytes, self.inter_s_per_byte)
+            + np.multiply(counts.total_messages, self.shared_message_s)
+            + np.multiply(counts.total_bytes, self.shared_s_per_byte),
             np.float64,
         )
 
@@ -147,14 +162,18 @@ def exchange_counts(
     n_e = np.asarray(layout.num_expert, np.float64)
     rows = np.asarray(tokens, np.float64)
     if gating == "agate":
-        reach = 1 - (1 - 1 / n_e) ** top_k  # share of the rows that one instance gets
-        there, extra = reach, METADATA_BYTES * top_k
+        there, extra = share_reached(n_e, top_k), METADATA_BYTES * top_k
     else:
         there, extra = np.ones_like(n_e), 0
     counts = _one_phase if plan == "1pc" else _two_phase
     dispatch = counts(layout, n_a, n_e, rows * there, hidden_size * activation_bytes + extra, plan)
     combine = counts(layout, n_a, n_e, rows * there, hidden_size * PARTIAL_BYTES, plan)
     return dispatch, combine
+
+
+def share_reached(instances: Numbers, top_k: int) -> Array:
+    """Share of the rows that have an expert on one given instance, of uniform routing."""
+    return np.asarray(1 - (1 - 1 / np.asarray(instances, np.float64)) ** top_k)
 
 
 def all_to_all_counts(
@@ -171,7 +190,7 @@ def all_to_all_counts(
     n = np.asarray(num_devices, np.float64)
     peers = np.minimum(n, gpus_per_node) - 1
     far = n - 1 - peers
-    each = np.asarray(tokens, np.float64) / n * (1 - (1 - 1 / n) ** top_k)
+    each = np.asarray(tokens, np.float64) / n * share_reached(n, top_k)
     row_bytes = hidden_size * activation_bytes + METADATA_BYTES * top_k
     return ExchangeCounts(
         intra_hops=np.minimum(peers, 1),
@@ -208,10 +227,8 @@ def _one_phase(
 def _two_phase(
     layout: NodeLayout, n_a: Array, n_e: Array, rows: Array, row_bytes: float, plan: Plan
 ) -> ExchangeCounts:
-    """Gather in the source node, between nodes, hand out in the destination node.
-
-    On one node all rows are where a local copy reaches them: one phase.
-    """
+    """Gather in the source node, between nodes, hand out in the destination node, one after
+    another; equal to counting the messages of `transport.plans` where nodes are full."""
     g = layout.gpus_per_node
     one_node = n_a + n_e <= g
     here = np.minimum(n_a, g)  # attention instances of the first node
@@ -229,17 +246,19 @@ def _two_phase(
         hops = 1.0 + (width > 1)
     elif plan == "2pc-direct":
         gather, between = aggregate * (1 - 1 / here), aggregate * targets
-        received, hand_out = everything, everything * np.minimum(experts - 1, 1)
+        received, hand_out = everything, everything * (experts - 1)
         messages = np.maximum(targets, sources)
         hops = 2.0 + (here > 1)
     else:  # relay: one message out, then around the ring of expert nodes
         gather, between = aggregate * (1 - 1 / here), aggregate
         received = everything
-        hand_out = everything * np.minimum(experts - 1, 1)
+        hand_out = everything * (experts - 1)
         messages = np.maximum(1.0, sources)
         hops = 2.0 + (here > 1)
     ring = np.maximum(targets - 1, 0) if plan == "2pc-relay" else 0.0
     local = everything / n_a * np.maximum(n_a, n_e)
+    if plan != "2pc-sharded":  # through one instance even on one node
+        local = everything * (1 - 1 / n_a) + everything * n_e
     return ExchangeCounts(
         intra_hops=np.where(one_node, 1.0, hops),
         intra_messages=np.where(one_node, np.maximum(n_a, n_e), here - 1 + experts - 1),

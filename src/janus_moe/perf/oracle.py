@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from janus_moe.errors import ConfigError
 from janus_moe.perf.arrays import Array, Numbers
 from janus_moe.perf.catalog import model_facts
-from janus_moe.perf.coefficients import OpLaw
+from janus_moe.perf.coefficients import Coefficients
+from janus_moe.perf.devices import device_profile
 from janus_moe.perf.estimate import Confidence, Estimate, weakest
 from janus_moe.perf.links import (
     ExchangeCounts,
@@ -26,13 +28,14 @@ from janus_moe.perf.links import (
     Plan,
     all_to_all_counts,
     exchange_counts,
+    share_reached,
 )
-from janus_moe.perf.models import GqaFacts, ModelFacts, with_precision
+from janus_moe.perf.models import ModelFacts, with_precision
 from janus_moe.perf.precision import (
     BYTES_PER_ACTIVATION,
-    BYTES_PER_WEIGHT,
     Format,
 )
+from janus_moe.perf.profile import Measured, Profile
 from janus_moe.perf.sides import Overheads, Side
 from janus_moe.perf.step import (
     LayerParts,
@@ -42,6 +45,7 @@ from janus_moe.perf.step import (
     layer_seconds,
     shares_of_time,
 )
+from janus_moe.perf.times import LawTimes, Times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,7 @@ class Oracle:
     """Latency of `model` with attention on one kind of device and experts on another.
 
     The model's own `weight_dtype` and `expert_dtype` are the precision; `build` changes them.
-    kv_format: of the KV cache.
+    kv_format: of the KV cache. measured: tables that replace the laws.
     """
 
     model: ModelFacts
@@ -58,6 +62,7 @@ class Oracle:
     links: LinkModel
     overheads: Overheads = field(default_factory=Overheads)
     kv_format: Format = "bfloat16"
+    measured: Measured | None = None
 
     @classmethod
     def build(
@@ -84,27 +89,57 @@ class Oracle:
             kv_format=kv_format,
         )
 
+    @classmethod
+    def from_profile(
+        cls,
+        profile: Profile,
+        num_attention: int,
+        num_expert: int,
+        transport: str = "shm",
+    ) -> Oracle:
+        """Of the machine and model that were measured, for a shape whose instances all share it.
+
+        Raises ConfigError for a transport that was not measured.
+        """
+        if transport not in profile.exchanges:
+            raise ConfigError(
+                f"the profile has no transport {transport!r}, only {', '.join(profile.exchanges)}"
+            )
+        device = device_profile(profile.device)
+        side = Side(device, Coefficients(device=profile.device, source="profile", laws={}))
+        measured = Measured.of(profile, num_attention, num_expert)
+        return cls(
+            model=profile.model,
+            attention_side=side,
+            expert_side=side,
+            links=LinkModel.of_one_host(profile.exchanges[transport], device),
+            overheads=Overheads(
+                step_s=profile.host.step_s,
+                token_s=profile.host.token_s,
+                confidence="interpolated",
+            ),
+            kv_format=profile.model.weight_dtype,
+            measured=measured,
+        )
+
     # One operation, arrays
 
     def attention_layer_s(self, tokens: Numbers, context: Numbers) -> Array:
         """Projections and attention of one layer for `tokens` sequences of `context` positions
         each, a mean over the layers where their windows differ."""
-        seconds = np.zeros(())
-        for count, rows, columns in self.model.attention.matrices(self.model.hidden_size):
-            seconds = seconds + self._product_s(tokens, count * rows, columns)
-        return np.asarray(seconds + self._cache_s(tokens, context))
+        return self._times.attention_layer_s(tokens, context)
 
     def dense_layer_s(self, tokens: Numbers) -> Array:
         """The MLP of a layer without experts."""
-        return self._mlp_s(tokens, self.model.dense_width)
+        return self._times.dense_layer_s(tokens)
 
     def shared_expert_s(self, tokens: Numbers) -> Array:
         """The shared experts of one layer; 0 where there are none."""
-        return self._mlp_s(tokens, self.model.shared_width)
+        return self._times.shared_expert_s(tokens)
 
     def lm_head_s(self, tokens: Numbers) -> Array:
         """Logits of `tokens` rows."""
-        return self._product_s(tokens, self.model.vocab_size, self.model.hidden_size)
+        return self._times.lm_head_s(tokens)
 
     def moe_layer_s(
         self,
@@ -118,16 +153,9 @@ class Oracle:
         activated: distinct experts there. tokens: (token, k) pairs there. rows: tokens that arrive,
         routed there or not; None: as many as pairs. slots: experts it holds; None: the activated.
         """
-        model = self.model
-        law = self.expert_side.law("moe", model.expert_dtype)
         arriving = tokens if rows is None else rows
         held = activated if slots is None else slots
-        return law.seconds(
-            activated * model.expert_bytes(),
-            2.0 * model.expert_weights * tokens,
-            units=arriving * (float(model.hidden_size) * model.top_k),
-            wide=np.asarray(arriving > held),
-        )
+        return self._times.moe_layer_s(activated, tokens, arriving, held)
 
     def exchange_s(self, counts: ExchangeCounts) -> Array:
         """One direction of one exchange."""
@@ -153,19 +181,12 @@ class Oracle:
         micro_batches: Numbers = 1,
     ) -> StepLoad:
         """A step of two pools that fill nodes in order; meanings as in `StepLoad`."""
-        layout = NodeLayout(
-            num_attention=num_attention,
-            num_expert=num_expert,
-            gpus_per_node=self.links.gpus_per_node,
-        )
-        dispatch, combine = exchange_counts(
-            layout,
+        counts = self.counts(
             np.asarray(batch, np.float64) / micro_batches,
-            self.model.hidden_size,
-            self.model.top_k,
+            num_attention,
+            num_expert,
             plan=plan,
             gating=gating,
-            activation_bytes=BYTES_PER_ACTIVATION[self.model.weight_dtype],
         )
         return StepLoad(
             batch=batch,
@@ -173,11 +194,37 @@ class Oracle:
             num_attention=num_attention,
             num_expert=num_expert,
             activated=activated,
-            dispatch_s=self.exchange_s(dispatch),
-            combine_s=self.exchange_s(combine),
+            dispatch_s=self.exchange_s(counts[0]),
+            combine_s=self.exchange_s(counts[1]),
             busiest_tokens=busiest_tokens,
+            rows=None if gating == "egate" else self._reached(batch, micro_batches, num_expert),
             micro_batches=micro_batches,
-            exchange_confidence=self.links.confidence(dispatch, combine),
+            exchange_confidence=self.links.confidence(*counts),
+        )
+
+    def counts(
+        self,
+        tokens: Numbers,
+        num_attention: Numbers,
+        num_expert: Numbers,
+        *,
+        plan: Plan = "2pc-sharded",
+        gating: Gating = "egate",
+    ) -> tuple[ExchangeCounts, ExchangeCounts]:
+        """(dispatch, combine) of one exchange of `tokens`, of pools that fill nodes in order."""
+        layout = NodeLayout(
+            num_attention=num_attention,
+            num_expert=num_expert,
+            gpus_per_node=self.links.gpus_per_node,
+        )
+        return exchange_counts(
+            layout,
+            tokens,
+            self.model.hidden_size,
+            self.model.top_k,
+            plan=plan,
+            gating=gating,
+            activation_bytes=BYTES_PER_ACTIVATION[self.model.weight_dtype],
         )
 
     def monolithic_load(
@@ -209,6 +256,7 @@ class Oracle:
             dispatch_s=self.exchange_s(counts),
             combine_s=self.exchange_s(counts),
             busiest_tokens=busiest_tokens,
+            rows=self._reached(batch, micro_batches, num_devices),
             micro_batches=micro_batches,
             deployment="monolithic",
             exchange_confidence=self.links.confidence(counts),
@@ -217,16 +265,18 @@ class Oracle:
     # One operation, numbers
 
     def attention_layer(self, tokens: float, context: float) -> Estimate:
-        return Estimate(float(self.attention_layer_s(tokens, context)), self._attention_confidence)
+        return Estimate(
+            float(self.attention_layer_s(tokens, context)), self._times.attention_confidence
+        )
 
     def dense_layer(self, tokens: float) -> Estimate:
-        return Estimate(float(self.dense_layer_s(tokens)), self._gemm_confidence)
+        return Estimate(float(self.dense_layer_s(tokens)), self._times.product_confidence)
 
     def shared_expert(self, tokens: float) -> Estimate:
-        return Estimate(float(self.shared_expert_s(tokens)), self._gemm_confidence)
+        return Estimate(float(self.shared_expert_s(tokens)), self._times.product_confidence)
 
     def lm_head(self, tokens: float) -> Estimate:
-        return Estimate(float(self.lm_head_s(tokens)), self._gemm_confidence)
+        return Estimate(float(self.lm_head_s(tokens)), self._times.product_confidence)
 
     def moe_layer(
         self,
@@ -236,7 +286,7 @@ class Oracle:
         slots: float | None = None,
     ) -> Estimate:
         seconds = self.moe_layer_s(activated, tokens, rows, slots)
-        return Estimate(float(seconds), self._moe_confidence)
+        return Estimate(float(seconds), self._times.experts_confidence)
 
     def exchange(self, counts: ExchangeCounts) -> Estimate:
         return Estimate(float(self.exchange_s(counts)), self.links.confidence(counts))
@@ -245,14 +295,16 @@ class Oracle:
         """A step of numbers, not arrays, with its parts."""
         values = {name: float(value) for name, value in self._step(load).items()}
         sure: Mapping[str, Confidence] = {
-            "attention": self._attention_confidence,
-            "shared expert": self._gemm_confidence,
+            "attention": self._times.attention_confidence,
+            "shared expert": self._times.product_confidence,
             "dispatch": load.exchange_confidence,
-            "experts": self._moe_confidence,
+            "experts": self._times.experts_confidence,
             "combine": load.exchange_confidence,
-            "dense layers": weakest((self._attention_confidence, self._gemm_confidence)),
-            "lm head": self._gemm_confidence,
-            "step": self.overheads.confidence,
+            "dense layers": weakest(
+                (self._times.attention_confidence, self._times.product_confidence)
+            ),
+            "lm head": self._times.product_confidence,
+            "host": self.overheads.confidence,
         }
         layer = {
             name: Estimate(values[f"layer {name}"], sure[name])
@@ -291,13 +343,14 @@ class Oracle:
         dense = model.num_dense_layers * (m * (attention + self.dense_layer_s(each)))
         head = m * self.lm_head_s(each)
         moe = model.num_moe_layers
-        tpot = moe * layer + dense + head + over.step_s
-        bound = moe * dependency_bound(parts, load.deployment) + (dense + head) / m + over.step_s
+        host = over.step_s + over.token_s * np.asarray(load.batch, np.float64)
+        tpot = moe * layer + dense + head + host
+        bound = moe * dependency_bound(parts, load.deployment) + (dense + head) / m + host
         return {
             **shares_of_time(parts, layer, moe, load.deployment),
             "dense layers": dense,
             "lm head": head,
-            "step": np.asarray(over.step_s),
+            "host": host,
             "tpot": tpot,
             "bound": bound,
             "layer attention": np.asarray(parts.attention),
@@ -307,61 +360,16 @@ class Oracle:
             "layer combine": np.asarray(parts.combine),
         }
 
-    def _product_s(self, tokens: Numbers, rows: int, columns: int) -> Array:
-        """A matrix of weights [rows, columns] times `tokens` columns."""
-        n = np.asarray(tokens, np.float64)
-        dtype = self.model.weight_dtype
-        moved = BYTES_PER_ACTIVATION[dtype] * n * (rows + columns)
-        return self._gemm_law.seconds(
-            rows * columns * BYTES_PER_WEIGHT[dtype] + moved,
-            2.0 * rows * columns * n,
-            depth=float(columns),
-        )
-
-    def _mlp_s(self, tokens: Numbers, width: int) -> Array:
-        if not width:
-            return np.zeros_like(np.asarray(tokens, np.float64))
-        hidden = self.model.hidden_size
-        return self._product_s(tokens, 2 * width, hidden) + self._product_s(tokens, hidden, width)
-
-    def _cache_s(self, tokens: Numbers, context: Numbers) -> Array:
-        attention, layers = self.model.attention, self.model.num_layers
-        if not (isinstance(attention, GqaFacts) and attention.window):
-            return self._attend_s(tokens, context)
-        share = attention.num_windowed_layers / layers
-        seen = np.minimum(context, attention.window)
-        return (1 - share) * self._attend_s(tokens, context) + share * self._attend_s(tokens, seen)
-
-    def _attend_s(self, tokens: Numbers, context: Numbers) -> Array:
-        attention = self.model.attention
-        heads = attention.num_kv_heads if isinstance(attention, GqaFacts) else 1
-        positions = np.asarray(tokens, np.float64) * context
-        return self._cache_law.seconds(
-            positions * self.model.kv_bytes_per_token_layer(self.kv_format),
-            positions * attention.flops_per_position,
-            units=tokens * float(heads),
-        )
+    def _reached(self, batch: Numbers, micro_batches: Numbers, instances: Numbers) -> Array:
+        """Rows of a micro-batch that arrive at one of the instances when each goes only where it
+        is routed, uniformly."""
+        rows = np.asarray(batch, np.float64) / micro_batches
+        return np.asarray(rows * share_reached(instances, self.model.top_k))
 
     @cached_property
-    def _cache_law(self) -> OpLaw:
-        is_gqa = isinstance(self.model.attention, GqaFacts)
-        return self.attention_side.law("gqa" if is_gqa else "mla", self.kv_format)
-
-    @cached_property
-    def _gemm_law(self) -> OpLaw:
-        return self.attention_side.law("gemm", self.model.weight_dtype)
-
-    @cached_property
-    def _gemm_confidence(self) -> Confidence:
-        return self._gemm_law.confidence
-
-    @cached_property
-    def _attention_confidence(self) -> Confidence:
-        return weakest((self._gemm_confidence, self._cache_law.confidence))
-
-    @cached_property
-    def _moe_confidence(self) -> Confidence:
-        return self.expert_side.law("moe", self.model.expert_dtype).confidence
+    def _times(self) -> Times:
+        laws = LawTimes(self.model, self.attention_side, self.expert_side, self.kv_format)
+        return laws if self.measured is None else self.measured
 
 
 def _links(attention: Side, expert: Side) -> LinkModel:

@@ -8,6 +8,7 @@ activation  which replica computes an activated expert
 placement   which expert instance holds which experts, by several methods and in the field's formats
 statistics  which experts were active lately, and together
 rebalancing whether another placement is worth the move
+exchange_choice  which exchange plan a batch gets
 estimate    how many experts the busiest instance will read
 routing_trace, replay, synthetic  recorded and invented routing, and what a policy makes of it
 

@@ -2,7 +2,7 @@
 
 poisson   arrivals without memory
 gamma     gaps from a gamma distribution; a coefficient of variation above 1 makes bursts
-diurnal   a daily cycle with bursts of minutes to hours; the highest is `peak_ratio` times the mean
+diurnal   a daily cycle with bursts of minutes; the highest is `peak_ratio` times the mean
           rate (the one-week production trace of arXiv 2512.13525, figure 4, has 7.5)
 
 Equal arguments and seed give equal requests.
@@ -141,11 +141,12 @@ def diurnal_profile(
 def _bursts(
     time: NDArray[np.float64], duration_s: float, peak_ratio: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """[time] bursts of 5 to 40 minutes' deviation, all narrower if their peak is too low so."""
+    """[time] bursts of 5 to 20 minutes' deviation, all narrower if their peak is too low so; the
+    highest is twice the second, three times the third, and so on."""
     count = max(1, round(BURSTS_PER_DAY * duration_s / DAY_S))
     centres = rng.uniform(0, duration_s, count)
-    heights = rng.uniform(0.3, 1.0, count)
-    widths = np.minimum(np.exp(rng.uniform(math.log(300), math.log(2400), count)), duration_s / 20)
+    heights = 1.0 / rng.permutation(np.arange(1, count + 1))
+    widths = np.minimum(np.exp(rng.uniform(math.log(300), math.log(1200), count)), duration_s / 20)
     while True:
         offsets = (time[:, None] - centres) / widths
         bursts: NDArray[np.float64] = np.exp(-0.5 * offsets**2) @ heights

@@ -11,12 +11,15 @@ from janus_moe.transport.base import (
     Work,
     spin_budget_us,
 )
+from janus_moe.transport.dist import DistExchange, DistLayout
 from janus_moe.transport.loopback import LoopbackExchange
 from janus_moe.transport.shm import ShmAddress, ShmLayout, ShmRegion
 
 __all__ = [
     "AttentionPort",
     "Combined",
+    "DistExchange",
+    "DistLayout",
     "Exchange",
     "ExpertPort",
     "LoopbackExchange",

@@ -126,6 +126,10 @@ class Board:
         """The latest step that any instance has announced, -1 for none."""
         return int(max(self._announced.tolist())) - 1
 
+    def latest_common(self) -> int:
+        """The latest step that every instance has announced, -1 for none."""
+        return int(min(self._announced.tolist())) - 1
+
     def all_announced(self, step: int) -> bool:
         return min(self._announced.tolist()) > step
 
@@ -180,6 +184,10 @@ class Board:
 
     def silent_experts(self, key: int) -> str:
         return self._names("expert", [e for e, seen in enumerate(self._replied) if seen != key])
+
+    def name(self, instance: InstanceId) -> str:
+        """`expert 0 (pid 12)`."""
+        return self._names(instance.pool, [instance.index])
 
     def _names(self, pool: str, indices: Iterable[int]) -> str:
         """`expert 0 (pid 12), expert 1 (never connected)`."""

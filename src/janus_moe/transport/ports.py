@@ -61,7 +61,7 @@ class Wiring:
     epoch: int
 
 
-class _Port:
+class Port:
     """What both ends have in common: waiting, waking and closing."""
 
     def __init__(
@@ -127,15 +127,24 @@ class _Port:
                     raise error
 
 
-class LockstepAttention(_Port):
-    """An `AttentionPort`."""
+class AttentionSteps(Port):
+    """The steps of an attention instance: announcing them, their epochs, the order of layers.
+
+    How rows travel is left to subclasses. check: raises ConfigError when a step with so many rows
+    does not fit.
+    """
 
     def __init__(
-        self, index: int, board: Board, wiring: Wiring, store: AttentionStore, rule: WaitRule
+        self,
+        index: int,
+        board: Board,
+        wiring: Wiring,
+        check: Callable[[int], None],
+        rule: WaitRule,
     ) -> None:
         instance = InstanceId(pool="attention", index=index)
         super().__init__(instance, board, wiring.attention_bells[index], wiring, rule)
-        self._store = store
+        self._check = check
         self._peers = [bell for i, bell in enumerate(wiring.attention_bells) if i != index]
         self._step = board.announced_steps(index) - 1
         self._num_tokens = 0
@@ -150,7 +159,7 @@ class LockstepAttention(_Port):
             raise ValueError(f"{self._instance}: begin_step between dispatch and combine")
         if num_tokens < 0:
             raise ValueError(f"{self._instance}: {num_tokens} tokens in a step")
-        self._store.check(num_tokens)
+        self._check(num_tokens)
         step = self._step + 1
         if self._peers:
             self._wait_for_announcements(step - 1, layer=0)
@@ -176,6 +185,54 @@ class LockstepAttention(_Port):
             self._check_open()
         self._woken = False
 
+    def _next_key(self, layer: int, hidden: Tensor) -> int:
+        key = exchange_key(self._step, layer)
+        if self._in_flight or key <= self._key or not 0 <= layer < MAX_LAYERS:
+            raise ValueError(
+                f"{self._instance}: dispatch of layer {layer} of step {self._step}: layers of a "
+                "step come in ascending order, each combined before the next"
+            )
+        if self._num_tokens == 0 or hidden.shape[0] != self._num_tokens:
+            raise ValueError(
+                f"{self._instance}: dispatch of {tuple(hidden.shape)} in step {self._step}, "
+                f"which was announced with {self._num_tokens} tokens"
+            )
+        return key
+
+    def _begin_layers(self, layer: int) -> tuple[int, ...]:
+        """Waits until everybody has announced the step; [attention instances] rows of each."""
+        self._wait_for_announcements(self._step, layer)
+        self._counts = counts = self._board.counts(self._step)
+        self._step_epoch = self._board.epoch(self._step)
+        return counts
+
+    def _wait_for_announcements(self, step: int, layer: int) -> None:
+        def late(waited_s: float) -> ExchangeTimeout:
+            peer = self._board.silent_announcers(step)
+            return ExchangeTimeout(
+                peer=peer, stage="announce", step=step, layer=layer, waited_s=waited_s
+            )
+
+        self._wait_for(lambda: self._board.all_announced(step), late)
+
+    def _late_reply(self, waited_s: float) -> ExchangeTimeout:
+        """Blames the attention instances that hold up the experts before the experts."""
+        step, layer = step_and_layer(self._key)
+        peer, stage = self._board.silent_dispatchers(self._key, self._counts or ()), "dispatch"
+        if not peer:
+            peer, stage = self._board.silent_experts(self._key), "reply"
+        return ExchangeTimeout(peer=peer, stage=stage, step=step, layer=layer, waited_s=waited_s)
+
+
+class LockstepAttention(AttentionSteps):
+    """An `AttentionPort` over shared memory."""
+
+    def __init__(
+        self, index: int, board: Board, wiring: Wiring, store: AttentionStore, rule: WaitRule
+    ) -> None:
+        super().__init__(index, board, wiring, store.check, rule)
+        self._store = store
+
     def dispatch(self, layer: int, hidden: Tensor) -> Ticket:
         key = self._next_key(layer, hidden)
         self._check_open()
@@ -197,60 +254,51 @@ class LockstepAttention(_Port):
         self._wait_for(lambda: self._board.all_replied(key), self._late_reply)
         self._in_flight = False
         notes = self._board.notes()
-        first = notes[0].routing_digest
-        if any(note.routing_digest != first for note in notes):
-            raise _divergence(ticket, notes)
+        check_routing(ticket, notes)
         return Combined(self._store.combined(), notes)
 
-    def _next_key(self, layer: int, hidden: Tensor) -> int:
-        key = exchange_key(self._step, layer)
-        if self._in_flight or key <= self._key or not 0 <= layer < MAX_LAYERS:
-            raise ValueError(
-                f"{self._instance}: dispatch of layer {layer} of step {self._step}: layers of a "
-                "step come in ascending order, each combined before the next"
-            )
-        if self._num_tokens == 0 or hidden.shape[0] != self._num_tokens:
-            raise ValueError(
-                f"{self._instance}: dispatch of {tuple(hidden.shape)} in step {self._step}, "
-                f"which was announced with {self._num_tokens} tokens"
-            )
-        return key
-
     def _open_step(self, layer: int) -> tuple[int, ...]:
-        self._wait_for_announcements(self._step, layer)
-        self._counts = counts = self._board.counts(self._step)
-        self._step_epoch = self._board.epoch(self._step)
+        counts = self._begin_layers(layer)
         self._store.open_step(counts)
         return counts
 
-    def _wait_for_announcements(self, step: int, layer: int) -> None:
-        def late(waited_s: float) -> ExchangeTimeout:
-            peer = self._board.silent_announcers(step)
-            return ExchangeTimeout(
-                peer=peer, stage="announce", step=step, layer=layer, waited_s=waited_s
+
+class ExpertExchanges(Port):
+    """What an expert instance has answered, and who keeps it waiting."""
+
+    def __init__(self, index: int, board: Board, wiring: Wiring, rule: WaitRule) -> None:
+        instance = InstanceId(pool="expert", index=index)
+        super().__init__(instance, board, wiring.expert_bells[index], wiring, rule)
+        self._done = board.latest_reply(index)
+
+    def _check_reply(self, work: Work, partial: Tensor) -> None:
+        self._check_open()
+        if partial.shape != work.hidden.shape:
+            raise ValueError(
+                f"{self._instance}: reply of {tuple(partial.shape)} to {tuple(work.hidden.shape)}"
             )
 
-        self._wait_for(lambda: self._board.all_announced(step), late)
-
-    def _late_reply(self, waited_s: float) -> ExchangeTimeout:
-        """Blames the attention instances that hold up the experts before the experts."""
-        step, layer = step_and_layer(self._key)
-        peer, stage = self._board.silent_dispatchers(self._key, self._counts or ()), "dispatch"
+    def _late_dispatch(self, waited_s: float) -> ExchangeTimeout | None:
+        key = self._board.latest_dispatched()
+        if key > self._done:
+            step, layer = step_and_layer(key)
+            peer, stage = self._board.silent_dispatchers(key, self._board.counts(step)), "dispatch"
+        else:
+            step, layer = self._board.latest_announced(), 0
+            peer, stage = self._board.silent_announcers(step), "announce"
         if not peer:
-            peer, stage = self._board.silent_experts(self._key), "reply"
+            return None
         return ExchangeTimeout(peer=peer, stage=stage, step=step, layer=layer, waited_s=waited_s)
 
 
-class LockstepExpert(_Port):
-    """An `ExpertPort`."""
+class LockstepExpert(ExpertExchanges):
+    """An `ExpertPort` over shared memory."""
 
     def __init__(
         self, index: int, board: Board, wiring: Wiring, store: ExpertStore, rule: WaitRule
     ) -> None:
-        instance = InstanceId(pool="expert", index=index)
-        super().__init__(instance, board, wiring.expert_bells[index], wiring, rule)
+        super().__init__(index, board, wiring, rule)
         self._store = store
-        self._done = board.latest_reply(index)
         self._ready: tuple[int, tuple[int, ...]] | None = None
 
     def accept(self) -> Work | None:
@@ -265,11 +313,7 @@ class LockstepExpert(_Port):
         return Work(ticket, self._store.batch(counts), counts)
 
     def reply(self, work: Work, partial: Tensor, note: ReplyNote) -> None:
-        self._check_open()
-        if partial.shape != work.hidden.shape:
-            raise ValueError(
-                f"{self._instance}: reply of {tuple(partial.shape)} to {tuple(work.hidden.shape)}"
-            )
+        self._check_reply(work, partial)
         self._store.put(partial)
         self._done = key = exchange_key(work.ticket.step, work.ticket.layer)
         self._board.reply(self._index, key, note)
@@ -290,22 +334,14 @@ class LockstepExpert(_Port):
         self._ready = (key, counts)
         return self._board.all_dispatched(key, counts)
 
-    def _late_dispatch(self, waited_s: float) -> ExchangeTimeout | None:
-        key = self._board.latest_dispatched()
-        if key > self._done:
-            step, layer = step_and_layer(key)
-            peer, stage = self._board.silent_dispatchers(key, self._board.counts(step)), "dispatch"
-        else:
-            step, layer = self._board.latest_announced(), 0
-            peer, stage = self._board.silent_announcers(step), "announce"
-        if not peer:
-            return None
-        return ExchangeTimeout(peer=peer, stage=stage, step=step, layer=layer, waited_s=waited_s)
 
-
-def _divergence(ticket: Ticket, notes: tuple[ReplyNote, ...]) -> RoutingDivergence:
+def check_routing(ticket: Ticket, notes: tuple[ReplyNote, ...]) -> None:
+    """Raises RoutingDivergence unless all expert instances have routed the batch alike."""
+    first = notes[0].routing_digest
+    if all(note.routing_digest == first for note in notes):
+        return
     digests = ", ".join(f"expert {e}: {note.routing_digest}" for e, note in enumerate(notes))
-    return RoutingDivergence(
+    raise RoutingDivergence(
         f"expert instances disagree on the routing of step {ticket.step}, layer {ticket.layer} "
         f"(digests: {digests})"
     )

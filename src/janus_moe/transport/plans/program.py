@@ -107,7 +107,7 @@ class Stage:
     moves: tuple[Move, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Program:
     """Stages in order; those in which the instance has nothing to do are left out."""
 

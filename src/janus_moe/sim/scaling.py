@@ -1,0 +1,133 @@
+"""Which deployment to have: what a policy of scaling sees and answers, and two simple ones.
+
+The planner's policies satisfy the same protocol. Nothing here knows how a change is carried out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from janus_moe.errors import ConfigError
+from janus_moe.sim.deployment import Deployment
+
+
+class Demand(NamedTuple):
+    """What has arrived since the last decision.
+
+    requests_per_s: mean. peak_requests_per_s: of the busiest minute. prompt_tokens,
+    output_tokens: means per request. num_present: requests in the system now.
+    """
+
+    requests_per_s: float
+    peak_requests_per_s: float
+    prompt_tokens: float
+    output_tokens: float
+    num_present: int
+
+    @property
+    def output_tokens_per_s(self) -> float:
+        return self.requests_per_s * self.output_tokens
+
+
+class ScalingPolicy(Protocol):
+    """name: as in reports. A policy may remember; it gets every decision in order of time."""
+
+    @property
+    def name(self) -> str: ...
+
+    def decide(self, now_s: float, demand: Demand, current: Deployment | None) -> Deployment:
+        """The deployment to have from now on; `current` at the first decision is None."""
+        ...
+
+
+@dataclass(frozen=True)
+class Static:
+    """Always the same deployment."""
+
+    deployment: Deployment
+    name: str = "static"
+
+    def decide(self, now_s: float, demand: Demand, current: Deployment | None) -> Deployment:
+        return self.deployment
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewestGpus:
+    """The fewest GPUs whose steps keep to the objective under the last interval's mean rate.
+
+    headroom: rate to provide for over the rate that was seen. Among equals the larger capacity
+    wins. When nothing suffices: what has the most capacity.
+    """
+
+    candidates: Sequence[Deployment]
+    tpot_slo_s: float
+    headroom: float = 1.3
+    name: str = "janus"
+    _known: dict[tuple[str, float, float], float] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.candidates:
+            raise ConfigError(
+                f"policy {self.name}: no deployment of this model fits on these GPUs; allow more "
+                "GPUs, or a device with more memory"
+            )
+
+    def decide(self, now_s: float, demand: Demand, current: Deployment | None) -> Deployment:
+        wanted = demand.output_tokens_per_s * self.headroom
+        able = [(self._capacity(one, demand), one) for one in self.candidates]
+        enough = [pair for pair in able if pair[0] >= wanted]
+        if not enough:
+            return max(able, key=lambda pair: (pair[0], -pair[1].num_gpus))[1]
+        return min(enough, key=lambda pair: (pair[1].num_gpus, -pair[0]))[1]
+
+    def _capacity(self, deployment: Deployment, demand: Demand) -> float:
+        """Remembered for lengths rounded to 5 %, rounded up."""
+        prompt, output = (1.05 ** _steps_up(x) for x in demand[2:4])
+        key = deployment.name, prompt, output
+        if key not in self._known:
+            self._known[key] = deployment.capacity(self.tpot_slo_s, prompt, output)
+        return self._known[key]
+
+
+def _steps_up(tokens: float) -> int:
+    return math.ceil(math.log(max(tokens, 1.0)) / math.log(1.05) - 1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How fast instances change. start_s: a new process until it loads, and warm-up after.
+
+    load_bytes_per_s: weights from storage or host memory, per instance. move_bytes_per_s: replicas
+    between instances. The defaults are assumptions: PCIe 5 from page cache, half a 400 Gb/s link.
+    """
+
+    start_s: float = 20.0
+    load_bytes_per_s: float = 10e9
+    move_bytes_per_s: float = 25e9
+
+    def __post_init__(self) -> None:
+        if self.start_s < 0 or self.load_bytes_per_s <= 0 or self.move_bytes_per_s <= 0:
+            raise ConfigError(f"loading needs times from 0 s and rates above 0, got {self}")
+
+    def change_s(self, old: Deployment, new: Deployment) -> float:
+        """Until `new` serves: new instances load all they hold, in parallel; instances of an expert
+        pool that changes size exchange the share of replicas that changes its place."""
+        load, move = 0.0, 0.0
+        before, after = old.size, new.size
+        same_kind = before.monolithic == after.monolithic
+        grows_attention = after.num_attention > before.num_attention or not same_kind
+        grows_experts = after.num_expert > before.num_expert
+        if grows_attention:
+            load = new.attention_bytes + (new.expert_bytes if after.monolithic else 0.0)
+        if grows_experts or not same_kind:
+            load = max(load, new.expert_bytes)
+        old_pool = before.num_attention if before.monolithic else before.num_expert
+        new_pool = after.num_attention if after.monolithic else after.num_expert
+        if same_kind and old_pool != new_pool:
+            share = abs(new_pool - old_pool) / max(new_pool, old_pool)
+            move = share * new.expert_bytes / self.move_bytes_per_s
+        start = self.start_s + load / self.load_bytes_per_s if load else 0.0
+        return max(start, move)

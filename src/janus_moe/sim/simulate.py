@@ -1,0 +1,262 @@
+"""A workload through a policy of scaling: decisions, changes under way, and who holds which GPU.
+
+A change works like this. At the decision the added GPUs are taken and load; the old deployment
+serves on. When all is loaded the new deployment's steps begin: added attention instances take
+requests, superfluous ones take no more and are given back when their last request ends, superfluous
+expert instances at once. One change at a time. Only sums of GPU time are kept here; `report`
+makes figures of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_moe.errors import ConfigError
+from janus_moe.sim import state
+from janus_moe.sim.deployment import Deployment
+from janus_moe.sim.pools import AttentionPool, CompiledPool
+from janus_moe.sim.scaling import Demand, Loading, ScalingPolicy
+from janus_moe.sim.state import Limits, Records
+from janus_moe.sim.workload import Workload
+
+PoolFactory = Callable[[Workload, Limits, int, float, int], AttentionPool]
+"""(workload, limits, most instances, interval, steps to log); `CompiledPool` or `PolicyPool`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """interval_s: between decisions, and of the report. check_s: between looks at the load.
+
+    on_load: decide before the interval is over when a look finds this many times the rate that the
+    last decision saw; None: never.
+    """
+
+    interval_s: float = 900.0
+    check_s: float = 60.0
+    on_load: float | None = None
+    max_instances: int = 256
+    log_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.check_s <= self.interval_s:
+            raise ConfigError(
+                f"decisions every {self.interval_s} s with looks every {self.check_s} s; expected "
+                "above 0, and the looks at least as often"
+            )
+        if self.on_load is not None and not self.on_load > 1:
+            raise ConfigError(f"deciding on load needs a factor above 1, got {self.on_load}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """decided_s, serving_s: when it was made, and when the deployment began to serve."""
+
+    decided_s: float
+    serving_s: float
+    deployment: str
+    num_gpus: int
+    demand: Demand
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Simulation:
+    """What happened. gpu_changes: (time, GPUs taken or, negative, given back), by time.
+
+    requests, interval, log: see `state`. end_s: the last request ends.
+    """
+
+    policy: str
+    workload: Workload
+    timing: Timing
+    requests: Records
+    interval: NDArray[np.float64]
+    log: NDArray[np.float64]
+    decisions: tuple[Decision, ...]
+    gpu_changes: tuple[tuple[float, int], ...]
+    end_s: float
+    num_steps: int
+    num_preemptions: int
+
+
+def simulate(
+    workload: Workload,
+    policy: ScalingPolicy,
+    timing: Timing | None = None,
+    loading: Loading | None = None,
+    new_pool: PoolFactory = CompiledPool,
+) -> Simulation:
+    """Runs until every request has ended. The first decision sees the first interval's demand, as
+    if it had been like that before, and is in force at once."""
+    timing = timing or Timing()
+    run = _Run(workload, policy, timing, loading or Loading(), new_pool)
+    while not run.advance():
+        pass
+    return run.result()
+
+
+@dataclass
+class _Change:
+    deployment: Deployment
+    serving_s: float
+
+
+@dataclass
+class _Run:
+    workload: Workload
+    policy: ScalingPolicy
+    timing: Timing
+    loading: Loading
+    new_pool: PoolFactory
+    decisions: list[Decision] = field(default_factory=list)
+    gpu_changes: list[tuple[float, int]] = field(default_factory=list)
+    change: _Change | None = None
+
+    def __post_init__(self) -> None:
+        timing = self.timing
+        demand = self._demand(0.0, timing.interval_s)
+        first = self.policy.decide(0.0, demand, None)
+        self.current = first
+        self.pool = self.new_pool(
+            self.workload, first.limits, timing.max_instances, timing.interval_s, timing.log_steps
+        )
+        self.draining: set[int] = set()
+        self._resize(first, 0.0)
+        self.gpu_changes.append((0.0, first.num_gpus))
+        self.decisions.append(_decision(0.0, 0.0, first, demand))
+        self.seen = demand
+        self.next_decision_s, self.next_check_s = timing.interval_s, timing.check_s
+
+    def advance(self) -> bool:
+        """To the next moment at which something may be decided or changed; True at the end."""
+        until = self.next_check_s
+        if self.change:
+            until = min(until, self.change.serving_s)
+        done = self.pool.run(until, self.current.table)
+        self._give_back_drained()
+        if done:
+            return True
+        if self.change and self.change.serving_s <= until:
+            self._switch(self.change)
+        if until >= self.next_check_s:
+            self._look(until)
+        return False
+
+    def result(self) -> Simulation:
+        pool, end_s = self.pool, self.pool.now_s
+        held = sum(delta for _, delta in self.gpu_changes)
+        changes = [*self.gpu_changes, (end_s, -held)]
+        return Simulation(
+            policy=self.policy.name,
+            workload=self.workload,
+            timing=self.timing,
+            requests=pool.requests,
+            interval=pool.interval,
+            log=pool.log,
+            decisions=tuple(self.decisions),
+            gpu_changes=tuple(sorted((min(time, end_s), delta) for time, delta in changes)),
+            end_s=end_s,
+            num_steps=pool.num_steps,
+            num_preemptions=pool.num_preemptions,
+        )
+
+    def _look(self, now_s: float) -> None:
+        self.next_check_s = now_s + self.timing.check_s
+        due = now_s >= self.next_decision_s
+        if not due and self.timing.on_load is not None:
+            recent = self._demand(now_s - self.timing.check_s, now_s)
+            due = recent.requests_per_s > self.timing.on_load * self.seen.requests_per_s
+        if not due or self.change:
+            return
+        early = now_s < self.next_decision_s
+        window = self.timing.check_s if early else self.timing.interval_s
+        demand = self._demand(now_s - window, now_s)
+        self.next_decision_s = now_s + self.timing.interval_s
+        self.seen = demand
+        wanted = self.policy.decide(now_s, demand, self.current)
+        if wanted.name == self.current.name:
+            return
+        serving_s = now_s + self.loading.change_s(self.current, wanted)
+        added = (
+            max(0, wanted.size.num_attention - self.current.size.num_attention),
+            max(0, wanted.size.num_expert - self.current.size.num_expert),
+        )
+        self.gpu_changes.append((now_s, sum(added)))
+        self.decisions.append(_decision(now_s, serving_s, wanted, demand))
+        self.change = _Change(wanted, serving_s)
+
+    def _switch(self, change: _Change) -> None:
+        now_s, old, new = change.serving_s, self.current, change.deployment
+        self.gpu_changes.append((now_s, -max(0, old.size.num_expert - new.size.num_expert)))
+        self._resize(new, now_s)
+        self.current, self.change = new, None
+
+    def _resize(self, deployment: Deployment, now_s: float) -> None:
+        """Attention instances: draining ones come back first, those with least to do go first."""
+        instances = self.pool.instances
+        active = np.flatnonzero(instances["status"] == state.ACTIVE)
+        missing = deployment.size.num_attention - len(active)
+        back = sorted(self.draining)[: max(missing, 0)]
+        absent = np.flatnonzero(instances["status"] == state.ABSENT)
+        new = absent[: max(missing - len(back), 0)].tolist()
+        if missing > len(back) + len(new):
+            raise ConfigError(
+                f"{deployment.name} needs more than {len(instances)} attention instances, drained "
+                "ones included; allow more with max_instances"
+            )
+        for instance in (*back, *new):
+            self.pool.activate(instance, deployment.kv_blocks)
+        if back:  # they were never given back, and the change has taken GPUs for them
+            self.gpu_changes.append((now_s, -len(back)))
+            self.draining.difference_update(back)
+        present = instances["running"][active] + instances["waiting"][active]
+        order = np.lexsort((-active, present))
+        for instance in active[order[: max(-missing, 0)]].tolist():
+            self.pool.drain(instance, now_s)
+            self.draining.add(instance)
+        self._give_back_drained()
+
+    def _give_back_drained(self) -> None:
+        instances = self.pool.instances
+        for instance in sorted(self.draining):
+            if instances["status"][instance] == state.ABSENT:
+                self.gpu_changes.append((float(instances["drained_s"][instance]), -1))
+                self.draining.discard(instance)
+
+    def _demand(self, start_s: float, end_s: float) -> Demand:
+        workload = self.workload
+        first, last = np.searchsorted(workload.arrival_s, [max(start_s, 0.0), end_s])
+        length = end_s - max(start_s, 0.0)
+        if first == last:
+            before = self.decisions[-1].demand if self.decisions else None
+            lengths = (before.prompt_tokens, before.output_tokens) if before else (1.0, 1.0)
+            return Demand(0.0, 0.0, *lengths, self._present(last))
+        bins = np.arange(max(start_s, 0.0), end_s + 1e-9, min(60.0, length))
+        busiest = np.histogram(workload.arrival_s[first:last], bins)[0].max(initial=0)
+        return Demand(
+            requests_per_s=float(last - first) / length,
+            peak_requests_per_s=float(busiest) / min(60.0, length),
+            prompt_tokens=float(workload.prompt_tokens[first:last].mean()),
+            output_tokens=float(workload.output_tokens[first:last].mean()),
+            num_present=self._present(last),
+        )
+
+    def _present(self, num_arrived: int) -> int:
+        if not self.decisions:
+            return 0
+        return int(self.pool.instances["running"].sum() + self.pool.instances["waiting"].sum())
+
+
+def _decision(
+    decided_s: float, serving_s: float, deployment: Deployment, demand: Demand
+) -> Decision:
+    return Decision(
+        decided_s=decided_s,
+        serving_s=serving_s,
+        deployment=deployment.name,
+        num_gpus=deployment.num_gpus,
+        demand=demand,
+    )

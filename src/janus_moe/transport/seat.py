@@ -1,0 +1,168 @@
+"""One instance's seat at an exchange among processes: board, bell, news, executor, and its end.
+
+Whatever ends the seat (a deadline, a peer that is gone, a shutdown here or elsewhere) ends all
+waits of the instance with one error, and tells everybody else why. One thread watches data waits,
+which a bell cannot end: when nothing in the whole exchange moves for `timeout_s`, it ends them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from janus_moe.errors import ExchangeClosed, ExchangeError, ExchangeTimeout, PeerLost
+from janus_moe.spec import InstanceId, PoolShape
+from janus_moe.transport.bells import Bell, ThreadBell
+from janus_moe.transport.board import Board, board_bytes
+from janus_moe.transport.channel import Channel
+from janus_moe.transport.executor import Executor
+from janus_moe.transport.news import Farewell, News
+from janus_moe.transport.plans.topology import Topology
+from janus_moe.transport.ports import Wiring
+
+Late = Callable[[float], ExchangeTimeout | None]
+_NEWS_S = 1.0
+_LIMIT = 1.5  # of a wait, in timeouts; the watch ends it after 1 to 1.25
+
+
+class _Nobody:
+    """The bell of an instance in another process: news wake it."""
+
+    def ring(self) -> None: ...
+
+    def park(self, timeout_s: float | None) -> None:
+        raise NotImplementedError("only its own process waits for an instance")
+
+
+class Seat:
+    """epoch: of the first steps. executor: runs this instance's programs over `channel`."""
+
+    def __init__(
+        self,
+        instance: InstanceId,
+        topology: Topology,
+        channel: Channel,
+        executor: Executor,
+        epoch: int,
+    ) -> None:
+        self.instance = instance
+        self.topology = topology
+        self.executor = executor
+        self.bell = ThreadBell()
+        self.doing: tuple[str, int, int] = ("announce", 0, 0)  # stage, step, layer
+        self._channel = channel
+        self._shape = PoolShape(attention=topology.num_attention, expert=topology.num_experts)
+        self._words = memoryview(bytearray(board_bytes(self._shape))).cast("q")
+        self._board = self.board()
+        self._failure: ExchangeError | None = None
+        self._failing = threading.Lock()
+        self._failed = threading.Event()
+        self._wait: tuple[float, Late] | None = None
+        self._watch: threading.Thread | None = None
+        rank = executor.rank
+        self.news = News(
+            rank,
+            topology.num_ranks,
+            channel,
+            self._words,
+            on_line=self.bell.ring,
+            on_farewell=self._hear_farewell,
+            on_lost=self._lose,
+        )
+        bells: list[Bell] = [
+            self.bell if other == rank else _Nobody() for other in range(topology.num_ranks)
+        ]
+        self.wiring = Wiring(
+            attention_bells=bells[: topology.num_attention],
+            expert_bells=bells[topology.num_attention :],
+            start_experts=lambda key: None,
+            why_closed=self.why_closed,
+            epoch=epoch,
+        )
+        self.news.start()
+
+    def board(self) -> Board:
+        """A view of the board for one thread."""
+        return Board(self._shape, self._words)
+
+    def take(self, timeout_s: float) -> None:
+        """Called once by the port: lets everybody know it is here, and starts the watch.
+
+        The watch knows better who is late, but gloo loses track of a message that was under way
+        when its connection closed: then only the limit of that wait itself ends it.
+        """
+        self.news.push()
+        self.executor.timeout_s = _LIMIT * timeout_s
+        self._watch = threading.Thread(
+            target=self._keep_watch, args=(timeout_s,), name=f"watch {self.instance}", daemon=True
+        )
+        self._watch.start()
+
+    @contextmanager
+    def data_wait(self, stage: str, step: int, layer: int, late: Late) -> Iterator[None]:
+        """Watches over what is done inside; its errors become the seat's."""
+        self.doing = (stage, step, layer)
+        self._wait = (time.monotonic(), late)
+        try:
+            yield
+        except ExchangeError as error:
+            raise self._reason(error) from error
+        finally:
+            self._wait = None
+
+    def fail(self, error: ExchangeError) -> None:
+        """Ends all waits of this instance with `error` and tells the others; the first call
+        counts."""
+        with self._failing:
+            if self._failure is not None:
+                return
+            self._failure = error
+        self._board_close()
+        self.news.farewell(error)
+        self._channel.abort()
+        self._failed.set()
+        self.bell.ring()
+
+    def why_closed(self) -> ExchangeError:
+        return self._failure or ExchangeClosed("the exchange was shut down")
+
+    def close(self) -> None:
+        """Leaves, and waits for the seat's threads to end."""
+        self.fail(ExchangeClosed("the exchange was shut down"))
+        self.news.join(5.0)
+        if self._watch is not None and self._watch is not threading.current_thread():
+            self._watch.join(5.0)
+
+    def _board_close(self) -> None:
+        self._words[0] = 1
+
+    def _reason(self, error: ExchangeError) -> ExchangeError:
+        """Why a data wait ended: news may say it better than the connection."""
+        if not isinstance(error, (PeerLost, ExchangeClosed)) or not self._failed.wait(_NEWS_S):
+            self.fail(error)
+        return self.why_closed()
+
+    def _hear_farewell(self, rank: int, farewell: Farewell) -> None:
+        self.fail(farewell.error(self._name(rank)))
+
+    def _lose(self, rank: int) -> None:
+        stage, step, layer = self.doing
+        self.fail(PeerLost(peer=self._name(rank), stage=stage, step=step, layer=layer))
+
+    def _name(self, rank: int) -> str:
+        return self.board().name(self.topology.instance(rank))
+
+    def _keep_watch(self, timeout_s: float) -> None:
+        board = self.board()
+        seen, since = board.progress(), time.monotonic()
+        while not self._failed.wait(timeout_s / 4):
+            self.news.push(even_if_old=False)
+            progress, now, wait = board.progress(), time.monotonic(), self._wait
+            if progress != seen:
+                seen, since = progress, now
+            elif wait is not None and now - max(since, wait[0]) >= timeout_s:
+                error = wait[1](now - max(since, wait[0]))
+                if error is not None:
+                    self.fail(error)

@@ -1,0 +1,204 @@
+"""What the exchange among processes promises beside the contract: its layout, trouble, garbage."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+
+import msgspec
+import pytest
+import torch
+
+from janus_moe.errors import (
+    ConfigError,
+    ExchangeClosed,
+    ExchangeError,
+    ExchangeTimeout,
+    PeerLost,
+)
+from janus_moe.spec import InstanceId, PoolShape
+from janus_moe.transport import AttentionPort, ReplyNote, WaitRule
+from janus_moe.transport.dist import DistExchange, DistLayout
+from janus_moe.transport.news import Farewell, decode_farewell
+from janus_moe.transport.rendezvous import MemoryRendezvous
+
+HOST = "127.0.0.1"
+LAYOUT = DistLayout(
+    shape=PoolShape(attention=1, expert=2),
+    hidden_size=4,
+    dtype="bfloat16",
+    max_tokens=8,
+    attention_nodes=(0,),
+    expert_nodes=(1, 1),
+    plan="2pc-direct",
+)
+
+
+@contextmanager
+def joined(layout: DistLayout, meeting: MemoryRendezvous) -> Iterator[list[DistExchange]]:
+    """One end per instance, attention first."""
+    shape = layout.shape
+    instances = [InstanceId(pool="attention", index=i) for i in range(shape.attention)]
+    instances += [InstanceId(pool="expert", index=e) for e in range(shape.expert)]
+    with ThreadPoolExecutor(len(instances)) as threads:
+        joins = [threads.submit(DistExchange, layout, i, meeting, HOST) for i in instances]
+        ends = [join.result(60) for join in joins]
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            end.close()
+
+
+def serve(end: DistExchange, rule: WaitRule) -> None:
+    """An expert instance that doubles and counts itself."""
+    port = end.expert_port(end.instance.index, rule)
+    with suppress(ExchangeError):
+        while True:
+            work = port.accept()
+            if work is not None:
+                port.reply(work, 2 * work.hidden.float(), ReplyNote(1, 2))
+
+
+def exchange(port: AttentionPort, value: float) -> torch.Tensor:
+    port.begin_step(3)
+    hidden = torch.full((3, 4), value, dtype=torch.bfloat16)
+    return port.combine(port.dispatch(0, hidden)).hidden
+
+
+def test_a_layout_survives_messagepack_and_checks_itself() -> None:
+    data = msgspec.msgpack.encode(LAYOUT)
+    assert msgspec.msgpack.decode(data, type=DistLayout) == LAYOUT
+    with pytest.raises(ConfigError, match=r"nodes of 2 attention and 2 expert.*1A2E"):
+        msgspec.structs.replace(LAYOUT, attention_nodes=(0, 0))
+    with pytest.raises(msgspec.ValidationError, match="3pc"):
+        msgspec.msgpack.decode(data.replace(b"2pc-direct", b"3pc-direct"), type=DistLayout)
+
+
+def test_dtypes_and_indices_that_are_wrong_are_refused_with_both() -> None:
+    with joined(LAYOUT, MemoryRendezvous()) as ends:
+        with pytest.raises(ConfigError, match="attention 0, not of expert 1"):
+            ends[0].expert_port(1, WaitRule())
+        port = ends[0].attention_port(0, WaitRule())
+        with pytest.raises(ConfigError, match=r"9 tokens.*room for 8.*--max-num-batched-tokens"):
+            port.begin_step(9)
+        port.begin_step(1)
+        with pytest.raises(ValueError, match=r"float32.*bfloat16"):
+            port.dispatch(0, torch.zeros(1, 4))
+
+
+def test_garbage_on_the_listening_port_disturbs_nothing() -> None:
+    meeting = Listening()
+    rule = WaitRule(timeout_s=20.0)
+    with joined(LAYOUT, meeting) as ends, ThreadPoolExecutor(2) as threads:
+        for end in ends[1:]:
+            threads.submit(serve, end, rule)
+        port = ends[0].attention_port(0, rule)
+        assert meeting.ports, "gloo published no address"
+        for number, address in enumerate(meeting.ports):
+            for payload in (b"", b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 64):
+                with suppress(OSError), socket.create_connection((HOST, address), 5) as stranger:
+                    stranger.sendall(payload)
+                    assert torch.equal(exchange(port, number), torch.full((3, 4), 4.0 * number))
+        ends[0].shutdown()
+
+
+class Listening(MemoryRendezvous):
+    """Notes on which ports this process listens once addresses are known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ports: set[int] = set()
+
+    def put(self, key: str, value: bytes) -> None:
+        super().put(key, value)
+        self.ports |= _listening_ports()
+
+
+def _listening_ports() -> set[int]:
+    import psutil
+
+    return {c.laddr.port for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN"}
+
+
+def test_the_port_is_bound_to_the_given_address_only() -> None:
+    import psutil
+
+    with joined(LAYOUT, MemoryRendezvous()):
+        listening = [c for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN"]
+        assert {c.laddr.ip for c in listening} == {HOST}
+
+
+def test_a_connection_that_closes_ends_all_waits_and_names_the_peer() -> None:
+    rule = WaitRule(timeout_s=20.0)
+    with joined(LAYOUT, MemoryRendezvous()) as ends, ThreadPoolExecutor(2) as threads:
+        waiting = threads.submit(ends[1].expert_port(0, rule).accept)
+        ends[2].expert_port(1, rule)
+        port = ends[0].attention_port(0, rule)
+        port.begin_step(1)
+        ticket = port.dispatch(3, torch.zeros(1, 4, dtype=torch.bfloat16))
+        waiting.result(10)
+        ends[2]._seat._channel.abort()  # as if its process were killed
+        started = time.monotonic()
+        with pytest.raises(PeerLost, match=r"^expert 1 \(pid \d+\) is gone") as caught:
+            port.combine(ticket)
+        assert time.monotonic() - started < 10.0
+        assert (caught.value.step, caught.value.layer) == (0, 3)
+
+
+def test_nobody_waits_forever_for_instances_that_never_come() -> None:
+    first = InstanceId(pool="attention", index=0)
+    refusal = pytest.raises(ExchangeError, match=r"rank 0 of 3.*127\.0\.0\.1.*within 0\.3 s")
+    with refusal:
+        DistExchange(LAYOUT, first, MemoryRendezvous(), HOST, connect_timeout_s=0.3)
+
+
+def test_an_address_of_another_host_is_refused() -> None:
+    first = InstanceId(pool="attention", index=0)
+    with pytest.raises(ExchangeError, match=r"203\.0\.113\.1"):
+        DistExchange(LAYOUT, first, MemoryRendezvous(), "203.0.113.1", connect_timeout_s=0.3)
+
+
+def test_threads_end_with_their_exchange() -> None:
+    before = threading.active_count()
+    rule = WaitRule(timeout_s=20.0)
+    with joined(LAYOUT, MemoryRendezvous()) as ends, ThreadPoolExecutor(2) as threads:
+        for end in ends[1:]:
+            threads.submit(serve, end, rule)
+        port = ends[0].attention_port(0, rule)
+        for step in range(3):
+            assert torch.equal(exchange(port, step), torch.full((3, 4), 4.0 * step))
+        ends[0].shutdown()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ExchangeTimeout(peer="expert 1 (pid 7)", stage="reply", step=3, layer=2, waited_s=1.5),
+        PeerLost(peer="attention 0 (pid 9)", stage="dispatch", step=1, layer=5),
+        ExchangeClosed("the exchange was shut down"),
+        ExchangeError("\N{SNOWMAN}" * 1000),
+    ],
+)
+def test_a_farewell_brings_the_error_to_the_others(error: ExchangeError) -> None:
+    data = msgspec.msgpack.encode(Farewell.of(error))
+    assert len(data) <= 952
+    told = decode_farewell(data).error("expert 4 (pid 3)")
+    assert type(told) is type(error)
+    if isinstance(error, (ExchangeTimeout, PeerLost)):
+        assert str(told) == str(error)
+    else:
+        assert re.match(r"expert 4 \(pid 3\)", str(told))
+
+
+def test_an_unreadable_farewell_is_an_error_too() -> None:
+    assert "unreadable" in decode_farewell(b"\xc1 what").text

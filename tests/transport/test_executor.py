@@ -1,0 +1,166 @@
+"""The executor carries out every plan over every channel and gives the plain sum, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.transport.plans.interpreter import demands, topologies
+from tests.transport.plans.test_plans import needed, plain_sum
+from torch import Tensor
+
+from janus_moe.transport.base import ReplyNote, Ticket
+from janus_moe.transport.channel import Channel, LocalNetwork
+from janus_moe.transport.executor import BoundProgram, Executor, Record
+from janus_moe.transport.gloo import GlooChannel
+from janus_moe.transport.message_buffers import RowFormat, note_words, notes_of
+from janus_moe.transport.plans import (
+    PLAN_NAMES,
+    Demand,
+    EveryRow,
+    ExchangePlan,
+    PlanName,
+    Topology,
+)
+from janus_moe.transport.plans.counts import RowBytes, count
+from janus_moe.transport.rendezvous import MemoryRendezvous
+
+WIDTH = 3
+HOST = "127.0.0.1"
+
+
+@contextmanager
+def channels(backend: str, num_ranks: int) -> Iterator[list[Channel]]:
+    made: list[Channel]
+    if backend == "local":
+        network = LocalNetwork(num_ranks)
+        made = [network.channel(rank) for rank in range(num_ranks)]
+    else:
+        rendezvous = MemoryRendezvous()
+        with ThreadPoolExecutor(num_ranks) as threads:
+            joins = [
+                threads.submit(GlooChannel, rank, num_ranks, rendezvous, HOST, 20.0)
+                for rank in range(num_ranks)
+            ]
+            made = [join.result(30) for join in joins]
+    try:
+        yield made
+    finally:
+        for channel in made:
+            channel.abort()
+
+
+class Node:
+    """One instance: an executor with its programs of one exchange, run `layers` times."""
+
+    def __init__(self, executor: Executor, exchange: ExchangePlan, rank: int) -> None:
+        self.executor = executor
+        self.exchange = exchange
+        self.rank = rank
+        self.dispatch = executor.bind(exchange.dispatch(rank))
+        self.reply = executor.bind(exchange.reply(rank))
+
+    def live(self, hidden: Tensor, layers: int) -> list[tuple[Tensor, tuple[ReplyNote, ...]]]:
+        """What the instance got: batches or results."""
+        topology = self.exchange.batch.topology
+        if self.rank < topology.num_attention:
+            return [self._attention(hidden, layer) for layer in range(layers)]
+        return [self._expert(layer) for layer in range(layers)]
+
+    def _attention(self, hidden: Tensor, layer: int) -> tuple[Tensor, tuple[ReplyNote, ...]]:
+        topology, tokens = self.exchange.batch.topology, self.exchange.batch.demand.tokens
+        start = sum(tokens[: self.rank])
+        rows = hidden[start : start + tokens[self.rank]] + layer
+        result = torch.full((tokens[self.rank], WIDTH), float("nan"))
+        notes = [0] * (3 * topology.num_experts)
+        self._run(self.dispatch, layer, {"input": rows}, notes)
+        self._run(self.reply, layer, {"result": result}, notes)
+        return result, notes_of(notes)
+
+    def _expert(self, layer: int) -> tuple[Tensor, tuple[ReplyNote, ...]]:
+        topology, demand = self.exchange.batch.topology, self.exchange.batch.demand
+        expert = self.rank - topology.num_attention
+        batch = torch.full((len(needed(demand, expert)), WIDTH), float("nan"))
+        notes = [0] * (3 * topology.num_experts)
+        self._run(self.dispatch, layer, {"batch": batch}, notes)
+        notes[3 * expert : 3 * expert + 3] = note_words((ReplyNote(7, expert, layer),))
+        self._run(self.reply, layer, {"partial": partial_sums(batch, expert)}, notes)
+        return batch, ()
+
+    def _run(
+        self, program: BoundProgram, layer: int, local: dict[str, Tensor], notes: list[int]
+    ) -> None:
+        self.executor.post(program)
+        self.executor.run(program, Ticket(1, 2, layer), local, notes)
+        self.executor.settle()
+
+
+def partial_sums(batch: Tensor, expert: int) -> Tensor:
+    return torch.sin(batch * (expert + 1.7))
+
+
+def check_an_exchange(
+    backend: str, plan: PlanName, topology: Topology, demand: Demand, layers: int = 2
+) -> None:
+    exchange = ExchangePlan(plan, topology, demand)
+    hidden = torch.randn(sum(demand.tokens), WIDTH, generator=torch.Generator().manual_seed(0))
+    format_ = RowFormat(max(1, len(hidden)), WIDTH, topology.num_experts, torch.float32)
+    seen: list[tuple[int, str, int]] = []
+    ranks = range(topology.num_ranks)
+    with channels(backend, topology.num_ranks) as ends, ThreadPoolExecutor(len(ranks)) as threads:
+        lives = []
+        for rank in ranks:
+            record = recorder(seen, rank)
+            executor = Executor(rank, topology, ends[rank], format_, 20.0, record)
+            node = Node(executor, exchange, rank)
+            lives.append(threads.submit(node.live, hidden, layers))
+        histories = [life.result(30) for life in lives]
+    for layer in range(layers):
+        wanted = [needed(demand, expert) for expert in range(topology.num_experts)]
+        batches = [(hidden + layer)[rows] for rows in wanted]
+        got = [history[layer] for history in histories]
+        for expert, batch in enumerate(batches):
+            assert torch.equal(got[topology.expert_rank(expert)][0], batch)
+        partials = [partial_sums(batch, expert).numpy() for expert, batch in enumerate(batches)]
+        results = np.concatenate([got[i][0].numpy() for i in range(topology.num_attention)])
+        assert np.array_equal(results, plain_sum(topology, demand, partials))
+        if isinstance(demand, EveryRow):
+            notes = tuple(ReplyNote(7, expert, layer) for expert in range(topology.num_experts))
+            assert all(got[i][1] == notes for i, n in enumerate(demand.tokens) if n)
+    row_bytes = RowBytes(4 * WIDTH, 4 * WIDTH)
+    there = count(topology, exchange.dispatches, "dispatch", row_bytes)
+    back = count(topology, exchange.replies, "reply", row_bytes)
+    for way in ("send", "receive"):
+        sizes = [size for _, direction, size in seen if direction == way]
+        assert len(sizes) == layers * (there.messages + back.messages)
+        assert sum(sizes) == layers * (there.bytes + back.bytes)
+
+
+def recorder(seen: list[tuple[int, str, int]], rank: int) -> Record:
+    def record(
+        peer: int, direction: str, num_bytes: int, stage: str, start_ns: int, end_ns: int
+    ) -> None:
+        assert peer != rank and start_ns <= end_ns
+        seen.append((peer, direction, num_bytes))
+
+    return record
+
+
+@pytest.mark.parametrize("plan", PLAN_NAMES)
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_every_plan_among_threads_gives_the_plain_sum(plan: PlanName, data: st.DataObject) -> None:
+    topology = data.draw(topologies())
+    check_an_exchange("local", plan, topology, data.draw(demands(topology, max_tokens=40)))
+
+
+@pytest.mark.parametrize("plan", PLAN_NAMES)
+def test_every_plan_over_gloo_gives_the_plain_sum(plan: PlanName) -> None:
+    topology = Topology((0, 0, 1), (1, 2, 2, 3))
+    check_an_exchange("gloo", plan, topology, EveryRow((3, 40, 5)), layers=20)
