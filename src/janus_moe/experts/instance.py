@@ -12,6 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,15 @@ WARM_UP_TOKENS = (1, 4, 128)
 REPORT_EVERY_S = 1.0
 
 OnLoad = Callable[[ExpertLoad], None]
+
+
+class Answer(NamedTuple):
+    """partial: [tokens, hidden] float32 sums over the instance's replicas. expert_ids: [tokens,
+    top_k] logical ids that the batch was routed to."""
+
+    partial: torch.Tensor
+    note: ReplyNote
+    expert_ids: NDArray[np.int32]
 
 
 class ExpertInstance:
@@ -103,10 +113,12 @@ class ExpertInstance:
         if work is not None:
             self._spans.step, self._spans.tokens = work.ticket.step, sum(work.num_tokens)
             self._spans.mark("wait", work.ticket.layer)
-            partial, note = self.compute(work)
+            answer = self.compute(work)
             self._spans.mark("experts", work.ticket.layer)
-            port.reply(work, partial, note)
+            port.reply(work, answer.partial, answer.note)
             self._spans.mark("reply", work.ticket.layer)
+            self._observe(self._moe_layer[work.ticket.layer], answer.expert_ids)
+            self._spans.mark("statistics", work.ticket.layer)
             if work.ticket.layer == self.layers[-1]:
                 self._end_of_step()
 
@@ -122,8 +134,8 @@ class ExpertInstance:
             self.compute(Work(ticket=ticket, hidden=hidden, num_tokens=(num_tokens,)))
         self._window = RoutingWindow(len(self.layers), spec.moe.num_experts, coactivation_stride=0)
 
-    def compute(self, work: Work) -> tuple[torch.Tensor, ReplyNote]:
-        """Partial sums [tokens, hidden] float32 of this instance's replicas for one layer."""
+    def compute(self, work: Work) -> Answer:
+        """What this instance's replicas contribute to one layer."""
         if work.ticket.epoch != self._epoch.number:
             self._switch(work.ticket)
         number = self._moe_layer[work.ticket.layer]
@@ -141,12 +153,15 @@ class ExpertInstance:
                 torch.from_numpy(slot_ids).to(expert_ids.device),
                 weights,
             )
-        if self._on_load is not None:
-            self._window.record(number, ids)
-        if self._recorder is not None:
-            self._recorder.record(number, ids)
         digest = zlib.crc32(ids.tobytes(), self._epoch.number)
-        return partial, ReplyNote(digest, int(activated[self.index]), scheduler_ns)
+        return Answer(partial, ReplyNote(digest, int(activated[self.index]), scheduler_ns), ids)
+
+    def _observe(self, number: int, expert_ids: NDArray[np.int32]) -> None:
+        """Statistics of a batch; nobody waits for them, so they come after the reply."""
+        if self._on_load is not None:
+            self._window.record(number, expert_ids)
+        if self._recorder is not None:
+            self._recorder.record(number, expert_ids)
 
     def _switch(self, ticket: Ticket) -> None:
         """Serves with another epoch from now on; earlier ones never come again."""
