@@ -10,6 +10,7 @@ import msgspec
 
 from janus_moe.config import EngineConfig
 from janus_moe.spec import InstanceId, ModelSpec
+from janus_moe.tracing import Span
 
 
 class Message(
@@ -163,6 +164,13 @@ class UseEpoch(Message, frozen=True):
     epoch: int
 
 
+class Trace(Message, frozen=True):
+    """Record spans from now on, or stop; answered by `Traced`. Recording twice starts anew."""
+
+    instance: InstanceId
+    recording: bool
+
+
 class Stop(Message, frozen=True):
     """Finish the current step and exit."""
 
@@ -251,6 +259,14 @@ class EpochFailed(Message, frozen=True):
     error: str
 
 
+class Traced(Message, frozen=True):
+    """Answers `Trace`. now_ns: the host's clock. spans: what was recorded, when it was stopped."""
+
+    instance: InstanceId
+    now_ns: int
+    spans: tuple[Span, ...] = ()
+
+
 class Failed(Message, frozen=True):
     """A worker cannot go on; `error` is a sentence for people, without a stack trace.
 
@@ -264,14 +280,16 @@ class Failed(Message, frozen=True):
 
 ToAttention = AddRequest | AbortRequest | UseEpoch
 ToExpert = PrepareEpoch | DropEpoch
-ToInstance = ToAttention | ToExpert
+ToInstance = ToAttention | ToExpert | Trace
 ToWorker = Setup | ToInstance | StorePut | Stop
 FromExpert = ExpertLoad | EpochPrepared | EpochFailed
-FromWorker = Hello | Progress | Ready | StepDone | FromExpert | StorePut | Failed
+FromWorker = Hello | Progress | Ready | StepDone | FromExpert | StorePut | Traced | Failed
 
 
 def recipient(message: ToInstance) -> InstanceId:
     """The instance that a message is for."""
+    if isinstance(message, Trace):
+        return message.instance
     if isinstance(message, ToExpert):
         return InstanceId(pool="expert", index=message.expert_index)
     return InstanceId(pool="attention", index=message.attention_index)

@@ -61,14 +61,14 @@ class Cluster:
         self.pool.watch(self.losses.append)
 
     async def wait_for_loss(self) -> ServiceError:
-        receiving = asyncio.create_task(self._receive())
+        receiving = asyncio.create_task(self.receive())
         async with asyncio.timeout(DEADLINE_S):
             while not self.losses:
                 await asyncio.sleep(0.01)
         receiving.cancel()
         return self.losses[0]
 
-    async def _receive(self) -> None:
+    async def receive(self) -> None:
         while True:
             self.pool.handle(*await self.pool.channel.receive())
 
@@ -102,6 +102,16 @@ async def test_hosts_with_the_secret_join_and_say_what_they_have(cluster: Cluste
     assert sorted(facts) == ["a", "b"]
     assert all(fact.cores >= 1 and fact.free_bytes > 0 for fact in facts.values())
     assert any("waiting for a" in note or "waiting for b" in note for note in cluster.notes)
+
+
+async def test_hosts_end_quietly_when_the_engine_is_asked_to_stop(cluster: Cluster) -> None:
+    agents = [cluster.agent("a"), cluster.agent("b")]
+    await cluster.both_join()
+    receiving = asyncio.create_task(cluster.receive())
+    await cluster.pool.stop(None, DEADLINE_S)
+    receiving.cancel()
+    async with asyncio.timeout(DEADLINE_S):
+        assert await asyncio.gather(*agents) == [None, None]
 
 
 async def test_a_wrong_secret_is_told_apart_from_an_unreachable_engine(

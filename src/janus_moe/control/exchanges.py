@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from janus_moe.errors import ConfigError
 from janus_moe.messages import Setup
 from janus_moe.transport import Exchange, LoopbackExchange, ShmAddress, ShmRegion
+from janus_moe.transport.dist import DistExchange, DistLayout
 from janus_moe.transport.rendezvous import Rendezvous
 
 
@@ -16,9 +16,29 @@ def open_exchange(
     shm: inherited, where the transport is shm. bind_host: the only address it may listen at.
     """
     config = setup.config
-    if config.transport == "loopback":
-        return LoopbackExchange(config.shape, setup.epoch)
-    if config.transport == "shm":
-        assert shm is not None
-        return ShmRegion.attach(shm)
-    raise ConfigError(f"--transport {config.transport} is not part of this version yet")
+    match config.transport:
+        case "loopback":
+            return LoopbackExchange(config.shape, setup.epoch)
+        case "shm":
+            assert shm is not None
+            return ShmRegion.attach(shm)
+        case "gloo":
+            (instance,) = setup.instances
+            return DistExchange(_dist_layout(setup), instance, rendezvous, bind_host)
+        case "auto":
+            raise AssertionError("the plan decides the transport")
+
+
+def _dist_layout(setup: Setup) -> DistLayout:
+    config = setup.config
+    assert config.exchange != "auto"
+    return DistLayout(
+        shape=config.shape,
+        hidden_size=setup.spec.hidden_size,
+        dtype=setup.spec.dtype,
+        max_tokens=config.max_num_batched_tokens,
+        epoch=setup.epoch,
+        attention_nodes=setup.attention_nodes,
+        expert_nodes=setup.expert_nodes,
+        plan=config.exchange,
+    )

@@ -105,6 +105,10 @@ class ChannelExchange:
         self._port = DistExpert(index, self._seat, layout.plan, rule, batch)
         return self._port
 
+    def record_to(self, record: Record | None) -> None:
+        """Tells `record` of every message from now on."""
+        self._seat.executor.record = record
+
     def shutdown(self) -> None:
         """Ends every wait of every instance that can be told, with ExchangeClosed."""
         self._seat.fail(ExchangeClosed("the exchange was shut down"))
