@@ -116,7 +116,7 @@ def plot(data: Data, axes: Sequence[Axes]) -> None:
         axis.set_title(f"{shape}, calibration: {calibration}", fontsize=10)
     axes[1].axvline(1e3 * OBJECTIVES_S[0], color="k", ls=":", lw=0.8, label="objective 150 ms")
     axes[1].set_yticklabels([])
-    axes[1].legend(fontsize=8, loc="lower right")
+    axes[0].legend(*axes[1].get_legend_handles_labels(), fontsize=8, loc="lower right")
 
 
 def compare(data: Data) -> list[Comparison]:
