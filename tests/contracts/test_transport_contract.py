@@ -52,8 +52,8 @@ MAX_TOKENS = 64
 PATIENT = WaitRule(timeout_s=20.0)
 HASTY = WaitRule(timeout_s=0.5)
 SHARED = ("loopback-inline", "loopback-threads", "shm")  # all instances look at one board
-DIST = tuple(f"threads {plan}" for plan in PLAN_NAMES)
-GLOO = tuple(f"gloo {plan}" for plan in PLAN_NAMES)
+DIST = tuple(f"threads {plan}" for plan in (*PLAN_NAMES, "auto"))
+GLOO = tuple(f"gloo {plan}" for plan in (*PLAN_NAMES, "auto"))
 BACKENDS = (*SHARED, "threads 2pc-direct", "gloo 2pc-relay")
 APART = ("loopback-threads", "shm", "threads 2pc-direct", "gloo 2pc-relay")  # nobody inline
 
@@ -245,7 +245,7 @@ def schedules(draw: st.DrawFn) -> tuple[tuple[int, int], list[tuple[int, ...]]]:
     return shape, draw(st.lists(step, min_size=1, max_size=4))
 
 
-@pytest.mark.parametrize("backend", (*SHARED, *DIST))
+@pytest.mark.parametrize("backend", SHARED)
 @settings(max_examples=25, deadline=None)
 @given(case=schedules(), num_layers=st.integers(1, 3))
 def test_results_are_the_plain_sum_bit_for_bit(
@@ -253,6 +253,16 @@ def test_results_are_the_plain_sum_bit_for_bit(
 ) -> None:
     shape, schedule = case
     check_results(backend, shape, schedule, num_layers)
+
+
+@pytest.mark.parametrize("backend", DIST)
+@settings(max_examples=10, deadline=None)
+@given(case=schedules())
+def test_results_of_every_plan_are_the_plain_sum_bit_for_bit(
+    backend: str, case: tuple[tuple[int, int], list[tuple[int, ...]]]
+) -> None:
+    shape, schedule = case
+    check_results(backend, shape, schedule, num_layers=2)
 
 
 @pytest.mark.parametrize("backend", GLOO)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from tests.transport.plans.interpreter import demands, topologies
 from tests.transport.plans.test_plans import needed, plain_sum
 from torch import Tensor
 
+from janus_moe.errors import ExchangeClosed, ExchangeError, ExchangeTimeout, PeerLost
 from janus_moe.transport.base import ReplyNote, Ticket
 from janus_moe.transport.channel import Channel, LocalNetwork
 from janus_moe.transport.executor import BoundProgram, Executor, Record
@@ -26,6 +28,7 @@ from janus_moe.transport.plans import (
     EveryRow,
     ExchangePlan,
     PlanName,
+    RoutedRows,
     Topology,
 )
 from janus_moe.transport.plans.counts import RowBytes, count
@@ -71,27 +74,27 @@ class Node:
         topology = self.exchange.batch.topology
         if self.rank < topology.num_attention:
             return [self._attention(hidden, layer) for layer in range(layers)]
-        return [self._expert(layer) for layer in range(layers)]
+        return [self._expert(hidden, layer) for layer in range(layers)]
 
     def _attention(self, hidden: Tensor, layer: int) -> tuple[Tensor, tuple[ReplyNote, ...]]:
         topology, tokens = self.exchange.batch.topology, self.exchange.batch.demand.tokens
         start = sum(tokens[: self.rank])
         rows = hidden[start : start + tokens[self.rank]] + layer
-        result = torch.full((tokens[self.rank], WIDTH), float("nan"))
+        result = torch.full_like(rows, float("nan"))
         notes = [0] * (3 * topology.num_experts)
         self._run(self.dispatch, layer, {"input": rows}, notes)
         self._run(self.reply, layer, {"result": result}, notes)
-        return result, notes_of(notes)
+        return result.cpu(), notes_of(notes)
 
-    def _expert(self, layer: int) -> tuple[Tensor, tuple[ReplyNote, ...]]:
+    def _expert(self, hidden: Tensor, layer: int) -> tuple[Tensor, tuple[ReplyNote, ...]]:
         topology, demand = self.exchange.batch.topology, self.exchange.batch.demand
         expert = self.rank - topology.num_attention
-        batch = torch.full((len(needed(demand, expert)), WIDTH), float("nan"))
+        batch = hidden.new_full((len(needed(demand, expert)), WIDTH), float("nan"))
         notes = [0] * (3 * topology.num_experts)
         self._run(self.dispatch, layer, {"batch": batch}, notes)
         notes[3 * expert : 3 * expert + 3] = note_words((ReplyNote(7, expert, layer),))
         self._run(self.reply, layer, {"partial": partial_sums(batch, expert)}, notes)
-        return batch, ()
+        return batch.cpu(), ()
 
     def _run(
         self, program: BoundProgram, layer: int, local: dict[str, Tensor], notes: list[int]
@@ -106,11 +109,18 @@ def partial_sums(batch: Tensor, expert: int) -> Tensor:
 
 
 def check_an_exchange(
-    backend: str, plan: PlanName, topology: Topology, demand: Demand, layers: int = 2
+    backend: str,
+    plan: PlanName,
+    topology: Topology,
+    demand: Demand,
+    layers: int = 2,
+    device: str = "cpu",
 ) -> None:
     exchange = ExchangePlan(plan, topology, demand)
     hidden = torch.randn(sum(demand.tokens), WIDTH, generator=torch.Generator().manual_seed(0))
-    format_ = RowFormat(max(1, len(hidden)), WIDTH, topology.num_experts, torch.float32)
+    format_ = RowFormat(
+        max(1, len(hidden)), WIDTH, topology.num_experts, torch.float32, torch.device(device)
+    )
     seen: list[tuple[int, str, int]] = []
     ranks = range(topology.num_ranks)
     with channels(backend, topology.num_ranks) as ends, ThreadPoolExecutor(len(ranks)) as threads:
@@ -119,7 +129,7 @@ def check_an_exchange(
             record = recorder(seen, rank)
             executor = Executor(rank, topology, ends[rank], format_, 20.0, record)
             node = Node(executor, exchange, rank)
-            lives.append(threads.submit(node.live, hidden, layers))
+            lives.append(threads.submit(node.live, hidden.to(device), layers))
         histories = [life.result(30) for life in lives]
     for layer in range(layers):
         wanted = [needed(demand, expert) for expert in range(topology.num_experts)]
@@ -164,3 +174,73 @@ def test_every_plan_among_threads_gives_the_plain_sum(plan: PlanName, data: st.D
 def test_every_plan_over_gloo_gives_the_plain_sum(plan: PlanName) -> None:
     topology = Topology((0, 0, 1), (1, 2, 2, 3))
     check_an_exchange("gloo", plan, topology, EveryRow((3, 40, 5)), layers=20)
+
+
+@pytest.mark.parametrize("plan", PLAN_NAMES)
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_moves_of_tensors_equal_those_of_arrays(plan: PlanName, data: st.DataObject) -> None:
+    """What runs on devices, tried on the CPU."""
+    topology = data.draw(topologies())
+    demand = data.draw(demands(topology, max_tokens=20))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RowFormat, "array", lambda self, rows: rows)
+        check_an_exchange("local", plan, topology, demand)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("plan", PLAN_NAMES)
+@pytest.mark.parametrize("agate", (False, True))
+def test_every_plan_runs_on_device_tensors(plan: PlanName, agate: bool) -> None:
+    topology = Topology((0, 0, 1), (1, 2, 2, 3))
+    demand: Demand = EveryRow((3, 40, 5))
+    if agate:
+        generator = np.random.default_rng(0)
+        demand = RoutedRows.of([generator.integers(0, 4, (n, 2)) for n in (3, 40, 5)])
+    check_an_exchange("local", plan, topology, demand, device="cuda")
+
+
+def test_a_late_peer_is_named_with_stage_step_and_layer() -> None:
+    topology = Topology((0,), (1,))
+    exchange = ExchangePlan("1pc", topology, EveryRow((2,)))
+    with channels("local", 2) as ends:
+        executor = Executor(1, topology, ends[1], RowFormat(2, WIDTH, 1, torch.float32), 0.05)
+        program = executor.bind(exchange.dispatch(1))
+        executor.post(program)
+        with pytest.raises(ExchangeTimeout, match=r"^attention 0 did.*stage send, step 4, layer 9"):
+            executor.run(program, Ticket(1, 4, 9), {"batch": torch.empty(2, WIDTH)}, [0] * 3)
+
+
+def test_a_message_of_another_exchange_is_refused() -> None:
+    topology = Topology((0,), (1,))
+    exchange = ExchangePlan("1pc", topology, EveryRow((2,)))
+    format_ = RowFormat(2, WIDTH, 1, torch.float32)
+    with channels("local", 2) as ends:
+        sender = Executor(0, topology, ends[0], format_, 5.0)
+        there = sender.bind(exchange.dispatch(0))
+        sender.run(there, Ticket(1, 4, 8), {"input": torch.zeros(2, WIDTH)}, [0] * 3)
+        receiver = Executor(1, topology, ends[1], format_, 5.0)
+        program = receiver.bind(exchange.dispatch(1))
+        receiver.post(program)
+        with pytest.raises(ExchangeError, match=r"2 rows of .*layer=9.*rank 0.* 8, 2\]"):
+            receiver.run(program, Ticket(1, 4, 9), {"batch": torch.empty(2, WIDTH)}, [0] * 3)
+
+
+@pytest.mark.parametrize("backend", ("local", "gloo"))
+def test_aborting_a_channel_ends_its_waits_and_those_of_its_peers(backend: str) -> None:
+    topology = Topology((0,), (1,))
+    exchange = ExchangePlan("1pc", topology, EveryRow((2,)))
+    with channels(backend, 2) as ends, ThreadPoolExecutor(2) as threads:
+        runs = []
+        for rank in range(2):
+            executor = Executor(rank, topology, ends[rank], RowFormat(2, WIDTH, 1, torch.float32))
+            program = executor.bind((exchange.reply, exchange.dispatch)[rank](rank))
+            executor.post(program)
+            local = {"batch": torch.empty(2, WIDTH), "result": torch.empty(2, WIDTH)}
+            runs.append(threads.submit(executor.run, program, Ticket(0, 0, 0), local, [0] * 3))
+        time.sleep(0.05)
+        ends[0].abort()
+        with pytest.raises(ExchangeClosed):
+            runs[0].result(10)
+        with pytest.raises(PeerLost, match="attention 0 is gone"):
+            runs[1].result(10)

@@ -14,8 +14,10 @@ COMMANDS = {
     "serve": "serve a model over an OpenAI-compatible HTTP API",
     "worker": "make this machine a host of a service",
     "generate": "complete prompts without a server",
+    "plan": "how many GPUs of each pool a service needs, and whether to have pools",
     "simulate": "replay recorded routing, or requests through deployments that scale",
     "profile": "measure a model on this machine for planning",
+    "trace": "write what every instance does when, for a few steps, as a Chrome trace",
     "collect-env": "print what this machine and installation are, for bug reports",
 }
 

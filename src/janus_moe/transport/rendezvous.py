@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
+import urllib.parse
+from pathlib import Path
 from typing import Protocol
 
 from janus_moe.errors import ExchangeClosed
@@ -59,3 +61,33 @@ class MemoryRendezvous:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+
+class FolderRendezvous:
+    """A `Rendezvous` among processes that share a folder, one file per key.
+
+    For tests and benchmarks: whoever can write to the folder can take part.
+    """
+
+    def __init__(self, folder: Path, poll_s: float = 0.01) -> None:
+        self._folder = folder
+        self._poll_s = poll_s
+
+    def put(self, key: str, value: bytes) -> None:
+        path = self._path(key)
+        part = path.with_name(f"{path.name}.{threading.get_ident()}.part")
+        part.write_bytes(value)
+        part.replace(path)  # so that nobody reads half of it
+
+    def get(self, key: str, timeout_s: float) -> bytes:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return self._path(key).read_bytes()
+            except FileNotFoundError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"nobody sent {key!r} within {timeout_s:g} s") from None
+                time.sleep(self._poll_s)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / urllib.parse.quote(key, safe="")

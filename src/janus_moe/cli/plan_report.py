@@ -1,0 +1,236 @@
+"""A plan for people and for files: tables, a frontier of characters, JSON, settings, plots."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from janus_moe.cli.plan_plots import plot_frontiers, text_frontiers
+from janus_moe.errors import ConfigError
+from janus_moe.plan.answers import Deployment
+from janus_moe.plan.explain import memory_parts, prefill_s, step_estimate
+from janus_moe.plan.pareto import Point, monolithic_frontier, pools_frontier
+from janus_moe.plan.planner import Plan, alike, wanted_text
+from janus_moe.plan.problem import MonolithicStyle, PoolStyle, Problem
+from janus_moe.plan.settings import serve_yaml
+
+_WORDS = ("shape", "exchange")
+_PLAIN: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "pad_edge": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """model: as it was asked for. ttft_s: the objective, None: none."""
+
+    plan: Plan
+    style: PoolStyle
+    model: str
+    ttft_s: float | None
+
+    @property
+    def all_met(self) -> bool:
+        """Whether what is recommended meets everything that was asked."""
+        best = self.plan.best
+        return best is not None and self._first_token_in_time(best)
+
+    @cached_property
+    def frontiers(self) -> dict[str, list[Point]]:
+        problem = self.plan.problem
+        return {
+            "pools": pools_frontier(problem, self.style),
+            "one piece": monolithic_frontier(problem, MonolithicStyle()),
+        }
+
+    def show(self, console: Console, explain: bool) -> None:
+        """Everything, most important first."""
+        plan = self.plan
+        console.print(self._question())
+        if plan.infeasible is not None:
+            console.print(f"[bold red]not possible[/]: {plan.infeasible.reason}")
+            if plan.infeasible.nearest is not None:
+                console.print(self._table("nearest", [plan.infeasible.nearest]))
+            return
+        assert plan.verdict is not None
+        listed = [*plan.pools, *([plan.monolithic] if plan.monolithic else [])]
+        console.print(self._table("deployments, best pools first", listed))
+        console.print(f"[bold]verdict: {plan.verdict.headline}[/]")
+        for reason in plan.verdict.reasons:
+            console.print(f"  - {reason}")
+        best = plan.best
+        assert best is not None
+        if not self._first_token_in_time(best):
+            assert self.ttft_s is not None
+            took, most = 1e3 * self._prefill_s(best), 1e3 * self.ttft_s
+            console.print(
+                f"[yellow]the first token takes about {took:,.0f} ms, above {most:,.0f} ms[/]; "
+                "prefill on instances of its own, or raise --ttft"
+            )
+        if explain:
+            for one in [best, *(d for d in listed[:1] if d != best)]:
+                self._explain(console, one)
+        console.print(text_frontiers(self.frontiers))
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures; nothing that is not a number is NaN."""
+        plan, problem = self.plan, self.plan.problem
+        verdict = plan.verdict
+        return {
+            "question": {
+                "model": self.model,
+                "system": problem.oracle.attention_side.device.name,
+                "expert_system": problem.oracle.expert_side.device.name,
+                "isl": problem.workload.isl,
+                "osl": problem.workload.osl,
+                "tpot_ms": 1e3 * problem.tpot_s,
+                "demand": wanted_text(problem.demand),
+                "max_gpus": problem.max_gpus,
+                "routing": problem.activation.name,
+                "expert_weights": problem.oracle.model.expert_dtype,
+            },
+            "pools": [self._figures(one) for one in plan.pools],
+            "monolithic": self._figures(plan.monolithic) if plan.monolithic else None,
+            "verdict": None
+            if verdict is None
+            else {
+                "disaggregate": verdict.disaggregate,
+                "gain": None if math.isnan(verdict.gain) else verdict.gain,
+                "reasons": list(verdict.reasons),
+            },
+            "infeasible": None
+            if plan.infeasible is None
+            else {
+                "reason": plan.infeasible.reason,
+                "nearest": self._figures(plan.infeasible.nearest)
+                if plan.infeasible.nearest
+                else None,
+            },
+            "frontiers": {
+                name: [asdict(point) for point in points] for name, points in self.frontiers.items()
+            },
+        }
+
+    def save(self, folder: Path) -> list[Path]:
+        """plan.json, the recommended settings, and plots where matplotlib is installed."""
+        written = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            written.append(folder / "plan.json")
+            written[-1].write_text(json.dumps(self.as_json(), indent=1) + "\n", encoding="utf-8")
+            if self.plan.best is not None:
+                written.append(folder / "serve.yaml")
+                text = serve_yaml(self.plan.problem, self.plan.best, self.model)
+                written[-1].write_text(text, encoding="utf-8")
+            plot = folder / "pareto.png"
+            if plot_frontiers(self.frontiers, plot):
+                written.append(plot)
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be written: {error.strerror}") from None
+        return written
+
+    # Parts
+
+    def _question(self) -> str:
+        problem = self.plan.problem
+        oracle = problem.oracle
+        devices = oracle.attention_side.device.title
+        if oracle.expert_side.device.name != oracle.attention_side.device.name:
+            devices += f" and {oracle.expert_side.device.title} for experts"
+        return (
+            f"{oracle.model.title} ({oracle.model.expert_dtype} experts) on up to "
+            f"{problem.max_gpus} {devices}: {wanted_text(problem.demand)}, "
+            f"{problem.workload.isl:g} tokens in, {problem.workload.osl:g} out, at most "
+            f"{1e3 * problem.tpot_s:g} ms per token; {problem.activation.name}. Decoding only: "
+            "prefill takes no time of these GPUs here."
+        )
+
+    def _table(self, title: str, deployments: Sequence[Deployment]) -> Table:
+        priced = self.plan.problem.objective == "price"
+        table = Table(title=title, **_PLAIN)
+        names = ["shape", "GPUs", "batch", "TPOT ms", "tok/s", "/GPU", "/user"]
+        names += ["a_max", "slots", "exchange", "micro", "TTFT ms", "confidence"]
+        for name in names + (["$/h"] if priced else []):
+            table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=True)
+        for one in deployments:
+            cells = [
+                one.shape + (", one piece" if one.kind == "monolithic" else ""),
+                str(one.gpus),
+                f"{one.copies * one.batch:,.0f}",
+                f"{1e3 * one.tpot_s:.1f}",
+                f"{one.tokens_per_s:,.0f}",
+                f"{one.tokens_per_s_per_gpu:,.0f}",
+                f"{one.tokens_per_s_per_user:.1f}",
+                f"{one.activated:.1f}",
+                str(one.slots),
+                one.plan,
+                str(one.micro_batches),
+                f"{1e3 * self._prefill_s(one):,.0f}",
+                step_estimate(self._problem_of(one), one).tpot.confidence,
+            ]
+            table.add_row(*cells, *([f"{one.cost:,.2f}"] if priced else []))
+        return table
+
+    def _explain(self, console: Console, one: Deployment) -> None:
+        problem = self._problem_of(one)
+        step = step_estimate(problem, one)
+        layers = problem.oracle.model.num_moe_layers
+        table = Table(title=f"{one.shape}: where a step goes", **_PLAIN)
+        for name in ("part", "us per step", "us per layer and micro-batch", "share", "confidence"):
+            table.add_column(name, justify="left" if name == "part" else "right")
+        for part, micros, share, confidence in step.explain():
+            per_layer = step.layer.get(part)
+            shown = "" if per_layer is None else f"{1e6 * per_layer.seconds:,.1f}"
+            table.add_row(part, f"{micros:,.0f}", shown, f"{share:.1%}", confidence)
+        table.add_row("all", f"{1e6 * step.tpot.seconds:,.0f}", "", "", step.tpot.confidence)
+        console.print(table)
+        console.print(
+            f"dependencies alone take {1e6 * step.bound_s:,.0f} us; {layers} MoE layers; what "
+            "overlaps counts only where it is seen"
+        )
+        memory = Table(title=f"{one.shape}: GB on each instance", **_PLAIN)
+        parts = memory_parts(problem, one)
+        memory.add_column("purpose")
+        for name, (instances, _) in parts.items():
+            memory.add_column(f"{name} (x{instances})", justify="right")
+        for purpose in next(iter(parts.values()))[1]:
+            memory.add_row(purpose, *(f"{own[purpose] / 1e9:,.2f}" for _, own in parts.values()))
+        console.print(memory)
+
+    def _figures(self, one: Deployment) -> dict[str, Any]:
+        problem = self._problem_of(one)
+        step = step_estimate(problem, one)
+        return {
+            "shape": one.shape,
+            **asdict(one),
+            "gpus": one.gpus,
+            "tokens_per_s": one.tokens_per_s,
+            "tokens_per_s_per_gpu": one.tokens_per_s_per_gpu,
+            "tokens_per_s_per_user": one.tokens_per_s_per_user,
+            "ttft_s": self._prefill_s(one),
+            "confidence": step.tpot.confidence,
+            "microseconds": {
+                part: {"step": micros, "share": share, "confidence": confidence}
+                for part, micros, share, confidence in step.explain()
+            },
+            "bytes": {
+                name: {"instances": instances, **own}
+                for name, (instances, own) in memory_parts(problem, one).items()
+            },
+        }
+
+    def _problem_of(self, one: Deployment) -> Problem:
+        return alike(self.plan.problem) if one.kind == "monolithic" else self.plan.problem
+
+    def _prefill_s(self, one: Deployment) -> float:
+        return prefill_s(self._problem_of(one), one)
+
+    def _first_token_in_time(self, one: Deployment) -> bool:
+        return self.ttft_s is None or self._prefill_s(one) <= self.ttft_s

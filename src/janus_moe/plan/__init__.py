@@ -1,0 +1,11 @@
+"""How many instances of each pool a service needs, what that costs, and whether to have pools.
+
+problem     what is asked
+planner     `make_plan`: search, monolithic candidate, verdict, or why nothing is possible
+search      all shapes of two pools in arrays; `reference` is the obvious version
+monolithic  expert parallelism without pools
+activation  a_max for all pool sizes; `sampled` takes it from a trace
+memory      who needs how much
+explain     where the time and the memory of a deployment go
+pareto      throughput against speed
+"""

@@ -1,0 +1,99 @@
+"""Where each microsecond and each gigabyte of a deployment goes, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from janus_moe.perf.coefficients import roofline_law
+from janus_moe.perf.models import GqaFacts
+from janus_moe.perf.precision import arithmetic
+from janus_moe.perf.step import StepEstimate
+from janus_moe.plan.answers import Deployment
+from janus_moe.plan.memory import Need, attention_need, expert_need, monolithic_need
+from janus_moe.plan.problem import Problem
+
+
+def step_estimate(problem: Problem, one: Deployment) -> StepEstimate:
+    """A decode step of one copy at its batch, part by part."""
+    oracle = problem.oracle
+    if one.kind == "monolithic":
+        load = oracle.monolithic_load(
+            one.batch,
+            problem.context,
+            one.num_attention,
+            one.activated,
+            micro_batches=one.micro_batches,
+        )
+    else:
+        assert one.plan != "all-to-all"
+        load = oracle.pools_load(
+            one.batch,
+            problem.context,
+            one.num_attention,
+            one.num_expert,
+            one.activated,
+            plan=one.plan,
+            gating=one.gating,
+            micro_batches=one.micro_batches,
+        )
+    return oracle.step(replace(load, slots=one.slots))
+
+
+def memory_parts(problem: Problem, one: Deployment) -> Mapping[str, tuple[int, dict[str, float]]]:
+    """Pool -> (its instances in a copy, bytes on each by purpose, with what is free and what the
+    rules leave to the runtime)."""
+    oracle, usable = problem.oracle, problem.memory.usable
+    memory = {
+        "attention": oracle.attention_side.device.memory_bytes,
+        "expert": oracle.expert_side.device.memory_bytes,
+        "device": oracle.attention_side.device.memory_bytes,
+    }
+    needs: dict[str, tuple[int, Need]]
+    if one.kind == "monolithic":
+        need = monolithic_need(oracle, one.num_attention, one.slots, problem.context)
+        needs = {"device": (one.num_attention, need)}
+    else:
+        needs = {
+            "attention": (
+                one.num_attention,
+                attention_need(oracle, one.num_attention, problem.context),
+            ),
+            "expert": (one.num_expert, expert_need(oracle, one.num_expert, one.slots)),
+        }
+    found = {}
+    for name, (instances, need) in needs.items():
+        parts = need.parts(one.batch)
+        free = usable * memory[name] - sum(parts.values())
+        parts["free"] = free
+        parts["left to the runtime"] = (1 - usable) * memory[name]
+        found[name] = (instances, parts)
+    return found
+
+
+def prefill_s(problem: Problem, one: Deployment) -> float:
+    """Seconds from an idle deployment to the first token of one prompt, without queueing.
+
+    A step with all tokens of the prompt on one attention instance, plus the arithmetic of causal
+    attention at the usual share of the data sheet's throughput. The rows are decode rows to the
+    oracle, so this is a rough upper figure; its confidence is roofline.
+    """
+    oracle, model = problem.oracle, problem.oracle.model
+    tokens = problem.workload.isl
+    activated = min(float(one.slots), tokens * model.top_k)
+    if one.kind == "monolithic":
+        load = oracle.monolithic_load(tokens, 0.0, one.num_attention, activated)
+    else:
+        assert one.plan != "all-to-all"
+        load = oracle.pools_load(
+            tokens, 0.0, 1, one.num_expert, activated, plan=one.plan, gating=one.gating
+        )
+    device = oracle.attention_side.device
+    law = roofline_law(device, arithmetic(model.weight_dtype, frozenset(device.flops)))
+    pairs = tokens * tokens / 2
+    attention = model.attention
+    if isinstance(attention, GqaFacts) and attention.window:
+        share = attention.num_windowed_layers / model.num_layers
+        pairs = (1 - share) * pairs + share * tokens * min(tokens / 2, attention.window)
+    flops = model.num_layers * pairs * attention.flops_per_position
+    return float(oracle.step_s(replace(load, slots=one.slots)) + law.s_per_flop * flops)

@@ -1,0 +1,283 @@
+"""The joint search: attention instances, expert instances, slots, exchange plan, micro-batches,
+copies. Exhaustive, in arrays.
+
+TPOT does not fall with the batch, so a shape is feasible exactly when it is at the largest batch
+it may have, min(demand * objective, memory): one evaluation of each shape says which are, and only
+the cheapest of those are solved for their batch. `reference` does the same one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from janus_moe.perf.arrays import Array
+from janus_moe.plan.activation import AmaxGrid
+from janus_moe.plan.answers import Deployment
+from janus_moe.plan.fixed_point import fixed_points, largest_batches
+from janus_moe.plan.grid import Bools, Grid
+from janus_moe.plan.memory import most_slots
+from janus_moe.plan.problem import Concurrency, PoolStyle, Problem, Rate
+from janus_moe.plan.shapes import Ints, Pools, slot_options
+
+_SIDES: tuple[Literal["attention", "expert"], ...] = ("attention", "expert")
+
+Solver = Callable[[Pools], Array]
+"""The batch of each shape, nan where there is none."""
+
+
+@dataclass(frozen=True, eq=False)
+class PoolSearch:
+    """All shapes of one style for one question."""
+
+    problem: Problem
+    style: PoolStyle
+
+    @cached_property
+    def num_expert(self) -> Ints:
+        """[pools] sizes of the expert pool that can hold every expert."""
+        problem, style = self.problem, self.style
+        experts = problem.oracle.model.num_experts
+        slots = min(self._fit, experts if style.slots is None else style.slots)
+        if slots < 1:
+            return np.zeros(0, np.int64)
+        most = min(problem.max_gpus - 1, experts, style.max_instances or experts)
+        return np.arange(-(-experts // slots), most + 1, dtype=np.int64)
+
+    @cached_property
+    def options(self) -> tuple[tuple[Ints, AmaxGrid], ...]:
+        """Slots of every pool and their a_max, for each distinct option."""
+        if not self.num_expert.size:
+            return ()
+        found: list[tuple[Ints, AmaxGrid]] = []
+        for slots in slot_options(self.problem, self.style, self.num_expert, self._fit):
+            if any(np.array_equal(slots, other) for other, _ in found):
+                continue
+            table = self.problem.activation.table(self.num_expert, slots, self.style.policy)
+            found.append((slots, AmaxGrid(table)))
+        return tuple(found)
+
+    def cheapest(self, count: int = 1) -> list[Deployment]:
+        """The best deployment of each of the `count` best shapes that keep up with the demand
+        within the objective; fewer where there are fewer."""
+        costs, places, copies = self._feasible(count)
+        found: list[Deployment] = []
+        done = 0
+        while done < costs.size and len(best_of_shapes(found)) < count:
+            # All shapes up to a cost, as many as are wanted or more; next time the rest.
+            level = costs[min(done + count, costs.size) - 1]
+            end = int(np.searchsorted(costs, level, "right"))
+            found += self._solve(places[done:end], copies[done:end])
+            done = end
+        return best_of_shapes(found)[:count]
+
+    def largest(self, gpus: int, count: int = 1) -> list[Deployment]:
+        """What serves most tokens per second within the objective on up to `gpus` GPUs, of shapes
+        that leave fewer GPUs over than one for each copy."""
+        grid = self.grid
+        if grid is None:
+            return []
+        places, copies = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.int64)]
+        for number in range(1, min(self.problem.max_copies, gpus // 2) + 1):
+            step = self.style.gpu_step
+            each = gpus // number // step * step
+            where = np.argwhere(grid.gpus == each)
+            places.append(where)
+            copies.append(np.full(len(where), number))
+        found = self._solve(np.concatenate(places), np.concatenate(copies), self._most)
+        best = best_of_shapes(found, _throughput)
+        return best[:count]
+
+    def fastest(self) -> Deployment | None:
+        """The lowest TPOT of all shapes, at a batch of one token."""
+        grid = self.grid
+        if grid is None:
+            return None
+        allowed = self._stepped & (grid.gpus <= self.problem.max_gpus)
+        least = np.full(grid.shape, np.inf)
+        for pools in grid.options:
+            seconds = pools.tpot_s(np.ones((1, 1)))
+            least = np.minimum(least, np.where(allowed & (pools.most_tokens >= 1), seconds, np.inf))
+        if not np.isfinite(least).any():
+            return None
+        where = np.argwhere(least <= np.min(least) * (1 + 1e-9))[:1]
+        found = self._solve(where, np.ones(len(where), np.int64), _one_token)
+        return min(found, key=lambda d: d.rank, default=None)
+
+    @cached_property
+    def grid(self) -> Grid | None:
+        """All pairs that the GPUs allow; None: not one."""
+        most = self.problem.max_gpus
+        if not self.options:
+            return None
+        top = most - int(self.num_expert[0])
+        attention = np.arange(1, min(top, self.style.max_instances or top) + 1, dtype=np.int64)
+        if not attention.size:
+            return None
+        attention, experts = attention[:, None], self.num_expert[None, :]
+        rows = experts - experts[0, 0]
+        options = list(self._all(attention, experts, rows))
+        return Grid(self.problem, attention, experts, options)
+
+    @cached_property
+    def _stepped(self) -> Bools:
+        """[n, m] pairs that the style may build."""
+        assert self.grid is not None
+        stepped: Bools = self.grid.gpus % self.style.gpu_step == 0
+        return stepped
+
+    def _feasible(self, count: int) -> tuple[Array, Ints, Ints]:
+        """(cost, [position in the grid], copies) of feasible shapes, cheapest first; without those
+        that `count` others undercut, where all of those are sure to be solved."""
+        grid, problem = self.grid, self.problem
+        costs, copies = np.zeros(0), np.zeros(0, np.int64)
+        places = np.zeros((0, 2), np.int64)
+        if grid is None:
+            return costs, places, copies
+        bound, least = np.inf, int(grid.gpus[0, 0])
+        cheapest_gpu = min(problem.weight_of("attention"), problem.weight_of("expert"))
+        for number in range(min(problem.max_copies, problem.max_gpus // least), 0, -1):
+            affordable = bound / (number * cheapest_gpu) if np.isfinite(bound) else np.inf
+            most = int(min(problem.max_gpus // number, affordable))
+            if most < least:
+                continue
+            good = grid.feasible(problem.demand.divided(number), most)
+            where = np.argwhere(good & self._stepped[: good.shape[0], : good.shape[1]])
+            costs = np.concatenate([costs, number * grid.cost[where[:, 0], where[:, 1]]])
+            places = np.concatenate([places, where])
+            copies = np.concatenate([copies, np.full(len(where), number)])
+            if self.style.balance is None and costs.size >= count:
+                bound = float(np.partition(costs, count - 1)[count - 1])
+                keep = costs <= bound
+                costs, places, copies = costs[keep], places[keep], copies[keep]
+        order = np.argsort(costs, kind="stable")
+        return costs[order], places[order], copies[order]
+
+    def shapes(self, num_attention: Ints, num_expert: Ints) -> Iterator[Pools]:
+        """Given pairs with every plan, number of micro-batches and option of slots."""
+        return self._all(num_attention, num_expert, num_expert - self.num_expert[0])
+
+    @cached_property
+    def _fit(self) -> int:
+        return most_slots(self.problem.oracle, self.problem.memory)
+
+    def _all(self, num_attention: Ints, num_expert: Ints, rows: Ints) -> Iterator[Pools]:
+        for slots, amax in self.options:
+            for micro_batches in self.style.micro_batches:
+                for plan in self.style.plans:
+                    yield Pools(
+                        self.problem,
+                        self.style,
+                        num_attention,
+                        num_expert,
+                        slots[rows],
+                        rows,
+                        amax,
+                        plan,
+                        micro_batches,
+                    )
+
+    def _solve(self, where: Ints, copies: Ints, solver: Solver | None = None) -> list[Deployment]:
+        """Every option for the shapes at these positions [shapes, 2] of the grid, with batches.
+
+        solver: by default, what keeps up with the demand within the objective.
+        """
+        grid = self.grid
+        assert grid is not None
+        if not len(where):
+            return []
+        num_attention = grid.num_attention[where[:, 0], 0]
+        num_expert, rows = grid.num_expert[0, where[:, 1]], where[:, 1]
+        found: list[Deployment] = []
+        for pools in self._all(num_attention, num_expert, rows):
+            batch = solver(pools) if solver else self._batches(pools, copies)
+            usable = np.where(np.isnan(batch), 1.0, batch)
+            tpot = pools.tpot_s(usable)
+            good = ~np.isnan(batch) & self._balanced(pools, usable)
+            if solver is None:
+                good &= tpot <= self.problem.tpot_s
+            found += self._deployments(pools, np.flatnonzero(good), copies, usable, tpot)
+        return found
+
+    def _deployments(
+        self, pools: Pools, chosen: Ints, copies: Ints, batch: Array, tpot: Array
+    ) -> list[Deployment]:
+        activated = np.broadcast_to(pools.activated(batch), batch.shape)
+        most = np.broadcast_to(pools.most_tokens, batch.shape)
+        attention, expert = (self.problem.weight_of(side) for side in _SIDES)
+        cost = copies * (pools.num_attention * attention + pools.num_expert * expert)
+        return [
+            Deployment(
+                kind="pools",
+                num_attention=int(pools.num_attention[index]),
+                num_expert=int(pools.num_expert[index]),
+                slots=int(pools.slots[index]),
+                plan=pools.plan,
+                gating=self.style.gating,
+                policy=self.style.policy,
+                micro_batches=pools.micro_batches,
+                copies=int(copies[index]),
+                batch=float(batch[index]),
+                activated=float(activated[index]),
+                tpot_s=float(tpot[index]),
+                most_tokens=float(most[index]),
+                cost=float(cost[index]),
+            )
+            for index in chosen
+        ]
+
+    def _batches(self, pools: Pools, copies: Ints) -> Array:
+        demand, most = self.problem.demand, pools.most_tokens
+        if isinstance(demand, Rate):
+            each = demand.tokens_per_s / copies
+            limit = np.minimum(most, np.maximum(1.0, each * self.problem.tpot_s))
+            return fixed_points(pools.tpot_s, each, limit)
+        assert isinstance(demand, Concurrency)
+        wanted = np.maximum(1.0, demand.requests / copies)
+        return np.where(most >= wanted, wanted, np.nan)
+
+    def _most(self, pools: Pools) -> Array:
+        return largest_batches(pools.tpot_s, self.problem.tpot_s, pools.most_tokens)
+
+    def _balanced(self, pools: Pools, batch: Array) -> Bools:
+        """Whether the busy times of the pools balance, for styles that ask for it."""
+        limit = self.style.balance
+        if limit is None:
+            return np.ones(batch.shape, np.bool_)
+        attention, experts = busy_times(pools, batch)
+        return np.abs(attention - experts) <= limit * np.maximum(attention, experts)
+
+
+def _one_token(pools: Pools) -> Array:
+    return np.where(pools.most_tokens >= 1, 1.0, np.nan)
+
+
+def busy_times(pools: Pools, batch: Array) -> tuple[Array, Array]:
+    """Seconds that each pool computes for a layer of one micro-batch."""
+    oracle, m = pools.problem.oracle, pools.micro_batches
+    rows = batch / m
+    each = rows / pools.num_attention
+    attention = oracle.attention_layer_s(each, pools.problem.context)
+    pairs = rows * oracle.model.top_k / pools.num_expert
+    experts = oracle.moe_layer_s(pools.activated(batch), pairs, rows, pools.slots)
+    return attention + oracle.shared_expert_s(each), experts
+
+
+def best_of_shapes(
+    found: Sequence[Deployment], key: Callable[[Deployment], Any] = lambda d: d.rank
+) -> list[Deployment]:
+    """The best of each shape, best first: the lowest key."""
+    best: dict[tuple[int, int, int], Deployment] = {}
+    for one in found:
+        shape = (one.num_attention, one.num_expert, one.copies)
+        if shape not in best or key(one) < key(best[shape]):
+            best[shape] = one
+    return sorted(best.values(), key=lambda d: (key(d), d.num_attention, d.num_expert))
+
+
+def _throughput(one: Deployment) -> tuple[float, ...]:
+    return (-round(one.tokens_per_s, 3), one.cost, one.copies, one.slots)

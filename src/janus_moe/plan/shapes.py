@@ -1,0 +1,120 @@
+"""Deployments as arrays: what a search evaluates, and the time and memory of every one.
+
+`Pools` and `Monoliths` hold one array per property; all arrays broadcast, so a grid of attention
+instances against expert instances stays two vectors until something needs both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_moe.perf.arrays import Array, Numbers
+from janus_moe.perf.links import Plan
+from janus_moe.perf.step import StepLoad
+from janus_moe.plan.activation import AmaxGrid
+from janus_moe.plan.memory import attention_need, expert_need, monolithic_need
+from janus_moe.plan.problem import MonolithicStyle, PoolStyle, Problem
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Pools:
+    """Shapes of two pools with one exchange plan and number of micro-batches.
+
+    num_attention, num_expert, slots, rows: broadcast; rows: of `amax`, for each expert pool.
+    """
+
+    problem: Problem
+    style: PoolStyle
+    num_attention: Ints
+    num_expert: Ints
+    slots: Ints
+    rows: Ints
+    amax: AmaxGrid
+    plan: Plan
+    micro_batches: int
+
+    @cached_property
+    def most_tokens(self) -> Array:
+        """Batch that memory allows, below 1 where the weights do not fit."""
+        problem, oracle = self.problem, self.problem.oracle
+        usable = problem.memory.usable
+        attention = attention_need(oracle, self.num_attention, problem.context)
+        experts = expert_need(oracle, self.num_expert, self.slots)
+        return np.minimum(
+            attention.most_tokens(usable * oracle.attention_side.device.memory_bytes),
+            experts.most_tokens(usable * oracle.expert_side.device.memory_bytes),
+        )
+
+    def activated(self, batch: Array) -> Array:
+        """a_max of one micro-batch."""
+        return self.amax.at(self.rows, batch / self.micro_batches)
+
+    def tpot_s(self, batch: Array) -> Array:
+        """batch: tokens of all attention instances."""
+        return self.problem.oracle.step_s(self.load(batch, self.activated(batch)))
+
+    def load(self, batch: Numbers, activated: Numbers) -> StepLoad:
+        """What the oracle is asked about."""
+        load = self.problem.oracle.pools_load(
+            batch,
+            self.problem.context,
+            self.num_attention,
+            self.num_expert,
+            activated,
+            plan=self.plan,
+            gating=self.style.gating,
+            micro_batches=self.micro_batches,
+        )
+        return replace(load, slots=self.slots)
+
+
+@dataclass(frozen=True, eq=False)
+class Monoliths:
+    """Expert parallelism of `num_devices` devices. rows: of `amax`."""
+
+    problem: Problem
+    style: MonolithicStyle
+    num_devices: Ints
+    slots: Ints
+    rows: Ints
+    amax: AmaxGrid
+    micro_batches: int
+
+    @cached_property
+    def most_tokens(self) -> Array:
+        problem, oracle = self.problem, self.problem.oracle
+        need = monolithic_need(oracle, self.num_devices, self.slots, problem.context)
+        return need.most_tokens(problem.memory.usable * oracle.attention_side.device.memory_bytes)
+
+    def activated(self, batch: Array) -> Array:
+        return self.amax.at(self.rows, batch / self.micro_batches)
+
+    def tpot_s(self, batch: Array) -> Array:
+        oracle = self.problem.oracle
+        load = oracle.monolithic_load(
+            batch,
+            self.problem.context,
+            self.num_devices,
+            self.activated(batch),
+            micro_batches=self.micro_batches,
+        )
+        return oracle.step_s(replace(load, slots=self.slots))
+
+
+def slot_options(problem: Problem, style: PoolStyle, num_expert: Ints, fit: int) -> list[Ints]:
+    """[pools] slots per instance, one array for each option; `fit` is what memory allows."""
+    experts = problem.oracle.model.num_experts
+    if style.slots is not None:
+        return [np.full_like(num_expert, min(style.slots, experts))]
+    found: list[Ints] = []
+    for redundancy in style.redundancies:
+        even = np.ceil(experts * redundancy / num_expert - 1e-9).astype(np.int64)
+        needed = -(-experts // num_expert)
+        found.append(np.clip(even, needed, np.maximum(min(fit, experts), needed)))
+    return found
