@@ -25,6 +25,7 @@ from janus_moe.messages import ExpertLoad
 from janus_moe.model.expert_block import ExpertModel
 from janus_moe.policy.placement import Placement
 from janus_moe.policy.statistics import RoutingWindow
+from janus_moe.tracing import SpanLog
 from janus_moe.transport import ExpertPort, ReplyNote, Ticket, Work
 
 WARM_UP_TOKENS = (1, 4, 128)
@@ -60,6 +61,7 @@ class ExpertInstance:
         rule: Rule,
         layers: tuple[int, ...],
         on_load: OnLoad | None = None,
+        spans: SpanLog | None = None,
     ) -> None:
         self.index = index
         self.model = model
@@ -71,6 +73,7 @@ class ExpertInstance:
         self._offered: dict[int, Epoch] = {}
         self._latest = self._before_latest = self._epoch
         self._on_load = on_load
+        self._spans = spans or SpanLog()
         self._window = RoutingWindow(len(layers), placement.num_experts, coactivation_stride=0)
         self._recorder: RoutingRecorder | None = None
         self._reported_at = 0.0
@@ -108,9 +111,14 @@ class ExpertInstance:
         """Answers one exchange, or nothing when `port` was woken for another reason."""
         work = port.accept()
         if work is not None:
+            self._spans.step, self._spans.tokens = work.ticket.step, sum(work.num_tokens)
+            self._spans.mark("wait", work.ticket.layer)
             answer = self.compute(work)
+            self._spans.mark("experts", work.ticket.layer)
             port.reply(work, answer.partial, answer.note)
+            self._spans.mark("reply", work.ticket.layer)
             self._observe(self._moe_layer[work.ticket.layer], answer.expert_ids)
+            self._spans.mark("statistics", work.ticket.layer)
             if work.ticket.layer == self.layers[-1]:
                 self._end_of_step()
 
@@ -134,9 +142,11 @@ class ExpertInstance:
         with torch.inference_mode():
             expert_ids, weights = self.model.route(work.ticket.layer, work.hidden)
             ids: NDArray[np.int32] = expert_ids.cpu().numpy()
+            self._spans.mark("route", work.ticket.layer)
             start = time.perf_counter_ns()
             slot_ids, activated, _ = self._epoch.schedulers[number].rewrite(ids)
             scheduler_ns = time.perf_counter_ns() - start
+            self._spans.mark("schedule", work.ticket.layer)
             partial = self.model.compute(
                 work.ticket.layer,
                 work.hidden,
