@@ -1,5 +1,6 @@
 # make serve   creates .venv, installs, serves the bundled model with 1 attention and 2 expert instances
 # make test    creates .venv, installs, runs linter, type checker and the whole suite on the CPU
+# make figures creates .venv, installs, makes the figures and the report of docs/evaluation.md again
 
 PYTHON ?= python3
 VENV   := .venv
@@ -7,7 +8,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SERVE  ?= --attention-instances 1 --expert-instances 2
 
-.PHONY: serve test lint types unit format clean
+.PHONY: serve test lint types unit figures format clean
 
 serve: $(VENV)/.runtime
 	@exec $(BIN)/janus serve $(SERVE)
@@ -23,6 +24,9 @@ types: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+figures: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.figures $(FIGURES)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -44,4 +48,9 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "installing the tools of the test suite ..."
 	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.runtime
+	@echo "installing what benchmarks and figures need ..."
+	@$(PIP) --editable '.[bench]'
 	@touch $@

@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 
 # A row imports rows above it; within a row, only its own package and what SAME_ROW adds.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("spec", "errors", "bundled"),  # bundled is data
+    ("spec", "errors", "tracing", "bundled"),  # bundled is data
     ("policy", "perf", "config", "messages"),
     ("sim", "plan", "kernels", "transport"),
     ("model",),

@@ -10,6 +10,7 @@ import msgspec
 
 from janus_moe.config import EngineConfig
 from janus_moe.spec import InstanceId, ModelSpec
+from janus_moe.tracing import Span
 
 
 class Message(
@@ -97,6 +98,7 @@ class Setup(Message, frozen=True):
 
     slots: [moe layers][expert instances] logical expert ids hosted there, in slot order.
     spare_slots: further slots per layer of every expert instance, free at the start.
+    links: what messages between instances cost, as `perf.LinkModel` names it; {}: not measured.
     attention_nodes, expert_nodes: number of the host of each instance.
     """
 
@@ -110,6 +112,7 @@ class Setup(Message, frozen=True):
     epoch: int
     slots: tuple[tuple[tuple[int, ...], ...], ...]
     spare_slots: int = 0
+    links: dict[str, float] = {}
     attention_nodes: tuple[int, ...] = ()
     expert_nodes: tuple[int, ...] = ()
 
@@ -163,6 +166,13 @@ class UseEpoch(Message, frozen=True):
     epoch: int
 
 
+class Trace(Message, frozen=True):
+    """Record spans from now on, or stop; answered by `Traced`. Recording twice starts anew."""
+
+    instance: InstanceId
+    recording: bool
+
+
 class Stop(Message, frozen=True):
     """Finish the current step and exit."""
 
@@ -208,7 +218,8 @@ class StepDone(Message, frozen=True):
     only the load.
 
     epoch: steps that begin from now on have this placement or a later one, and this instance has
-    none under way with an earlier one.
+    none under way with an earlier one. exchange_plan: of the step's messages over the network, ""
+    for none. notices: sentences for the log.
     """
 
     instance: InstanceId
@@ -223,6 +234,8 @@ class StepDone(Message, frozen=True):
     scheduler_seconds: float = 0.0
     activity: ExpertActivity | None = None
     epoch: int = 0
+    exchange_plan: str = ""
+    notices: tuple[str, ...] = ()
 
 
 class ExpertLoad(Message, frozen=True):
@@ -251,6 +264,14 @@ class EpochFailed(Message, frozen=True):
     error: str
 
 
+class Traced(Message, frozen=True):
+    """Answers `Trace`. now_ns: the host's clock. spans: what was recorded, when it was stopped."""
+
+    instance: InstanceId
+    now_ns: int
+    spans: tuple[Span, ...] = ()
+
+
 class Failed(Message, frozen=True):
     """A worker cannot go on; `error` is a sentence for people, without a stack trace.
 
@@ -264,14 +285,16 @@ class Failed(Message, frozen=True):
 
 ToAttention = AddRequest | AbortRequest | UseEpoch
 ToExpert = PrepareEpoch | DropEpoch
-ToInstance = ToAttention | ToExpert
+ToInstance = ToAttention | ToExpert | Trace
 ToWorker = Setup | ToInstance | StorePut | Stop
 FromExpert = ExpertLoad | EpochPrepared | EpochFailed
-FromWorker = Hello | Progress | Ready | StepDone | FromExpert | StorePut | Failed
+FromWorker = Hello | Progress | Ready | StepDone | FromExpert | StorePut | Traced | Failed
 
 
 def recipient(message: ToInstance) -> InstanceId:
     """The instance that a message is for."""
+    if isinstance(message, Trace):
+        return message.instance
     if isinstance(message, ToExpert):
         return InstanceId(pool="expert", index=message.expert_index)
     return InstanceId(pool="attention", index=message.attention_index)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from janus_moe.messages import (
     recipient,
 )
 from janus_moe.model.piecewise import Piece
+from janus_moe.transport import Exchange
+from janus_moe.transport.dist import ChannelExchange
 from janus_moe.transport.rendezvous import MemoryRendezvous
 
 START_TIMEOUT_S = 100.0
@@ -94,6 +97,15 @@ async def running_in_threads(
 ) -> AsyncIterator[Engine]:
     """The same engine and instances in this process: quick to start, and `shm` still goes through
     shared memory and doorbells. load_piece: how experts that move are read."""
+    async with serving_in_threads(folder, load_piece, **settings) as service:
+        yield service.engine
+
+
+@contextlib.asynccontextmanager
+async def serving_in_threads(
+    folder: Path, load_piece: LoadPiece = Piece.load, **settings: Any
+) -> AsyncIterator[Service]:
+    """The service of `running_in_threads`."""
     service = Service.prepare(EngineConfig(model=str(folder), **settings))
     workers = ThreadWorkers(service, load_piece)
     ready = asyncio.Event()
@@ -104,7 +116,7 @@ async def running_in_threads(
             await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             task.result()
-        yield service.engine
+        yield service
     finally:
         waiter.cancel()
         task.cancel()
@@ -121,10 +133,17 @@ class ThreadWorkers:
         self._queue: asyncio.Queue[FromWorker] = asyncio.Queue()
         self._region = create_region(service.plan)
         shm = None if self._region is None else self._region.address
+        rendezvous = MemoryRendezvous()
+        setups = [setup_message(service.plan, layout) for layout in worker_layouts(service.plan)]
+
+        def meet(setup: Setup) -> Exchange:
+            return open_exchange(setup, shm, rendezvous, "127.0.0.1")
+
+        with ThreadPoolExecutor(len(setups)) as pool:  # over gloo they wait for each other
+            exchanges = list(pool.map(meet, setups))
+        self._exchanges = [e for e in exchanges if isinstance(e, ChannelExchange)]
         self._members = {}
-        for layout in worker_layouts(service.plan):
-            setup: Setup = setup_message(service.plan, layout)
-            exchange = open_exchange(setup, shm, MemoryRendezvous(), "127.0.0.1")
+        for setup, exchange in zip(setups, exchanges, strict=True):
             for member in build_members(setup, exchange, self._emit, load_piece):
                 self._members[member.id] = member
         self._threads = [
@@ -145,6 +164,8 @@ class ThreadWorkers:
             member.post(Stop())
         if self._region is not None:
             self._region.shutdown()
+        for exchange in self._exchanges:
+            await asyncio.to_thread(exchange.close)
         for thread in self._threads:
             await asyncio.to_thread(thread.join, 10)
             assert not thread.is_alive()

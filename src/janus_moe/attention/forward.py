@@ -13,17 +13,22 @@ from torch import Tensor
 
 from janus_moe.messages import ExpertActivity
 from janus_moe.model.attention_block import AttentionModel, KvCache, StepInput
+from janus_moe.tracing import SpanLog
 from janus_moe.transport import AttentionPort, ReplyNote
 
 
 @dataclass(slots=True)
 class ExchangeLog:
-    """What one pass saw of the expert pool. epoch: the placement it used."""
+    """What one pass saw of the expert pool. epoch: the placement it used. plan: of its messages
+    over the network. notices: for the log. spans: of time."""
 
     dispatch_seconds: float = 0.0
     combine_seconds: float = 0.0
     notes: list[tuple[ReplyNote, ...]] = field(default_factory=list)
     epoch: int = 0
+    plan: str = ""
+    notices: list[str] = field(default_factory=list)
+    spans: SpanLog = field(default_factory=SpanLog)
 
     @property
     def scheduler_seconds(self) -> float:
@@ -61,14 +66,22 @@ def _through_experts(
     model: AttentionModel, layer: int, normed: Tensor, port: AttentionPort, log: ExchangeLog
 ) -> Tensor:
     """Routed plus shared experts of one layer, [tokens, hidden] in the model's dtype."""
+    log.spans.mark("attention", layer)
     start = time.perf_counter()
     ticket = port.dispatch(layer, normed)
     log.epoch = ticket.epoch
     log.dispatch_seconds += time.perf_counter() - start
+    log.spans.mark("dispatch", layer)
     shared = model.shared(layer, normed)
+    if shared is not None:
+        log.spans.mark("shared expert", layer)
     start = time.perf_counter()
     combined = port.combine(ticket)
     log.combine_seconds += time.perf_counter() - start
+    log.spans.mark("combine", layer)
     log.notes.append(combined.notes)
+    log.plan = combined.plan
+    if combined.notice:
+        log.notices.append(combined.notice)
     routed = combined.hidden.to(normed.dtype)
     return routed if shared is None else routed + shared

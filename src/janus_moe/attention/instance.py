@@ -23,6 +23,7 @@ from janus_moe.model.attention_block import AttentionModel, KvCache
 from janus_moe.policy.batching import Batcher, ScheduledSequence, StepPlan
 from janus_moe.policy.paging import BlockManager
 from janus_moe.spec import InstanceId
+from janus_moe.tracing import SpanLog
 from janus_moe.transport import AttentionPort
 
 
@@ -49,9 +50,11 @@ class AttentionInstance:
         blocks: BlockManager,
         limits: StepLimits,
         port: AttentionPort,
+        spans: SpanLog | None = None,
     ) -> None:
         self.id = InstanceId(pool="attention", index=index)
         self.port = port
+        self._spans = spans or SpanLog()
         self._model = model
         self._cache = cache
         self._blocks = blocks
@@ -87,14 +90,18 @@ class AttentionInstance:
         for scheduled in plan.scheduled:
             request = self._requests[scheduled.sequence.request_id]
             request.started_at = request.started_at or start
-        log = ExchangeLog()
+        log = ExchangeLog(spans=self._spans)
         with torch.inference_mode():
             step_input = build_step_input(
                 plan, self._blocks.block_size, self._model.embedding.device
             )
-            self.port.begin_step(plan.num_tokens)
+            self._spans.mark("between steps")
+            self._spans.step = self.port.begin_step(plan.num_tokens)
+            self._spans.tokens = plan.num_tokens
+            self._spans.mark("announce")
             hidden = forward(self._model, self._cache, step_input, self.port, log)
             outputs = self._produce(plan, hidden)
+            self._spans.mark("sample")
         self._epoch = log.epoch
         return msgspec.structs.replace(
             self.report(),
@@ -104,6 +111,8 @@ class AttentionInstance:
             combine_seconds=log.combine_seconds,
             scheduler_seconds=log.scheduler_seconds,
             activity=log.activity(),
+            exchange_plan=log.plan,
+            notices=tuple(log.notices),
         )
 
     def report(self) -> StepDone:

@@ -17,6 +17,7 @@ COMMANDS = {
     "plan": "how many GPUs of each pool a service needs, and whether to have pools",
     "simulate": "replay recorded routing, or requests through deployments that scale",
     "profile": "measure a model on this machine for planning",
+    "trace": "write what every instance does when, for a few steps, as a Chrome trace",
     "collect-env": "print what this machine and installation are, for bug reports",
 }
 

@@ -9,6 +9,7 @@ import contextlib
 import queue
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numba
@@ -21,7 +22,7 @@ from janus_moe.experts.instance import ExpertInstance
 from janus_moe.experts.loop import serve as serve_experts
 from janus_moe.experts.preparing import EpochPreparer, LoadPiece
 from janus_moe.experts.recording import RoutingRecorder
-from janus_moe.messages import FromWorker, Progress, Setup, ToWorker
+from janus_moe.messages import FromWorker, Progress, Setup, ToWorker, Trace, Traced
 from janus_moe.model.attention_block import AttentionModel, KvCache
 from janus_moe.model.checkpoint import Checkpoint
 from janus_moe.model.expert_block import ExpertModel
@@ -30,6 +31,7 @@ from janus_moe.model.piecewise import Piece
 from janus_moe.policy.paging import BlockManager
 from janus_moe.policy.placement import Placement
 from janus_moe.spec import InstanceId
+from janus_moe.tracing import SpanLog
 from janus_moe.transport import (
     Exchange,
     ExpertPort,
@@ -37,35 +39,50 @@ from janus_moe.transport import (
     WaitRule,
     spin_budget_us,
 )
+from janus_moe.transport.dist import ChannelExchange
 
 Send = Callable[[FromWorker], None]
 Work = Callable[[queue.SimpleQueue[ToWorker]], None]
 REPORT_EVERY_S = 0.2
+MESSAGE_ROWS = {"send": "sent", "receive": "received"}
 
 
 class Member:
     """An instance in a worker: its inbox, and the work of its thread (in loopback, where attention
-    instances run the experts, an expert's thread only prepares epochs)."""
+    instances run the experts, an expert's thread only prepares epochs). spans: what it did when."""
 
     def __init__(
         self,
         instance_id: InstanceId,
         wake: Callable[[], None],
         work: Work,
+        spans: SpanLog,
+        send: Send,
     ) -> None:
         self.id = instance_id
+        self._spans = spans
+        self._send = send
         self._inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
         self._wake = wake
         self._work = work
 
     def post(self, message: ToWorker) -> None:
-        """Puts a message in the inbox and wakes the instance."""
+        """Puts a message in the inbox and wakes the instance; starts and stops recording."""
+        if isinstance(message, Trace):
+            self._trace(message.recording)
+            return
         self._inbox.put(message)
         self._wake()
 
     def serve(self) -> None:
         """The work of the instance's thread, until a Stop message."""
         self._work(self._inbox)
+
+    def _trace(self, recording: bool) -> None:
+        now_ns, spans = time.perf_counter_ns(), self._spans.stop()
+        if recording:
+            self._spans.start()
+        self._send(Traced(instance=self.id, now_ns=now_ns, spans=() if recording else spans))
 
 
 def _closing(stack: contextlib.ExitStack, work: Work) -> Work:
@@ -124,8 +141,23 @@ class _Builder:
             spin_us=spin_budget_us(setup.num_cores, wanted),
         )
 
+    def _spans(self) -> SpanLog:
+        """Of one instance; where messages have a beginning and an end, they are recorded too."""
+        spans = SpanLog()
+        if isinstance(self._exchange, ChannelExchange):
+            topology = self._exchange.layout.topology
+
+            def record(
+                peer: int, way: str, num_bytes: int, stage: str, start_ns: int, end_ns: int
+            ) -> None:
+                row, name = MESSAGE_ROWS[way], str(topology.instance(peer))
+                spans.message(row, stage, name, num_bytes, start_ns, end_ns)
+
+            self._exchange.record_to(record)
+        return spans
+
     def attention(self, instance_id: InstanceId) -> Member:
-        setup, config = self._setup, self._setup.config
+        setup, config, spans = self._setup, self._setup.config, self._spans()
         model = AttentionModel.load(
             setup.spec,
             self._checkpoint,
@@ -150,15 +182,18 @@ class _Builder:
                 config.max_model_len or setup.spec.max_position,
             ),
             port=self._exchange.attention_port(instance_id.index, self._rule),
+            spans=spans,
         )
         return Member(
             instance_id,
             instance.port.wake,
             lambda inbox: serve_attention(instance, inbox, self._send),
+            spans,
+            self._send,
         )
 
     def expert(self, instance_id: InstanceId) -> Member:
-        setup, index = self._setup, instance_id.index
+        setup, index, spans = self._setup, instance_id.index, self._spans()
         slots = [layer[index] for layer in setup.slots]
         model = ExpertModel.load(
             setup.spec,
@@ -175,6 +210,7 @@ class _Builder:
             activation_rule(setup.config),
             setup.spec.moe_layer_ids,
             on_load=self._send if index == 0 else None,  # all see the same routing
+            spans=spans,
         )
         preparer = EpochPreparer(
             instance,
@@ -191,15 +227,13 @@ class _Builder:
             recorder = self._recorder(setup.config.record_routing)
             instance.record_to(recorder)
             closing.callback(recorder.close)
+        member = partial(Member, spans=spans, send=self._send)
         if isinstance(self._exchange, LoopbackExchange):
             self._exchange.serve(index, instance.serve_once)
-            return Member(instance_id, lambda: None, _closing(closing, preparer.serve))
+            return member(instance_id, lambda: None, _closing(closing, preparer.serve))
         port: ExpertPort = self._exchange.expert_port(index, self._rule)
-        return Member(
-            instance_id,
-            port.wake,
-            _closing(closing, lambda inbox: serve_experts(instance, preparer, port, inbox)),
-        )
+        work = _closing(closing, lambda inbox: serve_experts(instance, preparer, port, inbox))
+        return member(instance_id, port.wake, work)
 
     def _recorder(self, path: str) -> RoutingRecorder:
         spec, max_tokens = self._setup.spec, self._setup.config.record_routing_tokens

@@ -18,6 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from janus_moe.control.listening import Listening
 from janus_moe.control.resolve import RunPlan
 from janus_moe.engine.engine import Workers
 from janus_moe.engine.expert_pool import RebalanceStatus
@@ -73,7 +74,7 @@ class Rebalancer:
         self._workers = workers
         schedule = asyncio.create_task(self._follow_schedule())
         try:
-            yield _Watched(workers, self._observe)
+            yield Listening(workers, self._observe)
         finally:
             self._workers = None
             tasks = [schedule, *([self._task] if self._task else [])]
@@ -242,22 +243,3 @@ class Rebalancer:
         """The proposed placement, or the present one if the gain is too small."""
         proposal = self._propose()
         return proposal.target if proposal.worthwhile else self.placement
-
-
-class _Watched:
-    """`engine.Workers` that lets somebody see the messages that come from them."""
-
-    def __init__(self, workers: Workers, observe: Callable[[FromWorker], None]) -> None:
-        self._workers = workers
-        self._observe = observe
-
-    def send(self, message: ToInstance) -> None:
-        self._workers.send(message)
-
-    async def receive(self) -> FromWorker:
-        message = await self._workers.receive()
-        self._observe(message)
-        return message
-
-    async def close(self) -> None:
-        await self._workers.close()

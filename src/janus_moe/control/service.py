@@ -15,6 +15,7 @@ from janus_moe.control.cluster import FAILED_GRACE_S, Cluster
 from janus_moe.control.hosts.gathering import Gathered
 from janus_moe.control.rebalance import Rebalancer
 from janus_moe.control.resolve import RunPlan, resolve_run, this_host
+from janus_moe.control.tracing import Tracer
 from janus_moe.engine.admission import Limits
 from janus_moe.engine.engine import Engine, Workers
 from janus_moe.engine.text.tokenizer import load_tokenizer
@@ -30,11 +31,13 @@ def ignore_progress(_: Progress) -> None:
 @dataclass(slots=True)
 class Service:
     """plan: what was decided. engine: takes requests once it is ready. rebalancer: moves experts
-    between its instances. gathered: all hosts, where there are several."""
+    between its instances. tracer: records what they do when. gathered: all hosts, where there are
+    several."""
 
     plan: RunPlan
     engine: Engine
     rebalancer: Rebalancer
+    tracer: Tracer
     pids: dict[str, int]
     gathered: Gathered | None = None
 
@@ -51,7 +54,7 @@ class Service:
         )
         rebalancer = Rebalancer(plan)
         engine = Engine(plan.config, plan.spec, load_tokenizer(folder), limits, rebalancer)
-        return cls(plan, engine, rebalancer, {}, gathered)
+        return cls(plan, engine, rebalancer, Tracer(plan), {}, gathered)
 
     def _progress(self, progress: Progress, on_progress: Callable[[Progress], None]) -> None:
         self.engine.status_detail = f"{progress.instance}: {progress.stage}"
@@ -87,4 +90,4 @@ class Service:
     async def serve(self, workers: Workers, ready: asyncio.Event) -> None:
         """Serves with workers that are ready, until cancelled or one is lost."""
         async with self.rebalancer.watching(workers) as watched:
-            await self.engine.run(watched, ready)
+            await self.engine.run(self.tracer.watch(watched), ready)

@@ -12,6 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,12 +25,22 @@ from janus_moe.messages import ExpertLoad
 from janus_moe.model.expert_block import ExpertModel
 from janus_moe.policy.placement import Placement
 from janus_moe.policy.statistics import RoutingWindow
+from janus_moe.tracing import SpanLog
 from janus_moe.transport import ExpertPort, ReplyNote, Ticket, Work
 
 WARM_UP_TOKENS = (1, 4, 128)
 REPORT_EVERY_S = 1.0
 
 OnLoad = Callable[[ExpertLoad], None]
+
+
+class Answer(NamedTuple):
+    """partial: [tokens, hidden] float32 sums over the instance's replicas. expert_ids: [tokens,
+    top_k] logical ids that the batch was routed to."""
+
+    partial: torch.Tensor
+    note: ReplyNote
+    expert_ids: NDArray[np.int32]
 
 
 class ExpertInstance:
@@ -50,6 +61,7 @@ class ExpertInstance:
         rule: Rule,
         layers: tuple[int, ...],
         on_load: OnLoad | None = None,
+        spans: SpanLog | None = None,
     ) -> None:
         self.index = index
         self.model = model
@@ -61,6 +73,7 @@ class ExpertInstance:
         self._offered: dict[int, Epoch] = {}
         self._latest = self._before_latest = self._epoch
         self._on_load = on_load
+        self._spans = spans or SpanLog()
         self._window = RoutingWindow(len(layers), placement.num_experts, coactivation_stride=0)
         self._recorder: RoutingRecorder | None = None
         self._reported_at = 0.0
@@ -98,8 +111,14 @@ class ExpertInstance:
         """Answers one exchange, or nothing when `port` was woken for another reason."""
         work = port.accept()
         if work is not None:
-            partial, note = self.compute(work)
-            port.reply(work, partial, note)
+            self._spans.step, self._spans.tokens = work.ticket.step, sum(work.num_tokens)
+            self._spans.mark("wait", work.ticket.layer)
+            answer = self.compute(work)
+            self._spans.mark("experts", work.ticket.layer)
+            port.reply(work, answer.partial, answer.note)
+            self._spans.mark("reply", work.ticket.layer)
+            self._observe(self._moe_layer[work.ticket.layer], answer.expert_ids)
+            self._spans.mark("statistics", work.ticket.layer)
             if work.ticket.layer == self.layers[-1]:
                 self._end_of_step()
 
@@ -115,29 +134,34 @@ class ExpertInstance:
             self.compute(Work(ticket=ticket, hidden=hidden, num_tokens=(num_tokens,)))
         self._window = RoutingWindow(len(self.layers), spec.moe.num_experts, coactivation_stride=0)
 
-    def compute(self, work: Work) -> tuple[torch.Tensor, ReplyNote]:
-        """Partial sums [tokens, hidden] float32 of this instance's replicas for one layer."""
+    def compute(self, work: Work) -> Answer:
+        """What this instance's replicas contribute to one layer."""
         if work.ticket.epoch != self._epoch.number:
             self._switch(work.ticket)
         number = self._moe_layer[work.ticket.layer]
         with torch.inference_mode():
             expert_ids, weights = self.model.route(work.ticket.layer, work.hidden)
             ids: NDArray[np.int32] = expert_ids.cpu().numpy()
+            self._spans.mark("route", work.ticket.layer)
             start = time.perf_counter_ns()
             slot_ids, activated, _ = self._epoch.schedulers[number].rewrite(ids)
             scheduler_ns = time.perf_counter_ns() - start
+            self._spans.mark("schedule", work.ticket.layer)
             partial = self.model.compute(
                 work.ticket.layer,
                 work.hidden,
                 torch.from_numpy(slot_ids).to(expert_ids.device),
                 weights,
             )
-        if self._on_load is not None:
-            self._window.record(number, ids)
-        if self._recorder is not None:
-            self._recorder.record(number, ids)
         digest = zlib.crc32(ids.tobytes(), self._epoch.number)
-        return partial, ReplyNote(digest, int(activated[self.index]), scheduler_ns)
+        return Answer(partial, ReplyNote(digest, int(activated[self.index]), scheduler_ns), ids)
+
+    def _observe(self, number: int, expert_ids: NDArray[np.int32]) -> None:
+        """Statistics of a batch; nobody waits for them, so they come after the reply."""
+        if self._on_load is not None:
+            self._window.record(number, expert_ids)
+        if self._recorder is not None:
+            self._recorder.record(number, expert_ids)
 
     def _switch(self, ticket: Ticket) -> None:
         """Serves with another epoch from now on; earlier ones never come again."""

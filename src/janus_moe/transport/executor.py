@@ -90,7 +90,7 @@ class Executor:
         self._channel = channel
         self._format = format_
         self.timeout_s = timeout_s
-        self._record = record
+        self.record = record
         self._inlets: dict[Lane, Inlet] = {}
         self._outlets: dict[Lane, MessageBuffer] = {}
         self._scratch: Tensor | None = None
@@ -147,7 +147,7 @@ class Executor:
 
     def post(self, program: BoundProgram) -> None:
         """Posts the program's receives, but for those that are posted already."""
-        now = time.perf_counter_ns() if self._record else 0
+        now = time.perf_counter_ns() if self.record else 0
         for message, inlet in program.receives:
             if inlet.pending is None:
                 tag = _tag(program.direction, message.lane)
@@ -185,14 +185,14 @@ class Executor:
         """Waits until all sends are over, so that buffers may be used again."""
         for pending, message, direction, num_bytes, started in self._outstanding:
             self._await(pending, message, message.target, ticket)
-            if self._record:
+            if self.record:
                 end = time.perf_counter_ns()
                 stage = f"{direction} {message.name}"
-                self._record(message.target, "send", num_bytes, stage, started, end)
+                self.record(message.target, "send", num_bytes, stage, started, end)
         self._outstanding.clear()
 
     def _send(self, direction: Direction, message: Message, wire: Tensor, ticket: Ticket) -> None:
-        started = time.perf_counter_ns() if self._record else 0
+        started = time.perf_counter_ns() if self.record else 0
         try:
             tag = _tag(direction, message.lane)
             pending = self._channel.send(message.target, tag, wire)
@@ -204,11 +204,11 @@ class Executor:
         assert inlet.pending is not None, "receives are posted before a program runs"
         self._await(inlet.pending, message, message.source, ticket)
         inlet.pending = None
-        if self._record:
+        if self.record:
             size = inlet.buffer.wire(message.num_rows).numel()
             stage = f"{direction} {message.name}"
             end = time.perf_counter_ns()
-            self._record(message.source, "receive", size, stage, inlet.posted_ns, end)
+            self.record(message.source, "receive", size, stage, inlet.posted_ns, end)
 
     def _await(self, pending: Pending, message: Message, peer: int, ticket: Ticket | None) -> None:
         started = time.monotonic()
