@@ -28,7 +28,8 @@ CONTEXT = 1000.0
 
 def activated(oracle: Oracle, tokens: float, instances: int) -> float:
     experts, top_k = oracle.model.num_experts, oracle.model.top_k
-    return experts / instances * (1 - (1 - top_k / experts) ** tokens)
+    missed: float = (1 - top_k / experts) ** tokens
+    return experts / instances * (1 - missed)
 
 
 def step_ms(oracle: Oracle, batch: int, attention: int, expert: int, micro_batches: int) -> float:

@@ -83,7 +83,7 @@ def test_exact_times_of_a_layout_give_back_its_links() -> None:
 
 
 def seconds(links: LinkModel, plan: str, tokens: int) -> float:
-    exchange = egate_plan(plan, LAYOUT.topology, spread(tokens, 2))  # type: ignore[arg-type]
+    exchange = egate_plan(plan, LAYOUT.topology, spread(tokens, 2))
     return exchange_seconds(links, priced_counts(exchange, LAYOUT.row_bytes))
 
 
