@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -162,7 +162,8 @@ def measure_all(options: argparse.Namespace) -> list[dict[str, Any]]:
         if name in layouts:
             row_bytes = RowBytes(4 * options.hidden, 4 * options.hidden)
             topology = layouts[name].topology
-            both = closed_form(layouts[name].plan, topology, (tokens,) * shape.attention, row_bytes)
+            plan = cast(PlanName, layouts[name].plan)
+            both = closed_form(plan, topology, (tokens,) * shape.attention, row_bytes)
             row["inter_kB"] = sum(counts.inter_bytes for counts in both) // 1000
         rows.append(row)
     return rows

@@ -74,8 +74,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(description="loopback: one process; shm: one host; gloo: TCP; auto: by shape, hosts"),
     ] = "auto"
     exchange: Annotated[
-        ExchangeName, Meta(description="plan of the messages between hosts; needs gloo")
+        ExchangeName,
+        Meta(description="plan of the messages between hosts; auto: chosen for each batch"),
     ] = "auto"
+    exchange_profile: Annotated[
+        str | None, Meta(description="file of 'janus profile exchange': what messages cost")
+    ] = None
     max_model_len: Annotated[
         int | None, Meta(description="context in tokens, prompt and output; default: the model's")
     ] = None

@@ -98,6 +98,7 @@ class Setup(Message, frozen=True):
 
     slots: [moe layers][expert instances] logical expert ids hosted there, in slot order.
     spare_slots: further slots per layer of every expert instance, free at the start.
+    links: what messages between instances cost, as `perf.LinkModel` names it; {}: not measured.
     attention_nodes, expert_nodes: number of the host of each instance.
     """
 
@@ -111,6 +112,7 @@ class Setup(Message, frozen=True):
     epoch: int
     slots: tuple[tuple[tuple[int, ...], ...], ...]
     spare_slots: int = 0
+    links: dict[str, float] = {}
     attention_nodes: tuple[int, ...] = ()
     expert_nodes: tuple[int, ...] = ()
 
@@ -216,7 +218,8 @@ class StepDone(Message, frozen=True):
     only the load.
 
     epoch: steps that begin from now on have this placement or a later one, and this instance has
-    none under way with an earlier one.
+    none under way with an earlier one. exchange_plan: of the step's messages over the network, ""
+    for none. notices: sentences for the log.
     """
 
     instance: InstanceId
@@ -231,6 +234,8 @@ class StepDone(Message, frozen=True):
     scheduler_seconds: float = 0.0
     activity: ExpertActivity | None = None
     epoch: int = 0
+    exchange_plan: str = ""
+    notices: tuple[str, ...] = ()
 
 
 class ExpertLoad(Message, frozen=True):

@@ -52,8 +52,8 @@ MAX_TOKENS = 64
 PATIENT = WaitRule(timeout_s=20.0)
 HASTY = WaitRule(timeout_s=0.5)
 SHARED = ("loopback-inline", "loopback-threads", "shm")  # all instances look at one board
-DIST = tuple(f"threads {plan}" for plan in PLAN_NAMES)
-GLOO = tuple(f"gloo {plan}" for plan in PLAN_NAMES)
+DIST = tuple(f"threads {plan}" for plan in (*PLAN_NAMES, "auto"))
+GLOO = tuple(f"gloo {plan}" for plan in (*PLAN_NAMES, "auto"))
 BACKENDS = (*SHARED, "threads 2pc-direct", "gloo 2pc-relay")
 APART = ("loopback-threads", "shm", "threads 2pc-direct", "gloo 2pc-relay")  # nobody inline
 

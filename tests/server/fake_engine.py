@@ -106,6 +106,8 @@ class FakeEngine:
             expert_load_imbalance=1.2,
             dispatch=Timing(count=10, total_s=0.5),
             placement_epoch=7,
+            exchange_plan="1pc",
+            exchange_steps={"2pc-direct": 3, "1pc": 4},
         )
 
     def submit(

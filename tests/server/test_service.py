@@ -154,3 +154,6 @@ async def test_metrics(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     assert samples["janus:dispatch_seconds_count",] == 10
     assert samples["janus:dispatch_seconds_sum",] == 0.5
     assert samples["janus:placement_epoch",] == 7
+    assert samples["janus:exchange_plan", ("plan", "1pc")] == 1
+    assert samples["janus:exchange_plan", ("plan", "2pc-direct")] == 0
+    assert samples["janus:exchange_steps_total", ("plan", "2pc-direct")] == 3

@@ -92,32 +92,50 @@ def test_dtypes_and_indices_that_are_wrong_are_refused_with_both() -> None:
             port.dispatch(0, torch.zeros(1, 4))
 
 
-def test_garbage_on_the_listening_port_disturbs_nothing() -> None:
+def test_strangers_at_the_port_disturb_nothing_and_soon_get_no_answer() -> None:
     meeting = Listening()
     rule = WaitRule(timeout_s=20.0)
     with joined(LAYOUT, meeting) as ends, ThreadPoolExecutor(2) as threads:
+        assert len(meeting.ports) == len(ends)
+        assert len(meeting.strangers) >= len(ends)
         for end in ends[1:]:
             threads.submit(serve, end, rule)
         port = ends[0].attention_port(0, rule)
-        assert meeting.ports, "gloo published no address"
         for number, address in enumerate(meeting.ports):
-            for payload in (b"", b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 64):
-                with suppress(OSError), socket.create_connection((HOST, address), 5) as stranger:
-                    stranger.sendall(payload)
-                    assert torch.equal(exchange(port, number), torch.full((3, 4), 4.0 * number))
+            with pytest.raises(TimeoutError):
+                socket.create_connection((HOST, address), 0.1)
+            assert torch.equal(exchange(port, number), torch.full((3, 4), 4.0 * number))
         ends[0].shutdown()
+    for stranger in meeting.strangers:
+        stranger.close()
+
+
+def test_a_port_that_stays_open_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("janus_moe.transport.gloo.find_listeners", lambda published: [])
+    with joined(LAYOUT, MemoryRendezvous()):
+        assert f"activations at {HOST} stays open to strangers" in caplog.text
 
 
 class Listening(MemoryRendezvous):
-    """Notes on which ports this process listens once addresses are known."""
+    """Sends garbage to every port at which this process listens once addresses are known."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ports: set[int] = set()
+        self._others = _listening_ports()  # of ends that are not freed yet
+        self.strangers: list[socket.socket] = []
+        self._noting = threading.Lock()
 
     def put(self, key: str, value: bytes) -> None:
+        with self._noting:
+            for port in _listening_ports() - self.ports - self._others:
+                self.ports.add(port)
+                for payload in (b"", b"GET / HTTP/1.1\r\n\r\n", bytes(range(1, 256)) * 64):
+                    self.strangers.append(socket.create_connection((HOST, port), 5))
+                    self.strangers[-1].sendall(payload)
         super().put(key, value)
-        self.ports |= _listening_ports()
 
 
 def _listening_ports() -> set[int]:

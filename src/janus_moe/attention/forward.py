@@ -19,12 +19,15 @@ from janus_moe.transport import AttentionPort, ReplyNote
 
 @dataclass(slots=True)
 class ExchangeLog:
-    """What one pass saw of the expert pool. epoch: the placement it used. spans: of time."""
+    """What one pass saw of the expert pool. epoch: the placement it used. plan: of its messages
+    over the network. notices: for the log. spans: of time."""
 
     dispatch_seconds: float = 0.0
     combine_seconds: float = 0.0
     notes: list[tuple[ReplyNote, ...]] = field(default_factory=list)
     epoch: int = 0
+    plan: str = ""
+    notices: list[str] = field(default_factory=list)
     spans: SpanLog = field(default_factory=SpanLog)
 
     @property
@@ -77,5 +80,8 @@ def _through_experts(
     log.combine_seconds += time.perf_counter() - start
     log.spans.mark("combine", layer)
     log.notes.append(combined.notes)
+    log.plan = combined.plan
+    if combined.notice:
+        log.notices.append(combined.notice)
     routed = combined.hidden.to(normed.dtype)
     return routed if shared is None else routed + shared

@@ -111,6 +111,8 @@ class AttentionInstance:
             combine_seconds=log.combine_seconds,
             scheduler_seconds=log.scheduler_seconds,
             activity=log.activity(),
+            exchange_plan=log.plan,
+            notices=tuple(log.notices),
         )
 
     def report(self) -> StepDone:

@@ -31,7 +31,6 @@ def open_exchange(
 
 def _dist_layout(setup: Setup) -> DistLayout:
     config = setup.config
-    assert config.exchange != "auto"
     return DistLayout(
         shape=config.shape,
         hidden_size=setup.spec.hidden_size,
@@ -41,4 +40,5 @@ def _dist_layout(setup: Setup) -> DistLayout:
         attention_nodes=setup.attention_nodes,
         expert_nodes=setup.expert_nodes,
         plan=config.exchange,
+        links=setup.links,
     )

@@ -82,6 +82,7 @@ def setup_message(plan: RunPlan, layout: WorkerLayout) -> Setup:
         epoch=plan.placement.epoch,
         slots=plan.placement.slots,
         spare_slots=plan.spare_slots,
+        links=plan.links,
         attention_nodes=attention_nodes,
         expert_nodes=expert_nodes,
     )

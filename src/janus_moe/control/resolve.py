@@ -8,7 +8,7 @@ started and no weight is read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,7 @@ from janus_moe.model.checkpoint import Checkpoint, validate
 from janus_moe.model.config import read_spec
 from janus_moe.model.memory import attention_bytes, expert_pool_bytes, kv_block_bytes
 from janus_moe.model.source import resolve_model
+from janus_moe.perf.link_profile import read_link_profile
 from janus_moe.policy.placement import (
     Placement,
     auto_redundancy,
@@ -53,7 +54,7 @@ class RunPlan:
 
     spare_slots: per layer and expert instance. num_kv_blocks: per attention instance.
     hosts: at least one; the engine's own is among them only if it runs instances.
-    choices: what was automatic, as sentences for people.
+    choices: what was automatic, as sentences for people. links: what messages cost, if measured.
     """
 
     config: EngineConfig
@@ -65,6 +66,7 @@ class RunPlan:
     max_model_len: int
     hosts: tuple[Host, ...]
     choices: tuple[str, ...]
+    links: dict[str, float] = field(default_factory=dict)
 
     @property
     def nodes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -148,6 +150,7 @@ def resolve_run(config: EngineConfig, hosts: Sequence[Host]) -> RunPlan:
         max_model_len=max_model_len,
         hosts=tuple(hosts),
         choices=tuple(choices),
+        links=_links(config),
     )
 
 
@@ -204,7 +207,7 @@ def _transport(config: EngineConfig, hosts: Sequence[Host], choices: list[str]) 
 def _exchange(
     config: EngineConfig, transport: TransportName, hosts: Sequence[Host], choices: list[str]
 ) -> ExchangeName:
-    """One phase where no host has two instances to aggregate for, else the paper's case 1."""
+    """One phase where no host has two instances to aggregate for, else the adaptive choice."""
     if transport != "gloo":
         if config.exchange != "auto":
             raise ConfigError(
@@ -215,9 +218,16 @@ def _exchange(
     if config.exchange != "auto":
         return config.exchange
     shared = len(hosts) > 1 and any(len(host.share.instances) > 1 for host in hosts)
-    exchange: ExchangeName = "2pc-direct" if shared else "1pc"
-    choices.append(f"exchange {exchange}")
-    return exchange
+    if not shared:
+        choices.append("exchange 1pc")
+    return "auto" if shared else "1pc"
+
+
+def _links(config: EngineConfig) -> dict[str, float]:
+    """What `janus profile exchange` measured."""
+    if config.exchange_profile is None:
+        return {}
+    return read_link_profile(Path(config.exchange_profile)).links
 
 
 def _free_after_weights(

@@ -6,7 +6,7 @@ Knows nothing of single requests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from janus_moe.engine.load import ObservedLoad
 from janus_moe.engine.snapshot import EngineSnapshot, Timing
@@ -33,6 +33,8 @@ class EngineCounters:
     layer_passes: int = 0
     max_activated: int = 0
     placement_epoch: int = 0
+    exchange_plan: str = ""
+    exchange_steps: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def zero(cls, shape: PoolShape) -> EngineCounters:
@@ -46,6 +48,10 @@ class EngineCounters:
         self.scheduler_seconds += done.scheduler_seconds
         self.generation_tokens += sum(len(new.token_ids) for new in done.outputs)
         self.placement_epoch = max(self.placement_epoch, done.epoch)
+        if done.exchange_plan and done.instance.index == 0:
+            self.exchange_plan = done.exchange_plan
+            steps = self.exchange_steps.get(done.exchange_plan, 0)
+            self.exchange_steps[done.exchange_plan] = steps + 1
         if done.activity is not None:
             self.layer_passes += done.activity.layers
             self.max_activated += done.activity.max_activated
@@ -72,4 +78,6 @@ class EngineCounters:
             combine=Timing(count=self.num_steps, total_s=self.combine_seconds),
             scheduler=Timing(count=self.num_steps, total_s=self.scheduler_seconds),
             placement_epoch=self.placement_epoch,
+            exchange_plan=self.exchange_plan,
+            exchange_steps=dict(self.exchange_steps),
         )

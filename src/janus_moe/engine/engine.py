@@ -7,6 +7,7 @@ reached (it is given them), nor what HTTP is.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
@@ -36,6 +37,8 @@ from janus_moe.messages import (
     ToInstance,
 )
 from janus_moe.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 WARM_UP_TOKENS = 2
 
@@ -238,6 +241,8 @@ class Engine:
     def _on_step(self, done: StepDone) -> None:
         self.loads.report(done)
         self.counters.add(done)
+        for notice in done.notices:
+            logger.info("%s", notice)
         for new in done.outputs:
             record = self._requests.get(new.request_id)
             if record is None:

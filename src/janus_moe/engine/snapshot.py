@@ -24,6 +24,8 @@ class EngineSnapshot:
     layer_passes: MoE layer passes these means are over.
     expert_load_imbalance: busiest expert instance over the mean, 1 is perfect, 0 is unknown.
     dispatch, combine, scheduler: one count per engine step.
+    exchange_plan: of the latest step over the network, "" for none; exchange_steps: steps by plan,
+    as attention instance 0 took part in them.
     """
 
     running: int = 0
@@ -41,3 +43,5 @@ class EngineSnapshot:
     combine: Timing = Timing()
     scheduler: Timing = Timing()
     placement_epoch: int = 0
+    exchange_plan: str = ""
+    exchange_steps: Mapping[str, int] = field(default_factory=dict)

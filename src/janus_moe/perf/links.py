@@ -120,6 +120,20 @@ class LinkModel:
         return weakest((self.intra_confidence, self.inter_confidence if far else "measured"))
 
 
+def tcp_links() -> LinkModel:
+    """Hosts with 10 Gb/s and TCP, where nothing was measured: what a thread takes to wake up, and
+    what the kernel takes for a message and a byte."""
+    return LinkModel(
+        intra_latency_s=60e-6,
+        intra_message_s=15e-6,
+        intra_s_per_byte=0.5e-9,
+        inter_latency_s=100e-6,
+        inter_message_s=15e-6,
+        inter_s_per_byte=1e-9,
+        gpus_per_node=1,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeLayout:
     """Attention instances, then expert instances, fill nodes of `gpus_per_node` in order.

@@ -135,6 +135,7 @@ class EngineCollector:
         yield from self._counters(snapshot)
         yield from self._expert_gauges(snapshot)
         yield from self._summaries(snapshot)
+        yield from self._exchange(snapshot)
 
     def _gauges(self, snapshot: EngineSnapshot) -> Iterator[Metric]:
         yield self._gauge("vllm:num_requests_running", "Requests in a batch", snapshot.running)
@@ -174,6 +175,20 @@ class EngineCollector:
             "Activated experts of the busiest expert instance over the mean",
             snapshot.expert_load_imbalance,
         )
+
+    def _exchange(self, snapshot: EngineSnapshot) -> Iterator[Metric]:
+        """Nothing where no messages cross a network."""
+        if not snapshot.exchange_steps:
+            return
+        labels = [*self._labels, "plan"]
+        latest = GaugeMetricFamily("janus:exchange_plan", "1 for the latest step's", labels=labels)
+        steps = CounterMetricFamily("janus:exchange_steps", "Steps by plan", labels=labels)
+        for plan, count in snapshot.exchange_steps.items():
+            values = [*self._labels.values(), plan]
+            latest.add_metric(values, plan == snapshot.exchange_plan)
+            steps.add_metric(values, count)
+        yield latest
+        yield steps
 
     def _summaries(self, snapshot: EngineSnapshot) -> Iterator[Metric]:
         for name, text, timing in (

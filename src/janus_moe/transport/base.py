@@ -46,11 +46,14 @@ class Combined:
     """hidden: [tokens, hidden] float32, sum over expert instances of this instance's rows.
 
     The tensor may live in a buffer of the transport: it is valid until the same instance's next
-    `dispatch` or `begin_step`. notes: one per expert instance.
+    `dispatch` or `begin_step`. notes: one per expert instance. plan: of the messages, "" where
+    there are none. notice: a sentence for the log, mostly "".
     """
 
     hidden: Tensor
     notes: tuple[ReplyNote, ...]
+    plan: str = ""
+    notice: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ are. Words are stored whole (8 bytes, aligned), and a sequence word after the da
 
 line 0             [closed]
 lines 1..m         [announced, count of even step, count of odd step, dispatched, pid,
-                    epoch of even step, epoch of odd step]
+                    epoch of even step, epoch of odd step, plans of even and odd step]
 lines m+1..m+n     [replied, routing digest, activated, pid]
 
 announced: steps announced so far (step + 1). dispatched, replied: `exchange_key` of the latest
@@ -16,7 +16,8 @@ Two counts and epochs per attention instance are enough: step s+2 is only announ
 instance has announced s+1, that is, once every participant of s has combined its last layer, which
 takes every expert's reply. By then nobody reads those of step s any more. The epoch of a step is
 the largest that was announced for it; no instance ever announces a smaller one than before, so the
-epochs of steps never fall either.
+epochs of steps never fall either. Exchange plans (32 bits per step, see `transport.choosing`) are
+those that attention instance 0 announced.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from janus_moe.transport.base import ReplyNote
 LINE_WORDS = 8
 WORD_BYTES = 8
 MAX_LAYERS = 1 << 16
+_HALF = (1 << 32) - 1
 
 
 def board_bytes(shape: PoolShape) -> int:
@@ -79,6 +81,7 @@ class Board:
         self._activated = expert[2::LINE_WORDS]
         self._scheduler_ns = expert[3::LINE_WORDS]
         self._epochs = (attention[5::LINE_WORDS], attention[6::LINE_WORDS])
+        self._plans = attention[7::LINE_WORDS]
         self._pids = {"attention": attention[4::LINE_WORDS], "expert": expert[4::LINE_WORDS]}
         self._fence = make_fence()
 
@@ -87,7 +90,12 @@ class Board:
     def sign_in(self, instance: InstanceId, pid: int) -> None:
         self._pids[instance.pool][instance.index] = pid
 
-    def announce(self, index: int, step: int, num_tokens: int, epoch: int) -> None:
+    def announce(self, index: int, step: int, num_tokens: int, epoch: int, plans: int = 0) -> None:
+        if plans or self._plans[index]:
+            halves = [self._plans[index] & _HALF, self._plans[index] >> 32 & _HALF]
+            halves[step & 1] = plans
+            word = halves[0] | halves[1] << 32
+            self._plans[index] = word - (1 << 64) if word >> 63 else word  # words are signed
         self._counts[step & 1][index] = num_tokens
         self._epochs[step & 1][index] = epoch
         self._fence()
@@ -141,6 +149,10 @@ class Board:
     def epoch(self, step: int) -> int:
         """The placement of `step`, the same for whoever asks; all must have announced it."""
         return int(max(self._epochs[step & 1].tolist()))
+
+    def plans(self, step: int) -> int:
+        """The exchange plans of `step`; all must have announced it."""
+        return self._plans[0] >> 32 * (step & 1) & _HALF
 
     def latest_dispatched(self) -> int:
         return int(max(self._dispatched.tolist()))

@@ -6,21 +6,32 @@ find each other through a `Rendezvous`; addresses and secrets are not known here
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
+import msgspec
 import torch
 
 from janus_moe.errors import ConfigError, ExchangeClosed
+from janus_moe.perf.link_fit import TERMS
+from janus_moe.perf.links import tcp_links
+from janus_moe.policy.exchange_choice import ChoiceRule
 from janus_moe.spec import Dtype, InstanceId, PoolShape, Spec
 from janus_moe.transport.base import WaitRule
 from janus_moe.transport.channel import Channel
+from janus_moe.transport.choosing import FixedPlan, PlanChooser, PlanSource
 from janus_moe.transport.dist_ports import DistAttention, DistExpert
 from janus_moe.transport.executor import Executor, Record
 from janus_moe.transport.gloo import GlooChannel
 from janus_moe.transport.message_buffers import RowFormat
 from janus_moe.transport.plans import PLAN_NAMES, PlanName, Topology
+from janus_moe.transport.plans.counts import RowBytes
 from janus_moe.transport.rendezvous import Rendezvous
 from janus_moe.transport.seat import Seat
 
 CONNECT_TIMEOUT_S = 60.0
+GUESSING = ChoiceRule(reach=4.0)
+"""Where links were not measured, more plans are tried."""
 _DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -28,7 +39,9 @@ class DistLayout(Spec, frozen=True):
     """What all instances of an exchange must agree on.
 
     max_tokens: rows per attention instance and step. dtype: of the hidden states; sums are
-    float32. attention_nodes, expert_nodes: [instances] node of each.
+    float32. attention_nodes, expert_nodes: [instances] node of each. plan: auto is decided step by
+    step by attention instance 0. links: what a message costs, coefficients of `perf.LinkModel`; {}
+    where nobody has measured it.
     """
 
     shape: PoolShape
@@ -37,8 +50,9 @@ class DistLayout(Spec, frozen=True):
     max_tokens: int
     attention_nodes: tuple[int, ...]
     expert_nodes: tuple[int, ...]
-    plan: PlanName = "2pc-direct"
+    plan: PlanName | Literal["auto"] = "auto"
     epoch: int = 0
+    links: dict[str, float] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         sizes = (len(self.attention_nodes), len(self.expert_nodes))
@@ -46,8 +60,12 @@ class DistLayout(Spec, frozen=True):
             raise ConfigError(
                 f"nodes of {sizes[0]} attention and {sizes[1]} expert instances for {self.shape}"
             )
-        if self.plan not in PLAN_NAMES:
-            raise ConfigError(f"no exchange plan {self.plan!r}; there are {', '.join(PLAN_NAMES)}")
+        if self.plan not in ("auto", *PLAN_NAMES):
+            raise ConfigError(
+                f"no exchange plan {self.plan!r}; there are auto, {', '.join(PLAN_NAMES)}"
+            )
+        if unknown := set(self.links) - set(TERMS.values()):
+            raise ConfigError(f"links have {', '.join(TERMS.values())}, not {', '.join(unknown)}")
 
     @property
     def topology(self) -> Topology:
@@ -61,6 +79,11 @@ class DistLayout(Spec, frozen=True):
         topology = self.topology
         largest = max(len(topology.attention_on(node)) for node in topology.source_nodes)
         return largest * self.max_tokens
+
+    @property
+    def row_bytes(self) -> RowBytes:
+        size = self.hidden_size
+        return RowBytes(dispatch=size * _DTYPES[self.dtype].itemsize, reply=4 * size)
 
     def rank(self, instance: InstanceId) -> int:
         first = 0 if instance.pool == "attention" else self.shape.attention
@@ -89,20 +112,21 @@ class ChannelExchange:
         executor = Executor(rank, topology, channel, row_format, record=record)
         self._seat = Seat(instance, topology, channel, executor, layout.epoch)
         self._port: DistExpert | None = None
+        self.source = _plan_source(layout, instance)
 
     def attention_port(self, index: int, rule: WaitRule) -> DistAttention:
         self._check_mine(InstanceId(pool="attention", index=index))
         layout = self.layout
         result = torch.empty(layout.max_tokens, layout.hidden_size)
         dtype = _DTYPES[layout.dtype]
-        return DistAttention(index, self._seat, layout.plan, rule, result, dtype)
+        return DistAttention(index, self._seat, self.source, rule, result, dtype)
 
     def expert_port(self, index: int, rule: WaitRule) -> DistExpert:
         self._check_mine(InstanceId(pool="expert", index=index))
         layout = self.layout
         max_total = layout.shape.attention * layout.max_tokens
         batch = torch.empty(max_total, layout.hidden_size, dtype=_DTYPES[layout.dtype])
-        self._port = DistExpert(index, self._seat, layout.plan, rule, batch)
+        self._port = DistExpert(index, self._seat, rule, batch)
         return self._port
 
     def record_to(self, record: Record | None) -> None:
@@ -122,6 +146,17 @@ class ChannelExchange:
     def _check_mine(self, instance: InstanceId) -> None:
         if instance != self.instance:
             raise ConfigError(f"this is the exchange's end of {self.instance}, not of {instance}")
+
+
+def _plan_source(layout: DistLayout, instance: InstanceId) -> PlanSource:
+    if layout.plan != "auto":
+        return FixedPlan(layout.plan)
+    if instance != InstanceId(pool="attention", index=0):
+        return FixedPlan("1pc")  # nobody reads it
+    links, rule = tcp_links(), GUESSING
+    if layout.links:
+        links, rule = replace(links, **layout.links), ChoiceRule()  # type: ignore[arg-type]
+    return PlanChooser(layout.topology, layout.row_bytes, links, rule)
 
 
 class DistExchange(ChannelExchange):

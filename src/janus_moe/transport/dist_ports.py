@@ -8,7 +8,9 @@ soon as their buffers are free, while the other pool computes.
 from __future__ import annotations
 
 import queue
+import statistics
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -19,6 +21,7 @@ from janus_moe.errors import ConfigError, ExchangeClosed, ExchangeTimeout
 from janus_moe.transport.base import Combined, ReplyNote, Ticket, WaitRule, Work
 from janus_moe.transport.board import exchange_key, step_and_layer
 from janus_moe.transport.channel import ChannelAborted, Pending
+from janus_moe.transport.choosing import PlanSource, plan_in
 from janus_moe.transport.executor import BoundProgram, Inlet
 from janus_moe.transport.message_buffers import note_words, notes_of
 from janus_moe.transport.plans import PlanName, egate_programs
@@ -30,22 +33,41 @@ _KEPT = 64
 
 
 class _Programs:
-    """The bound programs of one instance by token counts."""
+    """The bound programs of one instance by plan and token counts."""
 
-    def __init__(self, plan: PlanName, seat: Seat) -> None:
-        self._plan = plan
+    def __init__(self, seat: Seat) -> None:
         self._seat = seat
-        self._kept: dict[tuple[int, ...], Programs] = {}
+        self._kept: dict[tuple[PlanName, tuple[int, ...]], Programs] = {}
 
-    def of(self, counts: tuple[int, ...]) -> Programs:
+    def of(self, plan: PlanName, counts: tuple[int, ...]) -> Programs:
         """(dispatch, reply) of a batch with so many rows per attention instance."""
-        if counts not in self._kept:
+        key = (plan, counts)
+        if key not in self._kept:
             if len(self._kept) >= _KEPT:
                 self._kept.pop(next(iter(self._kept)))
             executor = self._seat.executor
-            dispatch, reply = egate_programs(self._plan, self._seat.topology, counts, executor.rank)
-            self._kept[counts] = (executor.bind(dispatch), executor.bind(reply))
-        return self._kept[counts]
+            dispatch, reply = egate_programs(plan, self._seat.topology, counts, executor.rank)
+            self._kept[key] = (executor.bind(dispatch), executor.bind(reply))
+        return self._kept[key]
+
+
+class _Clock:
+    """Times the exchanges of a step, for the choice of the next plans."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+        self._seconds: list[float] = []
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        self._seconds.append(time.perf_counter() - self._started)
+
+    def take(self) -> float:
+        """Median of the step's exchanges, 0 for none; the first one also waits for the peers."""
+        seconds, self._seconds = self._seconds, []
+        return statistics.median(seconds[1:] or seconds) if seconds else 0.0
 
 
 class _Seated(Port):
@@ -68,13 +90,14 @@ class _Seated(Port):
 
 
 class DistAttention(_Seated, AttentionSteps):
-    """An `AttentionPort`. dtype: of the hidden states."""
+    """An `AttentionPort`. dtype: of the hidden states. source: of the plans; that of instance 0
+    counts."""
 
     def __init__(
         self,
         index: int,
         seat: Seat,
-        plan: PlanName,
+        source: PlanSource,
         rule: WaitRule,
         buffer: Tensor,
         dtype: torch.dtype,
@@ -83,12 +106,20 @@ class DistAttention(_Seated, AttentionSteps):
         self._result = buffer
         self._dtype = dtype
         super().__init__(index, seat.board(), seat.wiring, self._check_fits, rule)
-        self._bound = _Programs(plan, seat)
+        self._bound = _Programs(seat)
         self._programs: Programs | None = None
+        self._source = source
+        self._clock = _Clock()
+        self._plan: PlanName = "1pc"
+        self._notice = ""
         self._notes = [0] * (3 * seat.topology.num_experts)
         seat.take(rule.timeout_s)
 
     def begin_step(self, num_tokens: int) -> int:
+        seconds = self._clock.take()
+        if seconds and self._counts:
+            self._notice = self._source.observe(sum(self._counts), seconds) or self._notice
+        self._plans = self._source.word
         step = super().begin_step(num_tokens)
         self._seat.news.push()
         return step
@@ -100,7 +131,9 @@ class DistAttention(_Seated, AttentionSteps):
         self._check_open()
         self._seat.doing = ("announce", self._step, layer)
         counts = self._counts or self._begin_layers(layer)
-        self._programs = program, reply = self._bound.of(counts)
+        self._plan = plan_in(self._board.plans(self._step), sum(counts))
+        self._clock.start()
+        self._programs = program, reply = self._bound.of(self._plan, counts)
         ticket = Ticket(self._step_epoch, self._step, layer)
         self._key = key
         self._in_flight = True
@@ -124,10 +157,12 @@ class DistAttention(_Seated, AttentionSteps):
             executor.run(reply, ticket, {"result": self._result}, self._notes)
             executor.settle(ticket)
             executor.post(dispatch)
+        self._clock.stop()
         self._in_flight = False
         notes = notes_of(self._notes)
         check_routing(ticket, notes)
-        return Combined(self._result[: self._num_tokens], notes)
+        notice, self._notice = self._notice, ""
+        return Combined(self._result[: self._num_tokens], notes, self._plan, notice)
 
     def _late_peers(self, waited_s: float) -> ExchangeTimeout | None:
         """While rows are gathered: blames who has not dispatched, or whose rows are missing."""
@@ -149,13 +184,11 @@ class DistAttention(_Seated, AttentionSteps):
 class DistExpert(_Seated, ExpertExchanges):
     """An `ExpertPort`. buffer: for the batch."""
 
-    def __init__(
-        self, index: int, seat: Seat, plan: PlanName, rule: WaitRule, buffer: Tensor
-    ) -> None:
+    def __init__(self, index: int, seat: Seat, rule: WaitRule, buffer: Tensor) -> None:
         self._seat = seat
         super().__init__(index, seat.board(), seat.wiring, rule)
         self._batch = buffer
-        self._bound = _Programs(plan, seat)
+        self._bound = _Programs(seat)
         self._arrivals = Arrivals(seat.bell.ring)
         self._armed: tuple[int, tuple[int, ...], Programs] | None = None  # step, counts
         self._armed_step = -1
@@ -217,7 +250,8 @@ class DistExpert(_Seated, ExpertExchanges):
         self._armed = None
         if not any(counts):
             return
-        programs = self._bound.of(counts)
+        plan = plan_in(self._board.plans(step), sum(counts))
+        programs = self._bound.of(plan, counts)
         with self._seat.data_wait("dispatch", step, 0, lambda waited_s: None):
             self._seat.executor.settle()
             self._seat.executor.post(programs[0])

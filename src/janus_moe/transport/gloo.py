@@ -7,11 +7,14 @@ Addresses travel through a `Rendezvous`, and gloo listens on one given address. 
 - A send goes out once the peer has posted the receive, so receives should be posted early.
 - A wait that times out closes all connections of its process group. That is also the only way to
   end waits from outside, and how `abort` works.
+- Its port stays open, and connections of strangers are kept until the process has no descriptor
+  left. So the port is closed to newcomers as soon as all ranks are connected.
 """
 
 from __future__ import annotations
 
 import datetime
+import logging
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,11 +26,14 @@ from torch import Tensor
 
 from janus_moe.errors import ExchangeError
 from janus_moe.transport.channel import ChannelAborted
+from janus_moe.transport.listeners import drop_newcomers, find_listeners
 from janus_moe.transport.rendezvous import Rendezvous
 
 _Gloo: Any = c10d.ProcessGroupGloo  # torch's stubs do not show what is used of it
 _FOREVER = datetime.timedelta(days=3650)
 _ABORT_TAG = (1 << 30) + 1  # nobody sends with it
+
+logger = logging.getLogger(__name__)
 
 
 class GlooChannel:
@@ -53,6 +59,7 @@ class GlooChannel:
                 f"rank {rank} of {num_ranks} could not connect to the others from {bind_host}: "
                 f"{_first_line(error)}; all hosts must reach each other's --bind address"
             ) from error
+        _close_to_newcomers(store.published, bind_host)
 
     def send(self, peer: int, tag: int, buffer: Tensor) -> _GlooPending:
         return _GlooPending(self, peer, self._post(self._group.send, peer, tag, buffer))
@@ -116,15 +123,20 @@ class _GlooPending:
 
 
 class _Addresses(c10d.Store):
-    """What gloo needs of a store, over a rendezvous: every rank sets once, all wait and get."""
+    """What gloo needs of a store, over a rendezvous: every rank sets once, all wait and get.
+
+    published: all that this rank has set.
+    """
 
     def __init__(self, rendezvous: Rendezvous, timeout_s: float) -> None:
         super().__init__()
+        self.published = b""
         self._rendezvous = rendezvous
         self._timeout_s = timeout_s
 
     def set(self, key: str, value: str | bytes) -> None:
         data = value.encode() if isinstance(value, str) else bytes(value)
+        self.published += data
         self._rendezvous.put(f"gloo/{key}", data)
 
     def get(self, key: str) -> bytes:
@@ -134,6 +146,23 @@ class _Addresses(c10d.Store):
         limit_s = self._timeout_s if timeout is None else timeout.total_seconds()
         for key in keys:
             self._rendezvous.get(f"gloo/{key}", limit_s)
+
+
+def _close_to_newcomers(published: bytes, bind_host: str) -> None:
+    """The mesh is complete, so nobody else has a reason to connect."""
+    try:
+        listening = find_listeners(published)
+        for descriptor in listening:
+            drop_newcomers(descriptor)
+    except OSError as error:
+        listening = []
+        logger.warning("no packet filters here: %s", error.strerror)
+    if not listening:
+        logger.warning(
+            "the port for activations at %s stays open to strangers, who can use up this process's "
+            "file descriptors; use a network that only the hosts are on",
+            bind_host,
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -151,6 +151,7 @@ class AttentionSteps(Port):
         self._counts: tuple[int, ...] | None = None
         self._epoch = wiring.epoch  # of the next announcements
         self._step_epoch = wiring.epoch
+        self._plans = 0  # of the next announcements
         self._key = 0
         self._in_flight = False
 
@@ -164,7 +165,7 @@ class AttentionSteps(Port):
         if self._peers:
             self._wait_for_announcements(step - 1, layer=0)
         self._check_open()
-        self._board.announce(self._index, step, num_tokens, self._epoch)
+        self._board.announce(self._index, step, num_tokens, self._epoch, self._plans)
         for bell in self._peers:
             bell.ring()
         self._step = step
