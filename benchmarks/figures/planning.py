@@ -9,12 +9,19 @@ from typing import NamedTuple
 import numpy as np
 from benchmarks.figures.figure import Data
 from benchmarks.figures.routing import SLOTS, like_paper, popular
-from benchmarks.figures.settings import MODEL, OUTPUT, PROMPT, CalibrationName, oracle
-from janus_moe.plan.baselines import CONFIGS, BaselineName, BaselinePlanner
+from benchmarks.figures.settings import (
+    MODEL,
+    OUTPUT,
+    PROMPT,
+    CalibrationName,
+    idle_surplus_oracle,
+    oracle,
+)
 from numpy.typing import NDArray
 
 from janus_moe.plan.activation import Remembered
 from janus_moe.plan.answers import Answer, Deployment
+from janus_moe.plan.baselines import CONFIGS, BaselineName, BaselinePlanner
 from janus_moe.plan.memory import most_slots
 from janus_moe.plan.problem import Concurrency, PoolStyle, Problem, Workload
 from janus_moe.plan.sampled import SampledActivation
@@ -29,7 +36,8 @@ OBSERVED = 16_384
 
 
 class Question(NamedTuple):
-    """One cell of a figure. spread: of popularity, None: the paper's."""
+    """One cell of a figure. spread: of popularity, None: the paper's. idle_surplus: see
+    `settings.idle_surplus_oracle`."""
 
     calibration: CalibrationName
     batch: float
@@ -37,6 +45,7 @@ class Question(NamedTuple):
     model: str = MODEL
     gpus: int = GPUS
     spread: float | None = None
+    idle_surplus: bool = False
 
 
 @lru_cache(None)
@@ -51,8 +60,11 @@ def activation(model: str, spread: float | None) -> Remembered:
 
 
 def problem(question: Question) -> Problem:
+    one = oracle(question.calibration, question.model)
+    if question.idle_surplus:
+        one = idle_surplus_oracle(question.model)
     return Problem(
-        oracle=oracle(question.calibration, question.model),
+        oracle=one,
         activation=activation(question.model, question.spread),
         workload=Workload(isl=PROMPT, osl=OUTPUT),
         demand=Concurrency(question.batch),

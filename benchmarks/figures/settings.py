@@ -9,9 +9,11 @@ paper   the same plus what the paper's own throughput implies beyond it (`janus_
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
+import msgspec
 from benchmarks.figures.routing import Amax, like_paper
 
 from janus_moe.perf import Oracle
@@ -29,7 +31,30 @@ CALIBRATIONS: tuple[CalibrationName, ...] = ("fitted", "paper")
 @lru_cache(None)
 def oracle(calibration: CalibrationName, model: str = MODEL) -> Oracle:
     found = Oracle.build(model, SYSTEM)
-    return found if calibration == "fitted" else calibrated(found, "paper")
+    return found if calibration == "fitted" else as_busy_time(calibrated(found, "paper"))
+
+
+@lru_cache(None)
+def idle_surplus_oracle(model: str = MODEL) -> Oracle:
+    """`paper`, but the surplus per token is waiting: it takes as long and keeps nobody busy."""
+    return calibrated(Oracle.build(model, SYSTEM), "paper")
+
+
+def as_busy_time(one: Oracle) -> Oracle:
+    """The surplus per token as time of the attention kernel: alpha * b in the paper's own latency
+    model. Steps take as long; who balances the pools' busy times sees it."""
+    over, side = one.overheads, one.attention_side
+    heads = getattr(one.model.attention, "num_kv_heads", 1)  # the law's unit: token * KV head
+    laws = {
+        name: msgspec.structs.replace(
+            law, s_per_unit=law.s_per_unit + over.attention_token_s / heads
+        )
+        if name.startswith(("mla", "gqa"))
+        else law
+        for name, law in side.coefficients.laws.items()
+    }
+    busy = replace(side, coefficients=msgspec.structs.replace(side.coefficients, laws=laws))
+    return replace(one, overheads=replace(over, attention_token_s=0.0), attention_side=busy)
 
 
 @lru_cache(None)
