@@ -78,10 +78,13 @@ def layout_of(shape: str, max_batch: int) -> DistLayout:
 def flow(hosts: Network, number: int) -> Iterator[None]:
     """Other TCP connections that send as fast as they can from the first host to the second."""
     if number:
-        sink = hosts[1].popen([sys.executable, "-c", _SINK], stdout=subprocess.PIPE)
+        sink = hosts[1].popen(
+            [sys.executable, "-c", _SINK], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         sink.stdout.readline()
         for _ in range(number):
-            hosts[0].popen([sys.executable, "-c", _SOURCE, hosts[1].address])
+            source = [sys.executable, "-c", _SOURCE, hosts[1].address]
+            hosts[0].popen(source, stderr=subprocess.DEVNULL)
     yield
 
 

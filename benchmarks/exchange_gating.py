@@ -1,0 +1,186 @@
+"""Gating on the attention or on the expert side, one phase or two: the exchange alone, measured.
+
+    python -m benchmarks.exchange_gating [--json FILE.json] [--rates 1] [--shapes 2A+2E+2E]
+
+The communication part of the paper's figure 12, between network namespaces (needs root). AGate
+sends a row only where one of its k experts is (uniform routing), packed; its metadata (3 % of the
+bytes) and the time to compute its programs are left out, in its favour. EGate sends every row
+everywhere. All variants take turns in one run; times are lower quartiles at attention instance 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from benchmarks.common import machine_facts, print_table, write_json
+from benchmarks.exchange_adaptive import DTYPE, HIDDEN, layout_of
+from benchmarks.hosts import HostsUnavailable, Link, network
+
+from janus_moe.control.profiling.exchange import distinct_plans, spread
+from janus_moe.spec import InstanceId
+from janus_moe.transport import DistLayout, Ticket
+from janus_moe.transport.choosing import lower_quartile
+from janus_moe.transport.executor import BoundProgram, Executor
+from janus_moe.transport.gloo import GlooChannel
+from janus_moe.transport.message_buffers import RowFormat
+from janus_moe.transport.plans import Demand, EveryRow, ExchangePlan, PlanName, RoutedRows
+from janus_moe.transport.rendezvous import FolderRendezvous
+
+TOP_K, ROUTINGS = 8, 3
+LEAST_ROUNDS, MOST_ROUNDS = 5, 60
+TIMEOUT_S = 120.0
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What one process is told; batches: tokens of all attention instances."""
+
+    layout: DistLayout
+    instance: InstanceId
+    meeting: str
+    bind: str
+    batches: tuple[int, ...]
+    budget_s: float
+
+
+class Node:
+    """One instance that runs the programs of any plan and gating."""
+
+    def __init__(self, order: Order) -> None:
+        layout, self.topology = order.layout, order.layout.topology
+        self.rank = layout.rank(order.instance)
+        self.meeting = FolderRendezvous(Path(order.meeting))
+        self.channel = GlooChannel(
+            self.rank, self.topology.num_ranks, self.meeting, order.bind, TIMEOUT_S
+        )
+        dtype = getattr(torch, layout.dtype)
+        rows = layout.shape.attention * layout.max_tokens
+        format_ = RowFormat(rows, layout.hidden_size, layout.shape.expert, dtype)
+        self.executor = Executor(self.rank, self.topology, self.channel, format_, TIMEOUT_S)
+        self.wide = torch.zeros(rows, layout.hidden_size)
+        self.narrow = torch.zeros(rows, layout.hidden_size, dtype=dtype)
+        self.notes = [0] * (3 * layout.shape.expert)
+        self.step = 0
+
+    def programs(self, plan: PlanName, demand: Demand) -> tuple[BoundProgram, BoundProgram]:
+        exchange = ExchangePlan(plan, self.topology, demand)
+        dispatch, reply = exchange.dispatch(self.rank), exchange.reply(self.rank)
+        return self.executor.bind(dispatch), self.executor.bind(reply)
+
+    def exchange(self, programs: Sequence[BoundProgram]) -> float:
+        self.step += 1
+        ticket = Ticket(0, self.step, 0)
+        local = {
+            "input": self.narrow,
+            "batch": self.narrow,
+            "partial": self.wide,
+            "result": self.wide,
+        }
+        started = time.perf_counter()
+        for program in programs:
+            self.executor.post(program)
+        for program in programs:
+            self.executor.run(program, ticket, local, self.notes)
+            self.executor.settle()
+        return time.perf_counter() - started
+
+
+def live(order: Order) -> None:
+    torch.set_num_threads(1)
+    node, rows = Node(order), []
+    for batch in order.batches:
+        tokens = spread(batch, order.layout.shape.attention)
+        draw = np.random.default_rng(batch)
+        variants: dict[tuple[PlanName, str], list[tuple[BoundProgram, BoundProgram]]] = {}
+        for plan in distinct_plans(order.layout):
+            variants[plan, "egate"] = [node.programs(plan, EveryRow(tokens))]
+        for _ in range(ROUTINGS):
+            routing = draw.integers(0, order.layout.shape.expert, (batch, TOP_K))
+            for plan in distinct_plans(order.layout):
+                programs = node.programs(plan, RoutedRows(tokens, routing))
+                variants.setdefault((plan, "agate"), []).append(programs)
+        started = 0.0
+        for _ in range(2):
+            started = time.perf_counter()
+            for choices in variants.values():
+                node.exchange(choices[0])
+        took = time.perf_counter() - started
+        rounds = min(max(int(order.budget_s / took), LEAST_ROUNDS), MOST_ROUNDS)
+        if node.rank == 0:
+            node.meeting.put(f"rounds {batch}", str(rounds).encode())
+        rounds = int(node.meeting.get(f"rounds {batch}", TIMEOUT_S))
+        seconds: dict[tuple[PlanName, str], list[float]] = {key: [] for key in variants}
+        for number in range(rounds):
+            for key, choices in variants.items():
+                seconds[key].append(node.exchange(choices[number % len(choices)]))
+        for (plan, gating), times in seconds.items():
+            quartile = round(1e6 * lower_quartile(times))
+            rows.append({"tokens": batch, "plan": plan, "gating": gating, "us": quartile})
+    if node.rank == 0:
+        print(json.dumps(rows), flush=True)
+    for rank in range(node.topology.num_ranks):  # nobody leaves before everybody is done
+        if rank == node.rank:
+            node.meeting.put(f"done {rank}", b"")
+        node.meeting.get(f"done {rank}", TIMEOUT_S)
+    node.channel.abort()
+
+
+def measure(shape: str, link: Link, batches: Sequence[int], budget_s: float) -> list[Any]:
+    layout = layout_of(shape, max(batches))
+    instances = [InstanceId(pool="attention", index=i) for i in range(layout.shape.attention)]
+    instances += [InstanceId(pool="expert", index=e) for e in range(layout.shape.expert)]
+    nodes = layout.topology.nodes
+    with contextlib.ExitStack() as stack:
+        hosts = stack.enter_context(network(1 + max(nodes), link))
+        meeting = stack.enter_context(tempfile.TemporaryDirectory())
+        processes = []
+        for instance, node in zip(instances, nodes, strict=True):
+            host = hosts[node]
+            order = Order(layout, instance, meeting, host.address, tuple(batches), budget_s)
+            told = msgspec.json.encode(order).decode()
+            command = [sys.executable, "-m", "benchmarks.exchange_gating", "--order", told]
+            processes.append(host.popen(command, stdout=-1, text=True))
+        rows: list[Any] = json.loads(processes[0].communicate(timeout=1200)[0])
+        for process in processes:
+            process.wait(30)
+        return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", type=Path, help="JSON with machine, commit and all figures")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.2, 1.0])
+    parser.add_argument("--shapes", nargs="+", default=["2A+2E+2E"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[4, 16, 64, 256, 512])
+    parser.add_argument("--budget", type=float, default=5.0, help="seconds per batch size")
+    parser.add_argument("--order", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.order:
+        live(msgspec.json.decode(options.order, type=Order))
+        return
+    rows: list[dict[str, Any]] = []
+    for rate in options.rates:
+        for shape in options.shapes:
+            try:
+                found = measure(shape, Link(rate), options.batches, options.budget)
+            except HostsUnavailable as error:
+                raise SystemExit(f"benchmarks.exchange_gating: {error}") from None
+            rows += [{"gbps": rate, "shape": shape, **row} for row in found]
+            print_table(rows[-len(found) :])
+    if options.json:
+        facts = {"benchmark": "exchange_gating", "hidden": HIDDEN, "dtype": DTYPE, "top_k": TOP_K}
+        write_json(options.json, {**facts, "machine": machine_facts(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
