@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -26,7 +27,7 @@ from janus_moe.messages import SamplingParams, StepDone
 from janus_moe.spec import PoolShape
 
 PROMPT_TOKENS = 4
-MARGIN_STEPS = 5
+MARGIN_STEPS = 6
 """More steps than are measured: requests do not all begin with the same one."""
 
 
@@ -146,9 +147,12 @@ def summary(steps: Sequence[tuple[float, StepDone]], warm_up: int) -> Answer:
     most = max(len(done.outputs) for _, done in steps)
     whole = [
         (at - before, done)
-        for (before, previous), (at, done) in zip(steps, steps[1:], strict=False)
+        for (before, previous), (at, done) in pairwise(steps)
         if len(done.outputs) == len(previous.outputs) == most
-    ][warm_up:]
+    ]
+    whole = whole[min(warm_up, len(whole) // 2) :]
+    if not whole:
+        raise RuntimeError(f"no two steps in a row had all {most} requests of the instance")
     plans: dict[str, int] = {}
     for _, done in whole:
         plans[done.exchange_plan] = plans.get(done.exchange_plan, 0) + 1
