@@ -87,7 +87,7 @@ def main() -> None:
             print(f"{entry.module.NUMBER}: {row.what}: paper {row.paper}; ours {row.ours}")
     if options.only:
         return
-    text = introduction()
+    text = introduction({entry.module.NUMBER: entry.data for entry in entries})
     where.report.write_text(markdown(text, entries), encoding="utf-8")
     if where.html:
         where.html.write_text(page(text, entries), encoding="utf-8")

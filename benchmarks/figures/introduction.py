@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from benchmarks.figures.figure import Data
+from benchmarks.figures.findings import findings
 from benchmarks.figures.report import facts_table
 from benchmarks.figures.routing import PAPER_SPREAD, SLOTS
-from benchmarks.figures.settings import (
-    CALIBRATIONS,
-    CONTEXT,
-    POINTS,
-    oracle,
-    paper_amax,
-    paper_surplus,
-)
+from benchmarks.figures.settings import CALIBRATIONS, CONTEXT, oracle, paper_amax
+
+from janus_moe.plan.paper import LAYER_S, PUBLISHED, TOKEN_S
 
 TEXT = """
 # The paper's evaluation
@@ -37,14 +36,18 @@ that the paper prints (figure 17). Time comes in two calibrations, which are nev
 The four points behind the second calibration:
 
 {points}
+
+## What it shows
+
+{findings}
 """
 
 
-def introduction() -> str:
-    surplus = paper_surplus()
+def introduction(data: Mapping[str, Data]) -> str:
+    """data: of all figures, by number."""
     return TEXT.format(
-        layer_us=1e6 * surplus.layer_s,
-        token_us=1e6 * surplus.token_s,
+        layer_us=1e6 * LAYER_S,
+        token_us=1e6 * TOKEN_S,
         facts=facts_table(
             {
                 "devices": "4 nodes of 8 H100 SXM 80 GB, 400 Gb/s for each GPU between nodes",
@@ -55,6 +58,7 @@ def introduction() -> str:
             }
         ),
         points=_points(),
+        findings=findings(data),
     )
 
 
@@ -63,7 +67,7 @@ def _points() -> str:
         "| shape | B | tokens/s per GPU (paper) | TPOT it implies | `fitted` | `paper` |",
         "|---|---|---|---|---|---|",
     ]
-    for point in POINTS:
+    for point in PUBLISHED:
         activated = paper_amax().of(point.num_expert, point.batch, "aebs", "coactivation")
         shape = point.num_attention, point.num_expert
         tpots = []

@@ -11,7 +11,9 @@ from benchmarks.figures.__main__ import content, encoded
 from benchmarks.figures.catalog import FIGURES
 from benchmarks.figures.exchange import exchange, filled
 from benchmarks.figures.figure import rounded
+from benchmarks.figures.planning import Question, ask, described
 from benchmarks.figures.report import Entry, markdown, page
+from benchmarks.figures.settings import idle_surplus_oracle, oracle
 
 from janus_moe.perf import LinkModel, device_profile, model_facts
 
@@ -75,6 +77,20 @@ def test_gating_at_the_attention_side_sends_fewer_bytes() -> None:
     routed = exchange("1pc", filled(8, 8), 64, model, links, replicas)
     complete = exchange("1pc", filled(8, 8), 64, model, links)
     assert routed.far_bytes < complete.far_bytes
+
+
+def test_busy_surplus_takes_as_long_as_idle_surplus() -> None:
+    for model in ("deepseek-v2", "qwen3-235b-a22b"):
+        busy, idle = oracle("paper", model), idle_surplus_oracle(model)
+        steps = [one.step_s(one.pools_load(256, 144, 2, 8, 15)) for one in (busy, idle)]
+        assert float(steps[0]) == pytest.approx(float(steps[1]))
+        assert busy.attention_layer_s(64, 144) > idle.attention_layer_s(64, 144)
+
+
+def test_an_objective_that_nothing_meets_is_described_with_its_reason() -> None:
+    found = described(ask("janus", Question("fitted", 512, 0.001)))
+    assert found["shape"] is None and found["tpg"] == 0
+    assert "1.0 ms" in found["reason"]
 
 
 class _Balance(HTMLParser):

@@ -128,6 +128,23 @@ def test_the_capacity_of_gpus_is_a_full_batch_within_the_objective() -> None:
     assert again is not None and again.gpus <= 8
 
 
+def test_the_fast_grid_takes_the_steps_of_the_best_plan() -> None:
+    for style in (PoolStyle(), PoolStyle(gating="agate", plans=("1pc",), micro_batches=(2, 3))):
+        search = PoolSearch(problem(2000.0, 30.0, 24), style)
+        grid = search.grid
+        assert grid is not None
+        for first in grid._one_of_each_plan:
+            batch = np.full((1, 1), 900.0)
+            fast = grid._step_s(first, batch, (slice(None), slice(None)))
+            alike = [
+                one.tpot_s(batch)
+                for one in grid.options
+                if one.micro_batches == first.micro_batches
+                and np.array_equal(one.slots, first.slots)
+            ]
+            np.testing.assert_allclose(fast, np.minimum.reduce(alike), rtol=1e-9)
+
+
 def test_the_fast_grid_asks_the_oracle_the_same() -> None:
     """The grid takes an exchange apart into a constant and a share per token."""
     search = PoolSearch(problem(2000.0, 30.0, 40), PoolStyle())
@@ -135,7 +152,7 @@ def test_the_fast_grid_asks_the_oracle_the_same() -> None:
     assert grid is not None
     n, m = grid.shape
     for tokens in (3.0, 700.0, 9000.0):
-        split = grid._exchange_s(np.full((1, 1), tokens), n, m)
+        split = grid._exchange_s(np.full((1, 1), tokens), (slice(0, n), slice(0, m)))
         whole = []
         for pools in grid.options:
             if pools.micro_batches == 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -36,8 +38,11 @@ def deployments() -> Deployments:
 
 @pytest.mark.parametrize("size", [PoolSize(1, 6), PoolSize(3, 8), PoolSize(8, 0)])
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_tables_give_the_oracles_step(size: PoolSize, micro_batches: int) -> None:
+@pytest.mark.parametrize("token_s", [0.0, 7e-6])
+def test_tables_give_the_oracles_step(size: PoolSize, micro_batches: int, token_s: float) -> None:
     oracle = Oracle.build("deepseek-v2", "h100_sxm")
+    overheads = replace(oracle.overheads, attention_token_s=token_s)
+    oracle = replace(oracle, overheads=overheads)
     instances = size.num_expert or size.num_attention
     side = tabulate_attention(oracle, 1024, 400_000)
 

@@ -15,6 +15,7 @@ from janus_moe.errors import ConfigError
 from janus_moe.perf import Oracle, device_names, model_names
 from janus_moe.perf.precision import Format
 from janus_moe.plan.activation import Activation, lognormal, uniform
+from janus_moe.plan.paper import Calibration, calibrated, note
 from janus_moe.plan.planner import make_plan
 from janus_moe.plan.problem import (
     Concurrency,
@@ -67,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="without a trace: spread of the experts' log popularity (default: 0, uniform)",
     )
+    detail.add_argument(
+        "--calibration",
+        choices=get_args(Calibration),
+        default="honest",
+        help="paper: adds constants that reproduce figures of arXiv 2512.13525",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--top-n", type=_count, default=5, help="shapes to list (default: 5)")
     output.add_argument("--strict-sla", action="store_true", help="fail where nothing meets it all")
@@ -85,7 +92,13 @@ def run(arguments: argparse.Namespace) -> int:
     if ttft_s is not None and not 0 < ttft_s < float("inf"):
         raise ConfigError(f"--ttft must be above 0 ms, got {arguments.ttft:g}")
     plan = make_plan(problem, style, MonolithicStyle(), arguments.top_n)
-    report = plan_report.Report(plan=plan, style=style, model=arguments.model, ttft_s=ttft_s)
+    report = plan_report.Report(
+        plan=plan,
+        style=style,
+        model=arguments.model,
+        ttft_s=ttft_s,
+        note=note(arguments.calibration),
+    )
     console = Console(highlight=False, soft_wrap=True, width=max(Console().width, MIN_WIDTH))
     report.show(console, arguments.explain)
     if arguments.json:
@@ -124,7 +137,7 @@ def problem_of(arguments: argparse.Namespace) -> Problem:
         )
     gpus = DEFAULT_GPUS if arguments.total_gpus is None else arguments.total_gpus
     return Problem(
-        oracle=oracle,
+        oracle=calibrated(oracle, arguments.calibration),
         activation=_activation(arguments, oracle),
         workload=workload,
         demand=demand,

@@ -21,6 +21,7 @@ from janus_moe.plan.explain import memory_parts, prefill_s, step_estimate
 from janus_moe.plan.pareto import Point, monolithic_frontier, pools_frontier
 from janus_moe.plan.planner import Plan, alike, wanted_text
 from janus_moe.plan.problem import MonolithicStyle, PoolStyle, Problem
+from janus_moe.plan.ratio import closed_form, cross_check, linear_times
 from janus_moe.plan.settings import serve_yaml
 
 _WORDS = ("shape", "exchange")
@@ -29,12 +30,13 @@ _PLAIN: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "pad_edge
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """model: as it was asked for. ttft_s: the objective, None: none."""
+    """model: as it was asked for. ttft_s: the objective, None: none. note: said beside figures."""
 
     plan: Plan
     style: PoolStyle
     model: str
     ttft_s: float | None
+    note: str = ""
 
     @property
     def all_met(self) -> bool:
@@ -54,6 +56,8 @@ class Report:
         """Everything, most important first."""
         plan = self.plan
         console.print(self._question())
+        if self.note:
+            console.print(f"[yellow]{self.note}[/]")
         if plan.infeasible is not None:
             console.print(f"[bold red]not possible[/]: {plan.infeasible.reason}")
             if plan.infeasible.nearest is not None:
@@ -94,6 +98,7 @@ class Report:
                 "demand": wanted_text(problem.demand),
                 "max_gpus": problem.max_gpus,
                 "routing": problem.activation.name,
+                "calibration": self.note or "honest",
                 "expert_weights": problem.oracle.model.expert_dtype,
             },
             "pools": [self._figures(one) for one in plan.pools],
@@ -113,6 +118,7 @@ class Report:
                 if plan.infeasible.nearest
                 else None,
             },
+            "closed_form": self._closed_form(),
             "frontiers": {
                 name: [asdict(point) for point in points] for name, points in self.frontiers.items()
             },
@@ -203,6 +209,17 @@ class Report:
         for purpose in next(iter(parts.values()))[1]:
             memory.add_row(purpose, *(f"{own[purpose] / 1e9:,.2f}" for _, own in parts.values()))
         console.print(memory)
+        if one.kind == "pools":
+            console.print(cross_check(problem, one))
+
+    def _closed_form(self) -> dict[str, float | str] | None:
+        """r* beside the best pools; None: no pools, or no largest ratio."""
+        if not self.plan.pools:
+            return None
+        ratio = closed_form(linear_times(self.plan.problem, self.plan.pools[0]))
+        if math.isinf(ratio.r):
+            return None
+        return {**asdict(ratio), "r": ratio.r, "regime": ratio.regime}
 
     def _figures(self, one: Deployment) -> dict[str, Any]:
         problem = self._problem_of(one)

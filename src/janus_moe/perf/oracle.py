@@ -331,7 +331,8 @@ class Oracle:
             pairs = rows * model.top_k / load.num_expert
         arriving = rows if load.rows is None else load.rows
         slots = model.num_experts / load.num_expert if load.slots is None else load.slots
-        attention = self.attention_layer_s(each, load.context) + over.attention_layer_s
+        host_s = over.attention_layer_s + over.attention_token_s * each
+        attention = self.attention_layer_s(each, load.context) + host_s
         parts = LayerParts(
             attention=attention,
             shared=self.shared_expert_s(each),

@@ -39,13 +39,15 @@ class Overheads:
     """Host and launch time that no operation has.
 
     step_s: once a step (scheduling, sampling). token_s: per token of the whole batch and step.
-    attention_layer_s, expert_layer_s: per layer and micro-batch on that side. confidence: of them.
+    attention_layer_s, expert_layer_s: per layer and micro-batch on that side. attention_token_s:
+    per layer and token of an attention instance. confidence: of them.
     """
 
     step_s: float = 0.0
     token_s: float = 0.0
     attention_layer_s: float = 0.0
     expert_layer_s: float = 0.0
+    attention_token_s: float = 0.0
     confidence: Confidence = "roofline"
 
     @classmethod

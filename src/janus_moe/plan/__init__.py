@@ -6,6 +6,8 @@ search      all shapes of two pools in arrays; `reference` is the obvious versio
 monolithic  expert parallelism without pools
 activation  a_max for all pool sizes; `sampled` takes it from a trace
 memory      who needs how much
+baselines   other systems as planners; `paper` has the assumptions of one publication
+ratio       the closed form r* as a cross-check
 explain     where the time and the memory of a deployment go
 pareto      throughput against speed
 """

@@ -91,7 +91,8 @@ class PopularityActivation:
         found = _expected_maximum(own, cap, n)
         least = np.maximum(mean_all / n, np.minimum(1.0, mean_all))
         most = np.minimum(slots[:, None], sizes * self.chance.sum() + 1)
-        return np.asarray(np.minimum(np.maximum(found, least), most))
+        rising = np.maximum.accumulate(np.maximum(found, least), axis=1)
+        return np.asarray(np.minimum(rising, most))
 
 
 def uniform(num_experts: int, top_k: int) -> PopularityActivation:
@@ -112,6 +113,30 @@ def lognormal(num_experts: int, top_k: int, spread: float) -> PopularityActivati
         low, high = (middle, high) if total < top_k else (low, middle)
     chance = 1 - np.exp(-weights * np.sqrt(low * high))
     return PopularityActivation(f"log-normal popularity, spread {spread:g}", chance)
+
+
+@dataclass(frozen=True, eq=False)
+class Remembered:
+    """Another source whose tables are kept, for many questions about one model."""
+
+    source: Activation
+    _tables: dict[tuple[bytes, bytes, str], Array] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def num_experts(self) -> int:
+        return self.source.num_experts
+
+    def table(
+        self, instances: NDArray[np.int64], slots: NDArray[np.int64], policy: ReplicaPolicy
+    ) -> Array:
+        key = (instances.tobytes(), slots.tobytes(), policy)
+        if key not in self._tables:
+            self._tables[key] = self.source.table(instances, slots, policy)
+        return self._tables[key]
 
 
 @dataclass(frozen=True, eq=False)

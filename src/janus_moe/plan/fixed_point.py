@@ -44,13 +44,15 @@ def fixed_points(tpot_s: Callable[[Array], Array], tokens_per_s: Numbers, most: 
     return np.where(possible, np.where(at_least_one, high, 1.0), np.nan)
 
 
-def largest_batches(tpot_s: Callable[[Array], Array], limit_s: float, most: Array) -> Array:
+def largest_batches(
+    tpot_s: Callable[[Array], Array], limit_s: float, most: Array, iterations: int = ITERATIONS
+) -> Array:
     """The largest batch up to `most` whose step takes no more than `limit_s`; nan: not even 1."""
     top = np.maximum(most, 1.0)
     low, high = np.ones_like(top), top
     possible = (most >= 1) & (tpot_s(low) <= limit_s)
     whole = tpot_s(top) <= limit_s
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         middle = (low + high) / 2
         fits = tpot_s(middle) <= limit_s
         low, high = np.where(fits, middle, low), np.where(fits, high, middle)

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
 from janus_moe.perf.arrays import Array
+from janus_moe.perf.links import share_reached
 from janus_moe.perf.step import StepLoad
+from janus_moe.plan.fixed_point import largest_batches
 from janus_moe.plan.problem import Concurrency, Demand, Problem, Saturate
 from janus_moe.plan.shapes import Ints, Pools
 
 Bools = NDArray[np.bool_]
+
+COARSE = 20
+"""Steps of bisection that tell good shapes from bad ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,20 +67,62 @@ class Grid:
         n, m = self._corner(most_gpus)
         found = np.zeros((n, m), np.bool_)
         for pools in self._one_of_each_plan:
-            batch, limit = _largest_batch(self.problem, demand, pools.most_tokens[:n, :m])
+            attention, experts = pools.most_of_attention[:n], pools.most_of_experts[:, :m]
+            batch, limit = _largest_batch(self.problem, demand, attention, experts)
             usable = np.maximum(batch, 1.0)
-            load = StepLoad(
-                batch=usable,
-                context=self.problem.context,
-                num_attention=self.num_attention[:n],
-                num_expert=self.num_expert[:, :m],
-                activated=pools.amax.at(pools.rows[:, :m], usable / pools.micro_batches),
-                dispatch_s=self._exchange_s(usable / pools.micro_batches, n, m),
-                slots=pools.slots[:, :m],
-                micro_batches=pools.micro_batches,
-            )
-            found |= (batch >= 1) & (self.problem.oracle.step_s(load) <= limit)
+            seconds = self._step_s(pools, usable, (slice(0, n), slice(0, m)))
+            found |= (batch >= 1) & (seconds <= limit)
         return found & (self.gpus[:n, :m] <= most_gpus)
+
+    def fastest_s(self) -> Array:
+        """[n, m] the lowest TPOT of each pair, at one token; infinite where memory is short."""
+        least = np.full(self.shape, np.inf)
+        for pools in self._one_of_each_plan:
+            seconds = self._step_s(pools, np.ones((1, 1)), (slice(None), slice(None)))
+            least = np.minimum(least, np.where(pools.most_tokens >= 1, seconds, np.inf))
+        return least
+
+    def throughput(self, where: Ints) -> Array:
+        """[shapes] tokens per second of one copy within the objective, to about a percent.
+
+        where: [shapes, 2] positions in the grid.
+        """
+        row, column = where.T
+        best = np.zeros(len(where))
+        for pools in self._one_of_each_plan:
+            seconds = partial(self._step_s, pools, place=(row, column))
+            most = pools.most_tokens[row, column]
+            batch = largest_batches(seconds, self.problem.tpot_s, most, COARSE)
+            usable = np.where(np.isnan(batch), 1.0, batch)
+            best = np.maximum(best, np.where(np.isnan(batch), 0.0, usable / seconds(usable)))
+        return best
+
+    def _step_s(self, pools: Pools, batch: Array, place: tuple[Any, Any]) -> Array:
+        """Steps of the pairs at `place` of the grid with the fastest exchange plan for each."""
+        row, column = place
+        one_axis = not isinstance(row, slice)
+        top = (row, 0) if one_axis else (row, slice(None))
+        left = (0, column) if one_axis else (slice(None), column)
+        tokens = batch / pools.micro_batches
+        load = StepLoad(
+            batch=batch,
+            context=self.problem.context,
+            num_attention=self.num_attention[top],
+            num_expert=self.num_expert[left],
+            activated=pools.amax.at(pools.rows[left], tokens),
+            dispatch_s=self._exchange_s(tokens, place),
+            rows=self._rows_arriving(pools, tokens, left),
+            slots=pools.slots[left],
+            micro_batches=pools.micro_batches,
+        )
+        return self.problem.oracle.step_s(load)
+
+    def _rows_arriving(self, pools: Pools, tokens: Array, left: tuple[Any, Any]) -> Array | None:
+        """Rows at an expert instance, where they are not all."""
+        if pools.style.gating == "egate":
+            return None
+        reached = share_reached(self.num_expert[left], self.problem.oracle.model.top_k)
+        return np.asarray(tokens * reached)
 
     def _corner(self, most_gpus: int) -> tuple[int, int]:
         first_attention, first_expert = int(self.num_attention[0, 0]), int(self.num_expert[0, 0])
@@ -93,27 +141,37 @@ class Grid:
         """For each plan (seconds without tokens, seconds per token), [n, m], both directions."""
         found = []
         for plan in dict.fromkeys(pools.plan for pools in self.options):
-            pools = next(one for one in self.options if one.plan == plan and one.micro_batches == 1)
-            loads = [pools.load(batch, 1.0) for batch in (1.0, 1025.0)]
+            pools = next(one for one in self.options if one.plan == plan)
+            loads = [pools.load(tokens * pools.micro_batches, 1.0) for tokens in (1.0, 1025.0)]
             few, many = (np.asarray(load.dispatch_s) + load.combine_s for load in loads)
             each = (many - few) / 1024
             found.append((few - each, each))
         return found
 
-    def _exchange_s(self, tokens: Array, n: int, m: int) -> Array:
+    def _exchange_s(self, tokens: Array, place: tuple[Any, Any]) -> Array:
         """Of the fastest plan."""
-        plans = [fixed[:n, :m] + tokens * each[:n, :m] for fixed, each in self._exchanges]
+        plans = [fixed[place] + tokens * each[place] for fixed, each in self._exchanges]
         return np.asarray(np.minimum.reduce(plans))
 
 
-def _largest_batch(problem: Problem, demand: Demand, most: Array) -> tuple[Array, Array]:
-    """(batch at which each shape is judged, seconds that its step may take there)."""
+def _largest_batch(
+    problem: Problem, demand: Demand, attention: Array, experts: Array
+) -> tuple[Array, Array]:
+    """(batch at which each shape is judged, seconds that its step may take there).
+
+    attention, experts: [n, 1] and [1, m] what memory allows. An axis along which nothing changes
+    stays 1, which spares most of the work.
+    """
     if isinstance(demand, Saturate):
         raise ConfigError("a demand without a figure is met by every shape; use `largest`")
     if isinstance(demand, Concurrency):
+        most = np.minimum(attention, experts)
         batch = np.where(most >= demand.requests, demand.requests, 0.0)
         return batch, np.full_like(batch, problem.tpot_s)
     wanted = max(1.0, demand.tokens_per_s * problem.tpot_s)
-    room_for_all = np.min(most) >= wanted
-    batch = np.full((1, 1), wanted) if room_for_all else np.minimum(most, wanted)
+    batch = np.minimum(attention, wanted)
+    if np.min(batch) >= wanted:
+        batch = batch[:1]
+    if np.min(experts) < np.max(batch):
+        batch = np.minimum(batch, experts)
     return batch, np.minimum(problem.tpot_s, batch / demand.tokens_per_s)

@@ -84,7 +84,10 @@ def alike(problem: Problem) -> Problem:
     if oracle.attention_side.device.name == oracle.expert_side.device.name:
         return problem
     built = type(oracle).build(
-        oracle.model, oracle.attention_side.device.name, kv_format=oracle.kv_format
+        oracle.model,
+        oracle.attention_side.device.name,
+        kv_format=oracle.kv_format,
+        overheads=oracle.overheads,
     )
     return replace(problem, oracle=built)
 

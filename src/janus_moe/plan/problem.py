@@ -85,7 +85,8 @@ class PoolStyle:
 
     slots: experts per instance and layer; None: `redundancies` (slots per expert) are tried.
     gpu_step: the sum of both pools is a multiple of it. balance: the most by which the busy times
-    of the pools may differ, relative to the longer one; None: any. max_instances: of either pool.
+    of the pools may differ, relative to the longer one, unless no other number of attention
+    instances comes closer; None: any. max_instances: of either pool.
     """
 
     policy: ReplicaPolicy = "exact"

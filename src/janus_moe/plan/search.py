@@ -24,6 +24,9 @@ from janus_moe.plan.memory import most_slots
 from janus_moe.plan.problem import Concurrency, PoolStyle, Problem, Rate
 from janus_moe.plan.shapes import Ints, Pools, slot_options
 
+CLOSE = 0.01
+"""Shapes whose coarse throughput is less than this below the best are solved as well."""
+
 _SIDES: tuple[Literal["attention", "expert"], ...] = ("attention", "expert")
 
 Solver = Callable[[Pools], Array]
@@ -88,7 +91,13 @@ class PoolSearch:
             where = np.argwhere(grid.gpus == each)
             places.append(where)
             copies.append(np.full(len(where), number))
-        found = self._solve(np.concatenate(places), np.concatenate(copies), self._most)
+        where, numbers = np.concatenate(places), np.concatenate(copies)
+        if not len(where):
+            return []
+        coarse = numbers * grid.throughput(where)
+        least = np.sort(coarse)[-min(count, len(coarse))]
+        worth = coarse >= (1 - CLOSE) * least if self.style.balance is None else coarse > 0
+        found = self._solve(where[worth], numbers[worth], self._most)
         best = best_of_shapes(found, _throughput)
         return best[:count]
 
@@ -98,10 +107,7 @@ class PoolSearch:
         if grid is None:
             return None
         allowed = self._stepped & (grid.gpus <= self.problem.max_gpus)
-        least = np.full(grid.shape, np.inf)
-        for pools in grid.options:
-            seconds = pools.tpot_s(np.ones((1, 1)))
-            least = np.minimum(least, np.where(allowed & (pools.most_tokens >= 1), seconds, np.inf))
+        least = np.where(allowed, grid.fastest_s(), np.inf)
         if not np.isfinite(least).any():
             return None
         where = np.argwhere(least <= np.min(least) * (1 + 1e-9))[:1]
@@ -244,27 +250,30 @@ class PoolSearch:
         return largest_batches(pools.tpot_s, self.problem.tpot_s, pools.most_tokens)
 
     def _balanced(self, pools: Pools, batch: Array) -> Bools:
-        """Whether the busy times of the pools balance, for styles that ask for it."""
+        """Whether the pools' busy times are as equal as the style wants, or as they can be: one
+        attention instance more or less would not bring them closer."""
         limit = self.style.balance
         if limit is None:
             return np.ones(batch.shape, np.bool_)
-        attention, experts = busy_times(pools, batch)
-        return np.abs(attention - experts) <= limit * np.maximum(attention, experts)
+        here = _imbalance(pools, batch, pools.num_attention)
+        more = _imbalance(pools, batch, pools.num_attention + 1)
+        fewer = _imbalance(pools, batch, np.maximum(pools.num_attention - 1, 1))
+        return np.asarray((here <= limit) | ((here <= more) & (here <= fewer)))
 
 
 def _one_token(pools: Pools) -> Array:
     return np.where(pools.most_tokens >= 1, 1.0, np.nan)
 
 
-def busy_times(pools: Pools, batch: Array) -> tuple[Array, Array]:
-    """Seconds that each pool computes for a layer of one micro-batch."""
-    oracle, m = pools.problem.oracle, pools.micro_batches
-    rows = batch / m
-    each = rows / pools.num_attention
+def _imbalance(pools: Pools, batch: Array, num_attention: Ints) -> Array:
+    """Difference of the pools' computing times of a layer and micro-batch over the longer one."""
+    oracle, rows = pools.problem.oracle, batch / pools.micro_batches
+    each = rows / num_attention
     attention = oracle.attention_layer_s(each, pools.problem.context)
+    attention = attention + oracle.shared_expert_s(each)
     pairs = rows * oracle.model.top_k / pools.num_expert
     experts = oracle.moe_layer_s(pools.activated(batch), pairs, rows, pools.slots)
-    return attention + oracle.shared_expert_s(each), experts
+    return np.asarray(np.abs(attention - experts) / np.maximum(attention, experts))
 
 
 def best_of_shapes(

@@ -42,14 +42,21 @@ class Pools:
     @cached_property
     def most_tokens(self) -> Array:
         """Batch that memory allows, below 1 where the weights do not fit."""
+        return np.minimum(self.most_of_attention, self.most_of_experts)
+
+    @cached_property
+    def most_of_attention(self) -> Array:
+        """Batch that the memory of the attention pool allows."""
         problem, oracle = self.problem, self.problem.oracle
-        usable = problem.memory.usable
-        attention = attention_need(oracle, self.num_attention, problem.context)
-        experts = expert_need(oracle, self.num_expert, self.slots)
-        return np.minimum(
-            attention.most_tokens(usable * oracle.attention_side.device.memory_bytes),
-            experts.most_tokens(usable * oracle.expert_side.device.memory_bytes),
-        )
+        need = attention_need(oracle, self.num_attention, problem.context)
+        return need.most_tokens(problem.memory.usable * oracle.attention_side.device.memory_bytes)
+
+    @cached_property
+    def most_of_experts(self) -> Array:
+        """Batch that the memory of the expert pool allows."""
+        problem, oracle = self.problem, self.problem.oracle
+        need = expert_need(oracle, self.num_expert, self.slots)
+        return need.most_tokens(problem.memory.usable * oracle.expert_side.device.memory_bytes)
 
     def activated(self, batch: Array) -> Array:
         """a_max of one micro-batch."""

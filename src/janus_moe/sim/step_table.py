@@ -99,10 +99,11 @@ def tabulate_attention(oracle: Oracle, max_tokens: int, max_kv_tokens: int) -> A
     tokens = _grid(1, max(max_tokens, 2), 1.15)
     kv = np.concatenate(([0.0], _grid(16, max(max_kv_tokens, 32), 1.2)))
     each = oracle.attention_layer_s(tokens[:, None], kv[None, :] / tokens[:, None])
+    over = oracle.overheads
     return AttentionSide(
         tokens=tokens,
         kv=kv,
-        attention=each + oracle.overheads.attention_layer_s,
+        attention=each + over.attention_layer_s + over.attention_token_s * tokens[:, None],
         shared=oracle.shared_expert_s(tokens),
         dense=oracle.dense_layer_s(tokens),
         head=oracle.lm_head_s(tokens),
