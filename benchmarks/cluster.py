@@ -1,6 +1,6 @@
 """A running service across hosts, per exchange plan, batch and link: time per token and exchange.
 
-    python -m benchmarks.cluster [--json FILE.json] [--plot FILE.png] [--rates-gbps 0.2 1 10]
+    python -m benchmarks.cluster [--json FILE.json] [--rates-gbps 0.2 1 10]
 
 Needs root: the hosts are network namespaces with limited links (`benchmarks.hosts`). Each service
 is the engine in host 0 and `janus worker --join` in each other host, over TCP. One service per
@@ -182,7 +182,6 @@ def _note(started: float, what: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", type=Path, help="JSON with machine, commit and all figures")
-    parser.add_argument("--plot", type=Path, help="write a picture (needs matplotlib)")
     parser.add_argument("--layouts", nargs="+", default=list(CASES))
     parser.add_argument("--rates-gbps", type=float, nargs="+")
     parser.add_argument("--batches", type=int, nargs="+")
@@ -197,7 +196,7 @@ def main() -> None:
         raise SystemExit(f"benchmarks.cluster: {error}") from None
     print_table([{key: row[key] for key in SHOWN} for row in rows])
     if options.json:
-        told = {key: value for key, value in vars(options).items() if key not in ("json", "plot")}
+        told = {key: value for key, value in vars(options).items() if key != "json"}
         facts = {"benchmark": "cluster", **told, "machine": machine_facts()}
         write_json(options.json, {**facts, "rows": rows})
 
