@@ -24,6 +24,7 @@ LINES = {
     "2pc-sharded": ("#8866aa", "^"),
     "auto": ("#bb2222", "o"),
 }
+TICKS_MS = (20, 50, 100, 200, 500, 1000)
 
 
 def over_batch(axes: Axes, rows: Sequence[dict[str, Any]], value: str) -> None:
@@ -47,6 +48,9 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         top, bottom = grid[0][column], grid[1][column]
         over_batch(top, chosen, "tpot_ms")
         top.set_yscale("log")
+        top.set_yticks(TICKS_MS, [str(tick) for tick in TICKS_MS])
+        top.set_ylim(20, 1000)
+        top.minorticks_off()
         top.set_title(f"hosts {hosts.replace(' ', ' | ')}, {gbps:g} Gb/s", fontsize=9)
         over_batch(bottom, chosen, "tpot_vs_1pc")
         bottom.set_ylim(0, 1.6)
