@@ -17,15 +17,18 @@ COMMANDS = {
     "plan": "how many GPUs of each pool a service needs, and whether to have pools",
     "simulate": "replay recorded routing, or requests through deployments that scale",
     "profile": "measure a model on this machine for planning",
+    "profile exchange": "measure what messages between instances and hosts cost",
     "trace": "write what every instance does when, for a few steps, as a Chrome trace",
     "collect-env": "print what this machine and installation are, for bug reports",
 }
+MODULE_NAME = str.maketrans("- ", "__")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `janus ARGV` and returns the exit status: 0, 1 (failed) or 2 (bad usage)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments[0] if arguments else ""
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    name = " ".join(arguments[:words])
     if name not in COMMANDS:
         overview = _overview()
         if name and not name.startswith("-"):
@@ -33,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         overview.parse_args(arguments)
         overview.print_help()
         return 2
-    module = importlib.import_module(f"janus_moe.cli.{name.replace('-', '_')}")
+    module = importlib.import_module(f"janus_moe.cli.{name.translate(MODULE_NAME)}")
     parser = argparse.ArgumentParser(prog=f"janus {name}", description=COMMANDS[name])
     module.add_arguments(parser)
     try:
-        status: int = module.run(parser.parse_args(arguments[1:]))
+        status: int = module.run(parser.parse_args(arguments[words:]))
     except JanusError as error:
         print(f"janus {name}: {error}", file=sys.stderr)
         return 1

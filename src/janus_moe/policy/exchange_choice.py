@@ -30,7 +30,7 @@ class ChoiceRule:
     gain: float = 0.03
     patience: int = 5
     smoothing: float = 0.1
-    trials: int = 3
+    trials: int = 5
     reach: float = 1.5
     memory: int = 2000
 

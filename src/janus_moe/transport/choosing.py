@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 from janus_moe.perf.link_fit import exchange_seconds
@@ -104,6 +105,11 @@ class PlanChooser:
             f"exchange of up to {bucket_tokens(bucket)} tokens: {PLAN_NAMES[new]} "
             f"({1e6 * times[new]:.0f} us) instead of {PLAN_NAMES[old]} ({1e6 * times[old]:.0f} us)"
         )
+
+
+def lower_quartile(seconds: Sequence[float]) -> float:
+    """Of at least one time; late peers and a busy machine only ever add to it."""
+    return sorted(seconds)[len(seconds) // 4]
 
 
 def predicted_times(

@@ -8,7 +8,6 @@ soon as their buffers are free, while the other pool computes.
 from __future__ import annotations
 
 import queue
-import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from janus_moe.errors import ConfigError, ExchangeClosed, ExchangeTimeout
 from janus_moe.transport.base import Combined, ReplyNote, Ticket, WaitRule, Work
 from janus_moe.transport.board import exchange_key, step_and_layer
 from janus_moe.transport.channel import ChannelAborted, Pending
-from janus_moe.transport.choosing import PlanSource, plan_in
+from janus_moe.transport.choosing import PlanSource, lower_quartile, plan_in
 from janus_moe.transport.executor import BoundProgram, Inlet
 from janus_moe.transport.message_buffers import note_words, notes_of
 from janus_moe.transport.plans import PlanName, egate_programs
@@ -65,9 +64,9 @@ class _Clock:
         self._seconds.append(time.perf_counter() - self._started)
 
     def take(self) -> float:
-        """Median of the step's exchanges, 0 for none; the first one also waits for the peers."""
+        """Of the step's exchanges, 0 for none; the first one also waits for the peers."""
         seconds, self._seconds = self._seconds, []
-        return statistics.median(seconds[1:] or seconds) if seconds else 0.0
+        return lower_quartile(seconds[1:] or seconds) if seconds else 0.0
 
 
 class _Seated(Port):
