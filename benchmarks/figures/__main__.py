@@ -14,7 +14,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.figures.catalog import FIGURES
 from benchmarks.figures.drawing import draw
@@ -54,8 +54,22 @@ def content(number: str, seed: int) -> Data:
 
 
 def encoded(value: Data) -> str:
-    """Every list of numbers on one line; equal values give equal bytes."""
-    return json.dumps(value, indent=1, sort_keys=False) + "\n"
+    """What holds nothing nested is on one line; equal values give equal bytes."""
+    return _lines(value, "") + "\n"
+
+
+def _lines(value: Any, margin: str) -> str:
+    if not isinstance(value, dict | list):
+        return json.dumps(value)
+    items = list(value.values()) if isinstance(value, dict) else value
+    if not any(isinstance(item, dict | list) for item in items):
+        return json.dumps(value, separators=(",", ":"))
+    texts = [_lines(item, margin + " ") for item in items]
+    if isinstance(value, dict):
+        texts = [f"{json.dumps(key)}: {text}" for key, text in zip(value, texts, strict=True)]
+    begin, end = "{}" if isinstance(value, dict) else "[]"
+    inside = ",\n".join(f"{margin} {text}" for text in texts)
+    return f"{begin}\n{inside}\n{margin}{end}"
 
 
 def make(number: str, where: Places, seed: int) -> Entry:

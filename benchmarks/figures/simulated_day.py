@@ -82,6 +82,7 @@ def plot(data: Data, axes: Sequence[Axes]) -> None:
     axes[1].set_ylabel("share within 150 ms per token")
     axes[0].set_ylim(0, axes[0].get_ylim()[1] * 1.3)
     axes[1].set_ylim(-0.35, 1.02)
+    axes[1].set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     axes[0].legend(fontsize=8, loc="upper right")
     axes[1].legend(fontsize=8, loc="lower right")
     for axis in axes:

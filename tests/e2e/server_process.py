@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import psutil
 
@@ -17,10 +17,11 @@ START_TIMEOUT_S = 100.0
 
 
 class ServerProcess:
-    """One running `janus serve`; collects what it prints."""
+    """One running `janus serve`; collects what it prints. prefix: runs it elsewhere."""
 
-    def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "janus_moe.cli", "serve", "--port", "0", *arguments]
+    def __init__(self, *arguments: str, prefix: Sequence[str] = ()) -> None:
+        own = [sys.executable, "-m", "janus_moe.cli", "serve", "--port", "0"]
+        command = [*prefix, *own, *arguments]
         self.process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
@@ -90,9 +91,9 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def serving(*arguments: str) -> Iterator[ServerProcess]:
+def serving(*arguments: str, prefix: Sequence[str] = ()) -> Iterator[ServerProcess]:
     """A server that is gone afterwards, with all its workers."""
-    server = ServerProcess(*arguments)
+    server = ServerProcess(*arguments, prefix=prefix)
     try:
         yield server
     finally:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,11 @@ from janus_moe.perf import LinkModel, device_profile, model_facts
 @pytest.mark.parametrize("number", ["3", "4"])
 def test_equal_seeds_give_equal_bytes(number: str) -> None:
     assert encoded(content(number, 1)) == encoded(content(number, 1))
+
+
+@pytest.mark.parametrize("value", [{}, [], {"a": [], "b": {"c": [1, {"d": None}]}}, [[1], ["x"]]])
+def test_encoded_data_reads_back(value: Any) -> None:
+    assert json.loads(encoded(value)) == value
 
 
 def test_another_seed_gives_another_week() -> None:

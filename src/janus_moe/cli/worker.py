@@ -30,6 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--join-timeout", metavar="SECONDS", type=float, default=60.0, help="(default: 60)"
     )
+    parser.add_argument(
+        "--heartbeat-timeout",
+        metavar="SECONDS",
+        type=float,
+        default=5.0,
+        help="silence after which the engine is gone (default: 5)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,6 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
     engine = Address.parse(arguments.join, "--join")
     if not arguments.join_timeout > 0:
         raise ConfigError(f"--join-timeout must be above 0, got {arguments.join_timeout}")
+    if not arguments.heartbeat_timeout >= 0.5:
+        raise ConfigError(
+            f"--heartbeat-timeout must be at least 0.5 seconds, got {arguments.heartbeat_timeout}"
+        )
     secret = read_secret(arguments.secret_file, "--secret-file")
     bind = arguments.bind or address_towards(engine, "--join")
     settings = AgentSettings(
@@ -46,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         secret=secret,
         bind_host=require_own(bind, "--bind"),
         join_timeout_s=arguments.join_timeout,
+        heartbeat_timeout_s=arguments.heartbeat_timeout,
     )
     console = Console(stderr=True, highlight=False)
     asyncio.run(run_agent(settings, lambda text: console.print(text, soft_wrap=True)))

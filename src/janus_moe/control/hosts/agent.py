@@ -48,13 +48,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """name: what the engine calls this host. bind_host: the only address workers listen at."""
+    """name: what the engine calls this host. bind_host: the only address workers listen at.
+    heartbeat_timeout_s: silence of the engine after which it is gone."""
 
     engine: Address
     name: str
     secret: bytes
     bind_host: str
     join_timeout_s: float = 60.0
+    heartbeat_timeout_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,14 @@ async def run_agent(settings: AgentSettings, say: Say) -> None:
     """Returns when the engine has stopped the host, or after a signal; raises HostLost or
     WorkerFailed when something went wrong. Leaves no process behind."""
     keys = CurveKeys.derive(settings.secret)
-    link = await join_engine(settings.engine, settings.name, keys, settings.join_timeout_s, say)
+    link = await join_engine(
+        settings.engine,
+        settings.name,
+        keys,
+        settings.join_timeout_s,
+        settings.heartbeat_timeout_s,
+        say,
+    )
     agent = _Agent(settings, link, say)
     try:
         await agent.enter()

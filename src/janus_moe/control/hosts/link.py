@@ -32,10 +32,18 @@ UNREACHABLE = "cannot be reached"
 
 
 class EngineLink:
-    """A connection that has been authenticated. It is never renewed: messages could be missing."""
+    """A connection that has been authenticated. It is never renewed: messages could be missing.
 
-    def __init__(self, address: Address, name: str, keys: CurveKeys) -> None:
+    heartbeat_timeout_s: silence of the engine after which it is gone. The limit that its own
+    heartbeats carry (their TTL) is not enough: ZeroMQ drops it with the next message that comes.
+    connected: whether anybody has taken the connection.
+    """
+
+    def __init__(
+        self, address: Address, name: str, keys: CurveKeys, heartbeat_timeout_s: float
+    ) -> None:
         self.endpoint = address.endpoint()
+        self.connected = False
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, host_identity(name))
@@ -44,6 +52,9 @@ class EngineLink:
         self._socket.setsockopt(zmq.CONNECT_TIMEOUT, ATTEMPT_MS)
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, ATTEMPT_MS)
         self._socket.setsockopt(zmq.IPV6, 1)
+        interval_ms = max(1, round(1000 * heartbeat_timeout_s / 5))
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, interval_ms)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 4 * interval_ms)
         keys.make_client(self._socket)
         self._monitor = self._socket.get_monitor_socket()
         self._disconnected: asyncio.Task[None] | None = None
@@ -55,7 +66,7 @@ class EngineLink:
             self._socket.connect(self.endpoint)
         except zmq.ZMQError as error:  # such as a name that nobody knows
             return f"{UNREACHABLE} ({error.strerror})"
-        connected, refused, silent = False, False, False
+        refused, silent = False, False
         while True:
             event = await recv_monitor_message(self._monitor)
             match event["event"]:
@@ -63,7 +74,7 @@ class EngineLink:
                     self._disconnected = asyncio.create_task(self._until_disconnected())
                     return None
                 case zmq.EVENT_CONNECTED:
-                    connected = True
+                    self.connected = True
                 case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL if event["value"] == zmq.EAGAIN:
                     silent = True
                 case (
@@ -73,7 +84,7 @@ class EngineLink:
                 ):
                     refused = True
                 case zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED:
-                    if not connected:
+                    if not self.connected:
                         return UNREACHABLE
                     return SECRET_DIFFERS if refused else NO_ANSWER if silent else NOT_JANUS
 
@@ -122,7 +133,12 @@ class EngineLink:
 
 
 async def join_engine(
-    address: Address, name: str, keys: CurveKeys, timeout_s: float, say: Callable[[str], None]
+    address: Address,
+    name: str,
+    keys: CurveKeys,
+    timeout_s: float,
+    heartbeat_timeout_s: float,
+    say: Callable[[str], None],
 ) -> EngineLink:
     """Tries until it is in; a wrong secret is not tried again.
 
@@ -130,14 +146,15 @@ async def join_engine(
     """
     loop = asyncio.get_running_loop()
     started, reported_at = loop.time(), -REPORT_EVERY_S
-    problem = NO_ANSWER
+    problem: str | None = None
     while (left := started + timeout_s - loop.time()) > 0:
-        link = EngineLink(address, name, keys)
+        link = EngineLink(address, name, keys, heartbeat_timeout_s)
         try:
             async with asyncio.timeout(left):
                 found = await link.connect()
         except TimeoutError:
             link.close()
+            problem = problem or (NO_ANSWER if link.connected else UNREACHABLE)
             break
         except BaseException:
             link.close()
@@ -152,7 +169,7 @@ async def join_engine(
             reported_at = loop.time()
             say(f"{address} {problem}; trying for another {max(0.0, left):.0f} s")
         await asyncio.sleep(min(RETRY_S, max(0.0, left)))
-    raise HostLost(f"{address} {_advice(problem, timeout_s)}")
+    raise HostLost(f"{address} {_advice(problem or UNREACHABLE, timeout_s)}")
 
 
 def _advice(problem: str, timeout_s: float) -> str:
