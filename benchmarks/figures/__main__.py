@@ -10,15 +10,14 @@ makes no report: that is of all figures.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks.figures.catalog import FIGURES
 from benchmarks.figures.drawing import draw
-from benchmarks.figures.figure import Data, rounded
+from benchmarks.figures.encoding import content, encoded
 from benchmarks.figures.introduction import introduction
 from benchmarks.figures.report import Entry, markdown, page
 
@@ -39,37 +38,6 @@ def places(out: Path | None) -> Places:
     return Places(
         Path("benchmarks/results/figures"), docs / "figures/paper", docs / "evaluation.md", None
     )
-
-
-def content(number: str, seed: int) -> Data:
-    """What a figure's JSON file holds."""
-    module = FIGURES[number]
-    return {
-        "figure": number,
-        "title": module.TITLE,
-        "basis": module.BASIS,
-        "seed": seed,
-        "data": rounded(module.data(seed)),
-    }
-
-
-def encoded(value: Data) -> str:
-    """What holds nothing nested is on one line; equal values give equal bytes."""
-    return _lines(value, "") + "\n"
-
-
-def _lines(value: Any, margin: str) -> str:
-    if not isinstance(value, dict | list):
-        return json.dumps(value)
-    items = list(value.values()) if isinstance(value, dict) else value
-    if not any(isinstance(item, dict | list) for item in items):
-        return json.dumps(value, separators=(",", ":"))
-    texts = [_lines(item, margin + " ") for item in items]
-    if isinstance(value, dict):
-        texts = [f"{json.dumps(key)}: {text}" for key, text in zip(value, texts, strict=True)]
-    begin, end = "{}" if isinstance(value, dict) else "[]"
-    inside = ",\n".join(f"{margin} {text}" for text in texts)
-    return f"{begin}\n{inside}\n{margin}{end}"
 
 
 def make(number: str, where: Places, seed: int) -> Entry:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks.figures import fig03_activated, fig04_week
-from benchmarks.figures.__main__ import content, encoded
 from benchmarks.figures.catalog import FIGURES
+from benchmarks.figures.encoding import content, encoded
 from benchmarks.figures.exchange import exchange, filled
 from benchmarks.figures.figure import rounded
 from benchmarks.figures.planning import Question, ask, described

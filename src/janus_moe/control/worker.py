@@ -124,7 +124,11 @@ def _leave_at_once(bootstrap: Bootstrap) -> None:
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     bootstrap = msgspec.json.decode(sys.argv[1], type=Bootstrap)
-    sys.exit(run(bootstrap))
+    status = run(bootstrap)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # all is closed; threads of gloo that still run would abort a slow farewell
 
 
 if __name__ == "__main__":
