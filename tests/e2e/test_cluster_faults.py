@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import socket
 import subprocess
@@ -35,8 +36,10 @@ EOF_S = 10.0
 LISTEN = "0A"  # in /proc/net/tcp
 PROMPTS = ("import os\n", "def main(", "class A")
 
+WANTED = os.environ.get("JANUS_TEST_HOSTS") == "1"
 needs_hosts = pytest.mark.skipif(
-    why_unavailable() is not None, reason=f"no hosts here: {why_unavailable()}"
+    not WANTED or why_unavailable() is not None,
+    reason=f"no hosts here: {why_unavailable()}" if WANTED else "JANUS_TEST_HOSTS=1 runs it",
 )
 
 
@@ -127,7 +130,10 @@ class Cluster:
     def client(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """This file, run inside host 2."""
         command = [sys.executable, __file__, self.server.url, *arguments]
-        started: subprocess.Popen[str] = self.net[2].popen(command, text=True, **options)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        started: subprocess.Popen[str] = self.net[2].popen(
+            command, text=True, env=environment, **options
+        )
         return started
 
     def listening(self) -> dict[str, str]:
