@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -165,12 +166,19 @@ def test_steps_without_a_time_change_nothing() -> None:
     assert next_choice(choice, 0.0, RULE) == choice
 
 
-def test_bad_rules_are_refused() -> None:
-    for bad in ({"gain": 1.0}, {"drift": 0.0}, {"reach": 0.5}, {"cost": -1.0}):
-        with pytest.raises(ConfigError, match="or more"):
-            ChoiceRule(**bad)
-    for bad in ({"trials": 0}, {"window": 3}, {"rest": 5}, {"interval": 50}):
-        with pytest.raises(ConfigError, match="1 <= trials <= window < rest <= interval"):
-            ChoiceRule(**bad)
-    with pytest.raises(ConfigError, match="no exchange plan"):
-        first_choice([])
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        (lambda: ChoiceRule(gain=1.0), r"gain in \[0, 1\)"),
+        (lambda: ChoiceRule(drift=0.0), "drift above 0"),
+        (lambda: ChoiceRule(reach=0.5), "reach 1 or more"),
+        (lambda: ChoiceRule(cost=-1.0), "cost 0 or more"),
+        (lambda: ChoiceRule(trials=0), "1 <= trials <= window < rest <= interval"),
+        (lambda: ChoiceRule(window=3), "1 <= trials <= window < rest <= interval"),
+        (lambda: ChoiceRule(interval=50), "1 <= trials <= window < rest <= interval"),
+        (lambda: first_choice([]), "no exchange plan"),
+    ],
+)
+def test_bad_rules_are_refused(rule: Callable[[], object], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        rule()
