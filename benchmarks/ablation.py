@@ -27,6 +27,7 @@ from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.exchange_adaptive import HIDDEN
 from benchmarks.exchange_gating import measure
 from benchmarks.hosts import HostsUnavailable, Link
+from benchmarks.pictures import picture
 
 from janus_moe.kernels.grouped_experts import grouped_experts
 from janus_moe.policy.activation import LayerLayout, Policy, Scheduler
@@ -150,33 +151,24 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Needs matplotlib."""
-    import matplotlib  # type: ignore[import-not-found,unused-ignore]
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot  # type: ignore[import-not-found,unused-ignore]
-
     cells = sorted({(row["gbps"], row["batch"]) for row in rows})
-    rates = sorted({gbps for gbps, _ in cells})
-    columns = len(cells) // len(rates)
-    size = (3.6 * columns + 1, 2.2 * len(rates) + 0.6)
-    figure, axes = pyplot.subplots(len(rates), columns, figsize=size, sharey=True, squeeze=False)
-    for axis, (gbps, batch) in zip(axes.flat, cells, strict=True):
-        own = [row for row in rows if (row["gbps"], row["batch"]) == (gbps, batch)]
-        names = [row["variant"] for row in own]
-        exchange = [row["exchange_us"] / 1000 for row in own]
-        axis.barh(names, exchange, color="#3377bb", label="exchange")
-        busy = [row["experts_us"] / 1000 for row in own]
-        axis.barh(names, busy, left=exchange, color="#cc8844", label="busiest experts")
-        axis.set_title(f"{gbps:g} Gb/s, B = {batch}", fontsize=10)
-        axis.grid(alpha=0.25, axis="x")
-    axes[0][0].invert_yaxis()
-    for axis in axes[-1]:
-        axis.set_xlabel("one MoE layer, ms")
-    axes[0][-1].legend(fontsize=8, loc="lower right")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    lines = len({gbps for gbps, _ in cells})
+    columns = len(cells) // lines
+    size = (3.6 * columns + 1, 2.2 * lines + 0.6)
+    with picture(path, lines, columns, size=size, sharey=True) as (_, grid):
+        for axis, (gbps, batch) in zip(grid.flat, cells, strict=True):
+            own = [row for row in rows if (row["gbps"], row["batch"]) == (gbps, batch)]
+            names = [row["variant"] for row in own]
+            exchange = [row["exchange_us"] / 1000 for row in own]
+            axis.barh(names, exchange, color="#3377bb", label="exchange")
+            busy = [row["experts_us"] / 1000 for row in own]
+            axis.barh(names, busy, left=exchange, color="#cc8844", label="busiest experts")
+            axis.set_title(f"{gbps:g} Gb/s, B = {batch}", fontsize=10)
+            axis.grid(alpha=0.25, axis="x")
+        grid[0][0].invert_yaxis()
+        for axis in grid[-1]:
+            axis.set_xlabel("one MoE layer, ms")
+        grid[0][0].legend(fontsize=8, loc="lower right")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.exchange_adaptive import DTYPE, HIDDEN, measure
 from benchmarks.hosts import HostsUnavailable, Link
+from benchmarks.pictures import picture
 
 BATCHES = (4, 16, 32, 64, 128, 256, 512)
 SHAPE = "2A+2E+2E"
@@ -57,35 +58,27 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Needs matplotlib."""
-    import matplotlib  # type: ignore[import-not-found,unused-ignore]
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot  # type: ignore[import-not-found,unused-ignore]
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(9.6, 3.8), sharey=True)
     colours = {0: "#3377bb", 1: "#cc8844", 4: "#bb2222"}
-    for flows in sorted({row["flows"] for row in rows}):
-        for variant, line in (("1pc", "--"), ("auto", "-")):
-            found = [row for row in rows if (row["flows"], row["variant"]) == (flows, variant)]
-            times = [row["us"] / 1000 for row in found]
-            label = f"{variant}, " + (f"{flows} other flow(s)" if flows else "link alone")
-            style = {"ls": line, "marker": "o", "ms": 4, "color": colours.get(flows, "#777777")}
-            axes[0].plot([row["tokens"] for row in found], times, label=label, **style)
-            axes[1].plot([row["tokens_per_s"] / 1000 for row in found], times, **style)
-    for axis in axes:
-        axis.set_yscale("log")
-        axis.grid(alpha=0.25)
-    axes[0].set_xscale("log", base=2)
-    axes[0].set_xticks(BATCHES, [str(batch) for batch in BATCHES])
-    axes[0].set_xlabel("tokens of all attention instances")
-    axes[0].set_ylabel("one exchange, there and back, ms")
-    axes[1].set_xlabel("thousand tokens per second through one layer's exchange")
-    axes[0].legend(fontsize=8)
-    figure.suptitle(f"{SHAPE}, {rows[0]['gbps']:g} Gb/s links", fontsize=10)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with picture(path, 1, 2, size=(9.6, 3.8), sharey=True) as (figure, grid):
+        left, right = grid[0]
+        for flows in sorted({row["flows"] for row in rows}):
+            for variant, line in (("1pc", "--"), ("auto", "-")):
+                found = [row for row in rows if (row["flows"], row["variant"]) == (flows, variant)]
+                times = [row["us"] / 1000 for row in found]
+                label = f"{variant}, " + (f"{flows} other flow(s)" if flows else "link alone")
+                style = {"ls": line, "marker": "o", "ms": 4, "color": colours.get(flows, "#777777")}
+                left.plot([row["tokens"] for row in found], times, label=label, **style)
+                right.plot([row["tokens_per_s"] / 1000 for row in found], times, **style)
+        for axis in (left, right):
+            axis.set_yscale("log")
+            axis.grid(alpha=0.25)
+        left.set_xscale("log", base=2)
+        left.set_xticks(BATCHES, [str(batch) for batch in BATCHES])
+        left.set_xlabel("tokens of all attention instances")
+        left.set_ylabel("one exchange, there and back, ms")
+        left.legend(fontsize=8)
+        right.set_xlabel("thousand tokens per second through one layer's exchange")
+        figure.suptitle(f"{SHAPE}, {rows[0]['gbps']:g} Gb/s links", fontsize=10)
 
 
 def main() -> None:
