@@ -74,6 +74,7 @@ class Cluster:
         self._stopping = False
         self._stage = "starting"
         self._seen = ""
+        self._bereaved: set[str] = set()
         self._greeted: set[str] = set()
         self._store: dict[str, StorePut] = {}
         self._home = {
@@ -240,18 +241,22 @@ class Cluster:
                     with contextlib.suppress(zmq.ZMQError):  # whoever is gone is noticed elsewhere
                         self._post(other, put)
             case Failed(secondhand=True) if self._hosts is not None:
+                self._bereaved.add(name)
                 self._seen = self._seen or f"{name} saw: {message.error.partition(';')[0]}"
                 asyncio.get_running_loop().call_later(SECONDHAND_S, self._inbox.put_nowait, message)
             case _:
                 self._inbox.put_nowait(message)
 
     def _lost(self, error: ServiceError) -> None:
-        """Of another host; told a moment later, with what the others have seen of it."""
+        """Of another host; told a moment later, with what the others have seen of it. A worker that
+        ends because it has lost a peer waits for news of that peer."""
 
         def tell() -> None:
             self._inbox.put_nowait(type(error)(f"{error}; {self._seen}") if self._seen else error)
 
-        asyncio.get_running_loop().call_later(LAST_WORDS_S, tell)
+        follows = any(str(error).startswith(f"{name} (") for name in self._bereaved)
+        delay = 2 * SECONDHAND_S if follows else LAST_WORDS_S
+        asyncio.get_running_loop().call_later(delay, tell)
 
     async def _watch(self, worker: WorkerProcess) -> None:
         """Reports a worker that ends unasked, after what it may have said itself."""
