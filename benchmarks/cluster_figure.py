@@ -11,11 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib  # type: ignore[import-not-found,unused-ignore]
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # type: ignore[import-not-found,unused-ignore]
-from matplotlib.axes import Axes  # type: ignore[import-not-found,unused-ignore]
+from benchmarks.pictures import picture
 
 LINES = {
     "1pc": ("#888888", "s"),
@@ -27,7 +23,7 @@ LINES = {
 TICKS_MS = (20, 50, 100, 200, 500, 1000)
 
 
-def over_batch(axes: Axes, rows: Sequence[dict[str, Any]], value: str) -> None:
+def over_batch(axes: Any, rows: Sequence[dict[str, Any]], value: str) -> None:
     for plan, (colour, marker) in LINES.items():
         found = [row for row in rows if row["plan"] == plan]
         batches, values = [row["batch"] for row in found], [row[value] for row in found]
@@ -42,25 +38,22 @@ def over_batch(axes: Axes, rows: Sequence[dict[str, Any]], value: str) -> None:
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """A column per hosts and rate: time per token, and the same over that of 1pc."""
     cells = list(dict.fromkeys((row["hosts"], row["gbps"]) for row in rows))
-    figure, grid = plt.subplots(2, len(cells), figsize=(3.4 * len(cells), 5.6), squeeze=False)
-    for column, (hosts, gbps) in enumerate(cells):
-        chosen = [row for row in rows if (row["hosts"], row["gbps"]) == (hosts, gbps)]
-        top, bottom = grid[0][column], grid[1][column]
-        over_batch(top, chosen, "tpot_ms")
-        top.set_yscale("log")
-        top.set_yticks(TICKS_MS, [str(tick) for tick in TICKS_MS])
-        top.set_ylim(20, 1000)
-        top.minorticks_off()
-        top.set_title(f"hosts {hosts.replace(' ', ' | ')}, {gbps:g} Gb/s", fontsize=9)
-        over_batch(bottom, chosen, "tpot_vs_1pc")
-        bottom.set_ylim(0, 1.6)
-        bottom.set_xlabel("requests in the batch")
-    grid[0][0].set_ylabel("time per output token, ms")
-    grid[1][0].set_ylabel("over that of 1pc, in turns")
-    grid[1][0].legend(fontsize=7, loc="lower left")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with picture(path, 2, len(cells), size=(3.4 * len(cells), 5.6)) as (_, grid):
+        for column, (hosts, gbps) in enumerate(cells):
+            chosen = [row for row in rows if (row["hosts"], row["gbps"]) == (hosts, gbps)]
+            top, bottom = grid[0][column], grid[1][column]
+            over_batch(top, chosen, "tpot_ms")
+            top.set_yscale("log")
+            top.set_yticks(TICKS_MS, [str(tick) for tick in TICKS_MS])
+            top.set_ylim(20, 1000)
+            top.minorticks_off()
+            top.set_title(f"hosts {hosts.replace(' ', ' | ')}, {gbps:g} Gb/s", fontsize=9)
+            over_batch(bottom, chosen, "tpot_vs_1pc")
+            bottom.set_ylim(0, 1.6)
+            bottom.set_xlabel("requests in the batch")
+        grid[0][0].set_ylabel("time per output token, ms")
+        grid[1][0].set_ylabel("over that of 1pc, in turns")
+        grid[1][0].legend(fontsize=7, loc="lower left")
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,8 +27,8 @@ import torch
 from benchmarks.common import machine_facts, print_table, write_json
 
 from janus_moe.config import EngineConfig
+from janus_moe.control.profiling import live
 from janus_moe.control.service import Service
-from janus_moe.messages import SamplingParams
 
 SHAPE_1B: dict[str, Any] = {
     "hidden_size": 1024,
@@ -86,7 +86,7 @@ async def measure(folder: Path, batches: list[int], num_tokens: int, rounds: int
     async with contextlib.AsyncExitStack() as stack:
         engines: dict[str, Decode] = {"transformers": transformers_engine(folder)}
         for transport in ("loopback", "shm"):
-            service = await stack.enter_async_context(running(folder, transport))
+            service = await stack.enter_async_context(live.running(settings(folder, transport)))
             engines[transport] = janus_engine(service)
         for turn in range(rounds + 1):
             for batch in batches:
@@ -141,10 +141,9 @@ def transformers_engine(folder: Path) -> Decode:
     return decode
 
 
-@contextlib.asynccontextmanager
-async def running(folder: Path, transport: str) -> AsyncIterator[Service]:
+def settings(folder: Path, transport: str) -> EngineConfig:
     """A 1A1E service with its worker processes."""
-    config = EngineConfig(
+    return EngineConfig(
         model=str(folder),
         tokenizer="bundled",  # only ids are exchanged
         transport=transport,  # type: ignore[arg-type]
@@ -152,38 +151,13 @@ async def running(folder: Path, transport: str) -> AsyncIterator[Service]:
         max_model_len=512,
         max_num_batched_tokens=4096,
     )
-    service = Service.prepare(config)
-    ready = asyncio.Event()
-    task = asyncio.create_task(service.run(ready))
-    waiting = asyncio.create_task(ready.wait())
-    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    try:
-        if task.done():
-            task.result()
-        yield service
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 def janus_engine(service: Service) -> Decode:
     """The same work through the engine: from when all prompts are in to the last token."""
 
     async def decode(prompts: list[list[int]], num_tokens: int) -> float:
-        sampling = SamplingParams(max_tokens=num_tokens + 1, temperature=0, ignore_eos=True)
-        arrivals: list[list[float]] = [[] for _ in prompts]
-
-        async def one(index: int) -> None:
-            name = f"{time.monotonic_ns()}-{index}"
-            async for chunk in service.engine.submit(name, prompts[index], sampling):
-                arrivals[index] += [time.perf_counter()] * len(chunk.token_ids)
-
-        await asyncio.gather(*(one(index) for index in range(len(prompts))))
-        all_started = max(times[0] for times in arrivals)
-        ended = max(times[-1] for times in arrivals)
-        steps = min(sum(t > all_started for t in times) for times in arrivals)
-        return (ended - all_started) / steps
+        return (await live.decode(service, prompts, num_tokens)).seconds
 
     return decode
 

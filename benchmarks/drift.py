@@ -28,10 +28,12 @@ from typing import Any
 
 import numpy as np
 from benchmarks.common import machine_facts, print_table, write_json
+from benchmarks.pictures import picture
 from examples.bundled_model.corpus import read_standard_library, split_corpus
 from numpy.typing import NDArray
 
 from janus_moe.config import EngineConfig
+from janus_moe.control.profiling import live
 from janus_moe.control.service import Service
 from janus_moe.messages import FromWorker, SamplingParams, StepDone
 
@@ -218,54 +220,38 @@ async def running(interval_s: float) -> AsyncIterator[tuple[Service, Log]]:
         prefix_caching="off",
         seed=1,
     )
-    service, log = Service.prepare(config), Log()
-    observe = service.rebalancer._observe
+    log = Log()
+    async with live.running(config) as service:
+        observe = service.rebalancer._observe
 
-    def observe_and_log(message: FromWorker) -> None:
-        log.add(message)
-        observe(message)
+        def observe_and_log(message: FromWorker) -> None:
+            log.add(message)
+            observe(message)
 
-    service.rebalancer._observe = observe_and_log  # type: ignore[method-assign]
-    ready = asyncio.Event()
-    task = asyncio.create_task(service.run(ready))
-    waiting = asyncio.create_task(ready.wait())
-    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    try:
-        if task.done():
-            task.result()
+        service.rebalancer._observe = observe_and_log  # type: ignore[method-assign]
         yield service, log
-    finally:
-        waiting.cancel()
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 4))
-    for run, colour in zip(runs, ("#bb2222", "#888888"), strict=True):
-        label = f"rebalancing {run['rebalancing']}"
-        axes.plot(run["steps"], run["running mean"], color=colour, lw=1.3, label=label)
-    for number, step in enumerate(runs[0]["new epochs at steps after the change"]):
-        name = None if number else "new epoch"
-        axes.axvline(step, color="#bb2222", ls=":", lw=0.7, alpha=0.6, label=name)
-    axes.axvline(0, color="black", lw=1, label="code, then comments and docstrings")
-    axes.set_ylim(bottom=0.95 * min(min(run["running mean"][2:]) for run in runs))  # warm-up off
-    axes.set_xlabel("steps after the change of topic")
-    axes.set_ylabel("activated experts of the busiest\ninstance, mean of 128 steps")
-    axes.set_title(
-        "Bundled model, 2 attention and 4 expert instances, 36 slots for 32 experts", fontsize=10
-    )
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with picture(path, size=(9, 4)) as (_, [[axes]]):
+        for run, colour in zip(runs, ("#bb2222", "#888888"), strict=True):
+            label = f"rebalancing {run['rebalancing']}"
+            axes.plot(run["steps"], run["running mean"], color=colour, lw=1.3, label=label)
+        for number, step in enumerate(runs[0]["new epochs at steps after the change"]):
+            name = None if number else "new epoch"
+            axes.axvline(step, color="#bb2222", ls=":", lw=0.7, alpha=0.6, label=name)
+        axes.axvline(0, color="black", lw=1, label="code, then comments and docstrings")
+        axes.set_ylim(
+            bottom=0.95 * min(min(run["running mean"][2:]) for run in runs)
+        )  # warm-up off
+        axes.set_xlabel("steps after the change of topic")
+        axes.set_ylabel("activated experts of the busiest\ninstance, mean of 128 steps")
+        axes.set_title(
+            "Bundled model, 2 attention and 4 expert instances, 36 slots for 32 experts",
+            fontsize=10,
+        )
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
 
 
 if __name__ == "__main__":

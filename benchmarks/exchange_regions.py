@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from benchmarks.common import machine_facts, write_json
+from benchmarks.pictures import picture
 
 from janus_moe.perf import LinkModel, device_profile
 from janus_moe.transport.choosing import predicted_times
@@ -61,37 +62,39 @@ def measured_links(path: Path) -> LinkModel:
 
 
 def draw(path: Path, panels: list[tuple[str, list[dict[str, Any]]]]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(6.2 * len(panels), 4.2), squeeze=False)
-    for axis, (title, rows) in zip(axes[0], panels, strict=True):
-        grid = np.array(
-            [
-                [PLAN_NAMES.index(row["best"]) for row in rows if row["expert_hosts"] == hosts]
-                for hosts in HOSTS
-            ]
-        )
-        axis.imshow(
-            grid, cmap=ListedColormap(COLOURS), vmin=-0.5, vmax=3.5, origin="lower", aspect="auto"
-        )
-        for row in rows:
-            place = (BATCHES.index(row["tokens"]), HOSTS.index(row["expert_hosts"]))
-            axis.text(*place, f"{row['1pc_over_best']:.1f}", ha="center", va="center", fontsize=7)
-        axis.set_xticks(range(len(BATCHES)), BATCHES, fontsize=8)
-        axis.set_yticks(range(len(HOSTS)), HOSTS, fontsize=8)
-        axis.set_xlabel("tokens of all attention instances")
-        axis.set_ylabel("expert hosts (4 instances each)")
-        axis.set_title(title, fontsize=10)
-    handles = [Patch(color=c, label=name) for c, name in zip(COLOURS, PLAN_NAMES, strict=True)]
-    figure.legend(handles=handles, ncols=4, loc="lower center", fontsize=9)
-    figure.suptitle("Fastest plan; numbers: time of 1pc over it", fontsize=11)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
-    figure.savefig(path, dpi=110)
+    size = (6.2 * len(panels), 4.2)
+    with picture(path, 1, len(panels), size=size, bottom=0.06) as (figure, axes):
+        for axis, (title, rows) in zip(axes[0], panels, strict=True):
+            grid = np.array(
+                [
+                    [PLAN_NAMES.index(row["best"]) for row in rows if row["expert_hosts"] == hosts]
+                    for hosts in HOSTS
+                ]
+            )
+            axis.imshow(
+                grid,
+                cmap=ListedColormap(COLOURS),
+                vmin=-0.5,
+                vmax=3.5,
+                origin="lower",
+                aspect="auto",
+            )
+            for row in rows:
+                place = (BATCHES.index(row["tokens"]), HOSTS.index(row["expert_hosts"]))
+                axis.text(
+                    *place, f"{row['1pc_over_best']:.1f}", ha="center", va="center", fontsize=7
+                )
+            axis.set_xticks(range(len(BATCHES)), BATCHES, fontsize=8)
+            axis.set_yticks(range(len(HOSTS)), HOSTS, fontsize=8)
+            axis.set_xlabel("tokens of all attention instances")
+            axis.set_ylabel("expert hosts (4 instances each)")
+            axis.set_title(title, fontsize=10)
+        handles = [Patch(color=c, label=name) for c, name in zip(COLOURS, PLAN_NAMES, strict=True)]
+        figure.legend(handles=handles, ncols=4, loc="lower center", fontsize=9)
+        figure.suptitle("Fastest plan; numbers: time of 1pc over it", fontsize=11)
 
 
 def main() -> None:

@@ -11,11 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib  # type: ignore[import-not-found,unused-ignore]
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # type: ignore[import-not-found,unused-ignore]
-from matplotlib.axes import Axes  # type: ignore[import-not-found,unused-ignore]
+from benchmarks.pictures import legend_below, picture
 
 LINES = {
     "token-split/eplb": ("token-split on eplb", "#888888", "s"),
@@ -30,7 +26,7 @@ def select(rows: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-def over_batch(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+def over_batch(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     sizes = [row["batch"] for row in rows]
     for name, (label, colour, marker) in LINES.items():
         values = [row["a_max"][name] for row in rows]
@@ -46,52 +42,44 @@ def over_batch(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
 def a_max_figure(rows: Sequence[dict[str, Any]], path: Path, note: str) -> None:
     """Paper, figure 13: rows of pools, columns of synthetic routing."""
     kinds, pools = ("uniform", "zipf", "topics", "bursty"), (8, 16, 32)
-    figure, grid = plt.subplots(
-        len(pools), len(kinds), figsize=(14, 8.6), sharex=True, sharey="row", squeeze=False
-    )
-    for row, pool in enumerate(pools):
-        for column, kind in enumerate(kinds):
-            axes = grid[row][column]
-            over_batch(axes, select(rows, kind=kind, instances=pool, replication=1.25))
-            axes.set_title(f"{kind} (synthetic), {pool} expert instances", fontsize=9)
-        grid[row][0].set_ylabel("busiest instance:\nactivated experts")
-    for axes in grid[-1]:
-        axes.set_xlabel("tokens in the batch")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=6, fontsize=9, frameon=False)
-    figure.suptitle(note, fontsize=11)
-    figure.tight_layout(rect=(0, 0.035, 1, 1))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    sharing: dict[str, Any] = {"bottom": 0.035, "sharex": True, "sharey": "row"}
+    with picture(path, len(pools), len(kinds), size=(14, 8.6), **sharing) as (figure, grid):
+        for row, pool in enumerate(pools):
+            for column, kind in enumerate(kinds):
+                axes = grid[row][column]
+                over_batch(axes, select(rows, kind=kind, instances=pool, replication=1.25))
+                axes.set_title(f"{kind} (synthetic), {pool} expert instances", fontsize=9)
+            grid[row][0].set_ylabel("busiest instance:\nactivated experts")
+        for axes in grid[-1]:
+            axes.set_xlabel("tokens in the batch")
+        legend_below(figure, grid[0][0], columns=6)
+        figure.suptitle(note, fontsize=11)
 
 
 def drift_figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
     methods, colours = ("janus", "coactivation", "eplb"), ("#bb2222", "#3377bb", "#888888")
-    figure, axes = plt.subplots(figsize=(8, 3.8))
-    for index, row in enumerate(rows):
-        for offset, (method, colour) in enumerate(zip(methods, colours, strict=True)):
-            for when, hatch, shift in (("before", "", 0.0), ("after", "//", 0.12)):
-                topics = "on other topics" if when == "before" else "on these"
-                axes.bar(
-                    index + 0.26 * offset + shift,
-                    100 * (row[f"{method}, planned {when}"] / row["janus, planned after"] - 1),
-                    width=0.12,
-                    color=colour,
-                    alpha=1.0 if when == "before" else 0.55,
-                    hatch=hatch,
-                    label=f"{method}, planned {topics}" if index == 0 else None,
-                )
-    names = [f"{row['instances']} instances\nx{row['replication']}" for row in rows]
-    axes.set_xticks([index + 0.32 for index in range(len(rows))], names)
-    axes.set_ylabel("activated experts of the busiest\ninstance, % over janus planned on these")
-    axes.set_title(
-        "Drift: 8 synthetic topics planned on, 8 others tested; exact, B = 64", fontsize=9
-    )
-    axes.set_ylim(top=16)
-    axes.legend(fontsize=7, ncol=3, loc="upper center")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with picture(path, size=(8, 3.8)) as (_, [[axes]]):
+        for index, row in enumerate(rows):
+            for offset, (method, colour) in enumerate(zip(methods, colours, strict=True)):
+                for when, hatch, shift in (("before", "", 0.0), ("after", "//", 0.12)):
+                    topics = "on other topics" if when == "before" else "on these"
+                    axes.bar(
+                        index + 0.26 * offset + shift,
+                        100 * (row[f"{method}, planned {when}"] / row["janus, planned after"] - 1),
+                        width=0.12,
+                        color=colour,
+                        alpha=1.0 if when == "before" else 0.55,
+                        hatch=hatch,
+                        label=f"{method}, planned {topics}" if index == 0 else None,
+                    )
+        names = [f"{row['instances']} instances\nx{row['replication']}" for row in rows]
+        axes.set_xticks([index + 0.32 for index in range(len(rows))], names)
+        axes.set_ylabel("activated experts of the busiest\ninstance, % over janus planned on these")
+        axes.set_title(
+            "Drift: 8 synthetic topics planned on, 8 others tested; exact, B = 64", fontsize=9
+        )
+        axes.set_ylim(top=16)
+        axes.legend(fontsize=7, ncol=3, loc="upper center")
 
 
 def main() -> None:
@@ -100,7 +88,6 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path("docs/figures"))
     options = parser.parse_args()
     content = json.loads(options.json.read_text(encoding="utf-8"))
-    options.directory.mkdir(parents=True, exist_ok=True)
     note = (
         f"{content['experts']} experts, top-{content['top_k']}, 1.25 replicas per expert; "
         "synthetic routing"

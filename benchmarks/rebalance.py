@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import time
 from pathlib import Path
 from statistics import median
@@ -23,6 +22,7 @@ import numpy as np
 from benchmarks.common import machine_facts, print_table, write_json
 
 from janus_moe.config import EngineConfig
+from janus_moe.control.profiling.live import running
 from janus_moe.control.service import Service
 from janus_moe.messages import SamplingParams
 
@@ -49,14 +49,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     config = EngineConfig(
         model=arguments.model, expert_instances=2, transport="shm", threads=1, max_model_len=1024
     )
-    service = Service.prepare(config)
-    ready = asyncio.Event()
-    task = asyncio.create_task(service.run(ready))
-    waiting = asyncio.create_task(ready.wait())
-    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    try:
-        if task.done():
-            task.result()
+    async with running(config) as service:
         rows = []
         for number in range(arguments.rounds + 1):
             pair = {}
@@ -65,10 +58,6 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             if number:  # the first round warms up
                 rows.append(row(pair))
         return summary(rows)
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def turn(

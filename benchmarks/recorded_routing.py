@@ -18,7 +18,7 @@ import argparse
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,11 +33,11 @@ from tokenizers import Tokenizer
 from janus_moe import Engine
 from janus_moe.model.source import resolve_model
 from janus_moe.policy.activation import Scheduler
-from janus_moe.policy.placement import Placement, PlacementMethod, even_capacity, place_experts
-from janus_moe.policy.replay import replay
+from janus_moe.policy.placement import even_capacity
 from janus_moe.policy.routing_trace import RoutingTrace
-from janus_moe.policy.statistics import RoutingStatistics, RoutingWindow
+from janus_moe.policy.statistics import RoutingStatistics
 from janus_moe.policy.synthetic import SyntheticRouter
+from janus_moe.sim.routing import mean_a_max, observe, plan_placement
 
 POOLS = (6, 8, 12, 16, 32)
 REPLICATIONS = (1.0, 1.125, 1.25, 1.5)
@@ -95,26 +95,6 @@ def synthetic(kind: Any, num_experts: int, top_k: int) -> Source:
     return Source(kind, observe(trace), lambda layer, size, rng: router.batch(size, rng))
 
 
-def observe(trace: RoutingTrace) -> RoutingStatistics:
-    """What the statistics of a running system would hold, over all of it."""
-    window = RoutingWindow(
-        trace.num_layers,
-        trace.num_experts,
-        window_batches=len(trace.batch_sizes),
-        buckets=1,
-        coactivation_stride=1,
-    )
-    for layer in range(trace.num_layers):
-        for ids in trace.batches(layer):
-            window.record(layer, ids)
-    return window.read()
-
-
-def plan(source: Source, method: PlacementMethod, capacity: Sequence[int], size: int) -> Placement:
-    load = source.seen.probability(size) if method == "janus" else source.seen.tokens
-    return place_experts(method, load, capacity, coactivation=source.seen.coactivation)
-
-
 def grid(source: Source, num_batches: int) -> Iterator[dict[str, Any]]:
     """One row per pool, replication and batch size; figures are means over layers and batches."""
     rng = np.random.default_rng(3)
@@ -128,7 +108,7 @@ def grid(source: Source, num_batches: int) -> Iterator[dict[str, Any]]:
         for pool, replication in itertools.product(POOLS, REPLICATIONS):
             redundant = round((replication - 1) * source.num_experts)
             capacity = even_capacity(source.num_experts, pool, redundant)
-            placements = {m: plan(source, m, capacity, size) for m in METHODS}
+            placements = {m: plan_placement(source.seen, capacity, m, size) for m in METHODS}
             yield {
                 "kind": source.kind,
                 "instances": pool,
@@ -143,20 +123,12 @@ def grid(source: Source, num_batches: int) -> Iterator[dict[str, Any]]:
             }
 
 
-def mean_a_max(batches: Sequence[Sequence[Ids]], placement: Placement, policy: Any) -> float:
-    layers = (
-        replay(own, placement.layer_layout(layer), policy).a_max
-        for layer, own in enumerate(batches)
-    )
-    return float(np.mean(np.concatenate(list(layers))))
-
-
 def cost_rows(source: Source, slices: int) -> list[dict[str, Any]]:
     """Microseconds per layer call on recorded batches of the first MoE layer, 1.5 replicas."""
     rows, rng = [], np.random.default_rng(4)
     for pool in COST_POOLS:
         slots = 3 * source.num_experts // (2 * pool)
-        layout = plan(source, "janus", [slots] * pool, 64).layer_layout(0)
+        layout = plan_placement(source.seen, [slots] * pool, "janus", 64).layer_layout(0)
         for size in BATCH_SIZES[::2]:
             batches = np.stack([source.batch(0, size, rng) for _ in range(16)])
             schedulers = {policy: Scheduler(layout, policy) for policy in POLICIES}

@@ -11,12 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib  # type: ignore[import-not-found,unused-ignore]
-
-matplotlib.use("Agg")
+from benchmarks.pictures import legend_below, picture
 from benchmarks.placement_figures import over_batch, select
 from benchmarks.scheduling_figures import cost_figure
-from matplotlib import pyplot as plt  # type: ignore[import-not-found,unused-ignore]
 
 ROWS = {"recorded": "recorded", "topics": "topics (synthetic)", "zipf": "zipf (synthetic)"}
 REPLICATION = 1.25
@@ -26,23 +23,18 @@ TICKS = (1, 4, 16, 64, 256, 1024, 4096)
 def a_max_figure(rows: Sequence[dict[str, Any]], path: Path, note: str) -> None:
     """Paper, figure 13: a row per kind of routing, a column per pool."""
     pools = sorted({row["instances"] for row in rows})
-    figure, grid = plt.subplots(
-        len(ROWS), len(pools), figsize=(15, 8), sharex=True, sharey="col", squeeze=False
-    )
-    for line, (kind, title) in zip(grid, ROWS.items(), strict=True):
-        for axes, pool in zip(line, pools, strict=True):
-            over_batch(axes, select(rows, kind=kind, instances=pool, replication=REPLICATION))
-            axes.set_title(f"{title}, {pool} expert instances", fontsize=9)
-        line[0].set_ylabel("busiest instance:\nactivated experts")
-    for axes in grid[-1]:
-        axes.set_xlabel("tokens in the batch")
-        axes.set_xticks(TICKS, [f"{n // 1024}k" if n >= 1024 else str(n) for n in TICKS])
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=6, fontsize=9, frameon=False)
-    figure.suptitle(note, fontsize=11)
-    figure.tight_layout(rect=(0, 0.035, 1, 1))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    sharing: dict[str, Any] = {"bottom": 0.035, "sharex": True, "sharey": "col"}
+    with picture(path, len(ROWS), len(pools), size=(15, 8), **sharing) as (figure, grid):
+        for line, (kind, title) in zip(grid, ROWS.items(), strict=True):
+            for axes, pool in zip(line, pools, strict=True):
+                over_batch(axes, select(rows, kind=kind, instances=pool, replication=REPLICATION))
+                axes.set_title(f"{title}, {pool} expert instances", fontsize=9)
+            line[0].set_ylabel("busiest instance:\nactivated experts")
+        for axes in grid[-1]:
+            axes.set_xlabel("tokens in the batch")
+            axes.set_xticks(TICKS, [f"{n // 1024}k" if n >= 1024 else str(n) for n in TICKS])
+        legend_below(figure, grid[0][0], columns=6)
+        figure.suptitle(note, fontsize=11)
 
 
 def main() -> None:
@@ -52,7 +44,6 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path("docs/figures"))
     options = parser.parse_args()
     content = json.loads(options.json.read_text(encoding="utf-8"))
-    options.directory.mkdir(parents=True, exist_ok=True)
     note = (
         f"Bundled model, {content['experts']} experts, top-{content['top_k']}, {REPLICATION} "
         "replicas per expert; placements planned on other files than they are judged by"

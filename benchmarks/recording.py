@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +26,7 @@ from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.rebalance import stream
 
 from janus_moe.config import EngineConfig
+from janus_moe.control.profiling.live import running
 from janus_moe.control.service import Service
 from janus_moe.experts.recording import RoutingRecorder
 from janus_moe.policy.routing_trace import RoutingTrace
@@ -57,7 +57,7 @@ async def measure(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
     async with contextlib.AsyncExitStack() as stack:
         services = {
             recording: await stack.enter_async_context(
-                running(arguments.model, str(path) if recording else None)
+                running(settings(arguments.model, str(path) if recording else None))
             )
             for recording in (False, True)
         }
@@ -115,9 +115,8 @@ def recorder_us(trace: RoutingTrace, batch_size: int, path: Path) -> float:
     return 1e6 * best / steps
 
 
-@contextlib.asynccontextmanager
-async def running(model: str, record_routing: str | None) -> AsyncIterator[Service]:
-    config = EngineConfig(
+def settings(model: str, record_routing: str | None) -> EngineConfig:
+    return EngineConfig(
         model=model,
         expert_instances=2,
         transport="shm",
@@ -125,19 +124,6 @@ async def running(model: str, record_routing: str | None) -> AsyncIterator[Servi
         max_model_len=1024,
         record_routing=record_routing,
     )
-    service = Service.prepare(config)
-    ready = asyncio.Event()
-    task = asyncio.create_task(service.run(ready))
-    waiting = asyncio.create_task(ready.wait())
-    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    try:
-        if task.done():
-            task.result()
-        yield service
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 if __name__ == "__main__":

@@ -11,10 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib  # type: ignore[import-not-found,unused-ignore]
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # type: ignore[import-not-found,unused-ignore]
+from benchmarks.pictures import legend_below, picture
 
 COLOURS = {
     "exact": "#bb2222",
@@ -29,37 +26,34 @@ COLOURS = {
 def cost_figure(rows: Sequence[dict[str, Any]], path: Path, processor: str, top_k: int = 8) -> None:
     """Paper, figure 15: time of one layer call over the batch size."""
     shapes = list(dict.fromkeys((r["experts"], r["instances"], r["slots"]) for r in rows))
-    figure, grid = plt.subplots(1, len(shapes), figsize=(4 * len(shapes), 3.9), sharey=True)
-    for axes, shape in zip(grid, shapes, strict=True):
-        own = [r for r in rows if (r["experts"], r["instances"], r["slots"]) == shape]
-        for policy, colour in COLOURS.items():
-            for where, style in (("compiled", "-"), ("python", ":")):
-                line = [r for r in own if (r["policy"], r["where"]) == (policy, where)]
-                if line:
-                    axes.plot(
-                        [r["batch"] for r in line],
-                        [r["min_us"] for r in line],
-                        style,
-                        color=colour,
-                        marker="o",
-                        markersize=3,
-                        lw=1.2,
-                        label=f"{policy}, {where}",
-                    )
-        axes.set_title("{} experts, {} instances x {} slots".format(*shape), fontsize=9)
-        axes.set_xscale("log", base=4)
-        axes.set_yscale("log")
-        sizes = sorted({r["batch"] for r in own})
-        axes.set_xticks(sizes, [str(size) for size in sizes])
-        axes.set_xlabel(f"tokens in the batch, top-{top_k}")
-        axes.grid(alpha=0.25)
-    grid[0].set_ylabel("us per layer call")
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=5, fontsize=8, frameon=False)
-    figure.suptitle(f"Set + schedule + rewrite, one thread, {processor}", fontsize=10)
-    figure.tight_layout(rect=(0, 0.11, 1, 1))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    size = (4.0 * len(shapes), 3.9)
+    with picture(path, 1, len(shapes), size=size, bottom=0.11, sharey=True) as (figure, grid):
+        for axes, shape in zip(grid[0], shapes, strict=True):
+            own = [r for r in rows if (r["experts"], r["instances"], r["slots"]) == shape]
+            for policy, colour in COLOURS.items():
+                for where, style in (("compiled", "-"), ("python", ":")):
+                    line = [r for r in own if (r["policy"], r["where"]) == (policy, where)]
+                    if line:
+                        axes.plot(
+                            [r["batch"] for r in line],
+                            [r["min_us"] for r in line],
+                            style,
+                            color=colour,
+                            marker="o",
+                            markersize=3,
+                            lw=1.2,
+                            label=f"{policy}, {where}",
+                        )
+            axes.set_title("{} experts, {} instances x {} slots".format(*shape), fontsize=9)
+            axes.set_xscale("log", base=4)
+            axes.set_yscale("log")
+            sizes = sorted({r["batch"] for r in own})
+            axes.set_xticks(sizes, [str(size) for size in sizes])
+            axes.set_xlabel(f"tokens in the batch, top-{top_k}")
+            axes.grid(alpha=0.25)
+        grid[0][0].set_ylabel("us per layer call")
+        legend_below(figure, grid[0][0], columns=5, fontsize=8)
+        figure.suptitle(f"Set + schedule + rewrite, one thread, {processor}", fontsize=10)
 
 
 def main() -> None:
@@ -68,7 +62,6 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path("docs/figures"))
     options = parser.parse_args()
     content = json.loads(options.json.read_text(encoding="utf-8"))
-    options.directory.mkdir(parents=True, exist_ok=True)
     path = options.directory / "scheduler_cost.png"
     cost_figure(content["cost"], path, content["machine"]["processor"])
 

@@ -4,8 +4,8 @@
 
 The workload is synthetic: 24 hours, a daily cycle with bursts to 7.5 times the mean, 16 tokens in
 and 256 out (arXiv 2512.13525, section 7); DeepSeek-V2 on H100, times from the oracle. Both clocks
-are reported: processor time is what a quiet machine would need. Building all candidate deployments
-is included, compiling is not. It says nothing about which policy is better.
+are reported: processor time is what a quiet machine would need. Planning and
+building deployments are included, compiling is not. It says nothing about which policy is better.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from benchmarks.common import machine_facts, print_table, write_json
 
 from janus_moe.perf import Oracle
 from janus_moe.policy.synthetic import SyntheticRouter
-from janus_moe.sim.deployment import Deployments, SampledAmax
+from janus_moe.sim.amax import SampledAmax
+from janus_moe.sim.deployment import Deployments
 from janus_moe.sim.generators import generate
-from janus_moe.sim.policies import named_policy
+from janus_moe.sim.planned import planning_problem
+from janus_moe.sim.policies import Choices, named_policy
 from janus_moe.sim.report import Objective, make_report
 from janus_moe.sim.simulate import simulate
 from janus_moe.sim.state import Limits
 
 TPOT_S = 0.15
+POLICIES = ["janus", "sglang", "megascale-infer", "xdeepserve", "static:16A48E"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rate", type=float, default=30.0, help="mean requests/s")
-    parser.add_argument("--policies", nargs="+", default=["janus", "monolithic", "static:16A48E"])
+    parser.add_argument("--policies", nargs="+", default=POLICIES)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     oracle = Oracle.build("deepseek-v2", "h100_sxm")
     router = SyntheticRouter("topics", oracle.model.num_experts, oracle.model.top_k)
-    simulate(  # compiles
-        generate("poisson", 1.0, 10.0),
-        named_policy("static:1A8E", _deployments(oracle, router), 64, TPOT_S, 1.3),
-    )
+    short = generate("poisson", 1.0, 10.0)
+    simulate(short, named_policy("janus", _choices(oracle, router), short))  # compiles
     rows = [_measure(name, oracle, router, arguments.rate) for name in arguments.policies]
     print_table(rows)
     if arguments.json:
@@ -50,7 +51,7 @@ def main() -> None:
 def _measure(name: str, oracle: Oracle, router: SyntheticRouter, rate: float) -> dict[str, Any]:
     workload = generate("diurnal", rate, 86_400.0, seed=1)
     wall, processor = time.perf_counter(), time.process_time()
-    policy = named_policy(name, _deployments(oracle, router), 64, TPOT_S, 1.3)
+    policy = named_policy(name, _choices(oracle, router), workload)
     simulation = simulate(workload, policy)
     report = make_report(simulation, Objective(tpot_s=TPOT_S))
     return {
@@ -63,9 +64,12 @@ def _measure(name: str, oracle: Oracle, router: SyntheticRouter, rate: float) ->
     }
 
 
-def _deployments(oracle: Oracle, router: SyntheticRouter) -> Deployments:
-    a_max = SampledAmax(router.batch, oracle.model.num_experts)
-    return Deployments(oracle, a_max, Limits(16, 1024, 2048))
+def _choices(oracle: Oracle, router: SyntheticRouter) -> Choices:
+    limits, a_max = Limits(16, 1024, 2048), SampledAmax(router.batch, oracle.model.num_experts)
+    return Choices(
+        deployments=Deployments(oracle, a_max, limits),
+        problem=planning_problem(oracle, router.batch, limits, TPOT_S, 64),
+    )
 
 
 if __name__ == "__main__":

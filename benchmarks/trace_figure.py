@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pictures import picture
+
 COLOURS = {
     "attention": "#4477aa",
     "shared expert": "#66ccee",
@@ -28,10 +30,6 @@ MESSAGE = "#333333"
 
 
 def draw(trace: dict[str, Any], path: Path, start_us: float, length_us: float) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     from matplotlib.patches import Patch
 
     names = {
@@ -45,39 +43,37 @@ def draw(trace: dict[str, Any], path: Path, start_us: float, length_us: float) -
         if event["name"] == "process_name"
     }
     rows = {key: number for number, key in enumerate(sorted(names))}
-    figure, axes = pyplot.subplots(figsize=(13, 1 + 0.32 * len(rows)))
-    used = []
-    for event in trace["traceEvents"]:
-        if event["ph"] != "X":
-            continue
-        begin, end = event["ts"] - start_us, event["ts"] + event["dur"] - start_us
-        if end < 0 or begin > length_us:
-            continue
-        row = rows[event["pid"], event["tid"]]
-        is_work = event["cat"] == "work"
-        colour = COLOURS.get(event["name"], "#bbbbbb") if is_work else MESSAGE
-        if is_work and event["name"] not in used:
-            used.append(event["name"])
-        height = 0.8 if is_work else 0.4
-        axes.barh(row, end - begin, left=begin, height=height, color=colour, linewidth=0)
-    labels = [processes[key[0]] if names[key] == "work" else names[key] for key in sorted(rows)]
-    axes.set_yticks(range(len(rows)), labels, fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlim(0, length_us)
-    axes.set_xlabel("microseconds")
-    handles = [Patch(color=COLOURS.get(name, "#bbbbbb"), label=name) for name in used]
-    handles.append(Patch(color=MESSAGE, label="message"))
-    axes.legend(
-        handles=handles,
-        ncols=len(handles),
-        fontsize=8,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-    )
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with picture(path, size=(13, 1 + 0.32 * len(rows))) as (_, [[axes]]):
+        used = []
+        for event in trace["traceEvents"]:
+            if event["ph"] != "X":
+                continue
+            begin, end = event["ts"] - start_us, event["ts"] + event["dur"] - start_us
+            if end < 0 or begin > length_us:
+                continue
+            row = rows[event["pid"], event["tid"]]
+            is_work = event["cat"] == "work"
+            colour = COLOURS.get(event["name"], "#bbbbbb") if is_work else MESSAGE
+            if is_work and event["name"] not in used:
+                used.append(event["name"])
+            height = 0.8 if is_work else 0.4
+            axes.barh(row, end - begin, left=begin, height=height, color=colour, linewidth=0)
+        labels = [processes[key[0]] if names[key] == "work" else names[key] for key in sorted(rows)]
+        axes.set_yticks(range(len(rows)), labels, fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlim(0, length_us)
+        axes.set_xlabel("microseconds")
+        handles = [Patch(color=COLOURS.get(name, "#bbbbbb"), label=name) for name in used]
+        handles.append(Patch(color=MESSAGE, label="message"))
+        axes.legend(
+            handles=handles,
+            ncols=len(handles),
+            fontsize=8,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+        )
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("server", "offline"),
     ("cli",),
 )
-SAME_ROW = {"spec": {"errors"}, "messages": {"config"}}
+SAME_ROW = {"spec": {"errors"}, "messages": {"config"}, "sim": {"plan"}}
 
 # A library for anybody, without a deep-learning framework.
 PURE = ("policy", "perf", "sim", "plan")

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.plan.models import problem
 
+from janus_moe.perf.arrays import Array
 from janus_moe.plan.answers import Deployment
 from janus_moe.plan.explain import memory_parts, step_estimate
-from janus_moe.plan.problem import Concurrency, PoolStyle, Problem, Rate
+from janus_moe.plan.fixed_point import fixed_point, fixed_points
+from janus_moe.plan.problem import Batching, Concurrency, PoolStyle, Problem, Rate
 from janus_moe.plan.reference import brute_force
 from janus_moe.plan.search import PoolSearch, best_of_shapes
 
@@ -33,6 +35,9 @@ CASES = {
     "other experts": problem(2000.0, 40.0, 5, expert_system="h20"),
     "out of reach": problem(1e7, 20.0, 5),
     "fixed slots": problem(2000.0, 30.0, 5),
+    "few sequences": dataclasses.replace(
+        problem(3000.0, 30.0, 6), batching=Batching(max_sequences=8)
+    ),
     "price": problem(2000.0, 30.0, 5, expert_system="a100_sxm", objective="price"),
 }
 
@@ -60,6 +65,26 @@ def test_the_batch_is_the_fixed_point_of_littles_law() -> None:
         assert one.copies * one.batch == pytest.approx(5000.0 * one.tpot_s, rel=1e-6)
         assert one.tokens_per_s == pytest.approx(5000.0, rel=1e-6)
         assert step_estimate(problem(5000.0), one).tpot.seconds == pytest.approx(one.tpot_s)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_false_position_finds_what_bisection_finds(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    floor, slope, jump = rng.uniform(0.001, 0.05, 50), rng.uniform(0, 1e-4, 50), 0.03
+
+    def tpot_s(batch: float | Array, i: int | slice = slice(None)) -> Array:
+        read = jump * (1 - np.exp(-np.asarray(batch) / 40))  # as experts that get activated
+        return np.asarray(floor[i] + read + slope[i] * batch)
+
+    for rate in (5.0, 300.0, 4000.0, 1e5):
+        most = rng.uniform(0.5, 5000.0, 50)
+        found = fixed_points(tpot_s, rate, most)
+        for i in range(50):
+            one = fixed_point(lambda batch, i=i: float(tpot_s(batch, i)), rate, float(most[i]))  # type: ignore[misc]
+            if one is None:
+                assert np.isnan(found[i])
+            else:
+                assert found[i] == pytest.approx(one, rel=1e-6)
 
 
 def test_a_demand_below_one_request_is_a_batch_of_one() -> None:

@@ -20,7 +20,7 @@ from janus_moe.sim.generators import Lengths, generate
 from janus_moe.sim.pools import CompiledPool
 from janus_moe.sim.reference import PolicyPool
 from janus_moe.sim.report import Objective, make_report
-from janus_moe.sim.scaling import Demand, Loading, Static
+from janus_moe.sim.scaling import Choice, Demand, Loading, Static
 from janus_moe.sim.simulate import Simulation, Timing, simulate
 from janus_moe.sim.state import Limits
 from janus_moe.sim.step_table import PoolSize
@@ -45,15 +45,15 @@ def deployment(attention: int, expert: int) -> Deployment:
 class Script:
     """What to have from which time on."""
 
-    name = "script"
+    name, lines = "script", ()
 
     def __init__(self, steps: Mapping[float, tuple[int, int]]) -> None:
         self._steps = {at: deployment(*size) for at, size in steps.items()}
         self.asked: list[tuple[float, Demand]] = []
 
-    def decide(self, now_s: float, demand: Demand, current: Deployment | None) -> Deployment:
+    def decide(self, now_s: float, demand: Demand, current: Deployment | None) -> Choice:
         self.asked.append((now_s, demand))
-        return self._steps[max(at for at in self._steps if at <= now_s)]
+        return Choice(self._steps[max(at for at in self._steps if at <= now_s)])
 
 
 def gpus_at(simulation: Simulation, time: float) -> int:
@@ -152,17 +152,20 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         simulate(generate("poisson", 1, 10), Static(deployment(3, 1)), crowded)
 
 
-FLAGS = ["--model", "deepseek-v2", "--routing", "uniform", "--policy", "static:1A8E,monolithic"]
+FLAGS = ["--model", "deepseek-v2", "--routing", "uniform", "--policy", "static:1A8E,sglang"]
 
 
 def test_command_prints_a_table_and_writes_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, chrome = tmp_path / "out.json", tmp_path / "chrome.json"
-    files = ["--json", str(out), "--trace-out", str(chrome)]
+    out, chrome = tmp_path / "report.json", tmp_path / "chrome.json"
+    files = ["--save-dir", str(tmp_path), "--trace-out", str(chrome)]
     trace = ["synthetic:gamma", "--rate", "2", "--duration", "60", "--max-gpus", "16"]
     assert main(["simulate", "trace", *trace, *FLAGS, *files]) == 0
-    assert "static:1A8E" in capsys.readouterr().out
+    shown, page = capsys.readouterr().out, (tmp_path / "report.html").read_text()
+    for text in (shown, page):
+        for part in ("static:1A8E", "met the TTFT objective", "policy: token-split", "GPU hours"):
+            assert part in text, part
     first, second = json.loads(out.read_text())
     assert first["completed"] == second["completed"] > 0
     assert second["decisions"][0]["deployment"] == "EP16"
@@ -176,7 +179,13 @@ def test_command_prints_a_table_and_writes_reports(
         (["synthetic:weekly"], "poisson, gamma, diurnal"),
         (["synthetic:poisson", "--rate", "0"], "0.0 requests/s"),
         (["synthetic:poisson", "--model", "gpt-9"], "no facts about model 'gpt-9'"),
-        (["synthetic:poisson", "--max-gpus", "0"], "above 0"),
+        (["synthetic:poisson", "--max-gpus", "0"], "at least 1 GPU, got 0"),
+        (["synthetic:poisson", "--policy", "janus", "--max-gpus", "4"], "but there are 4"),
+        (["synthetic:poisson", "--policy", "sglang", "--max-gpus", "8"], "does not fit on 8 GPUs"),
+        (["synthetic:poisson", "--policy", "static:2X"], "a size is written 2A6E or EP16"),
+        (["synthetic:poisson", "--policy", "static:1A2E"], "use more instances"),
+        (["synthetic:poisson", "--ttft", "0"], "the TTFT objective must be above 0"),
+        (["synthetic:poisson", "--headroom", "-1"], "headroom above 0"),
         (["synthetic:poisson", "--tpot", "-5"], "above 0"),
         (["synthetic:poisson", "--routing", "somehow"], "neither a file nor one of"),
         (["synthetic:poisson", "--max-num-seqs", "9999"], "max_num_seqs from 1"),

@@ -4,49 +4,36 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from rich.console import Console
-from rich.table import Table
 
+from janus_moe.cli.simulate_report import Comparison
 from janus_moe.errors import ConfigError
 from janus_moe.perf import Oracle, device_names
 from janus_moe.policy.estimate import Sampler
 from janus_moe.policy.routing_trace import RoutingTrace
 from janus_moe.policy.synthetic import SyntheticKind, SyntheticRouter
+from janus_moe.sim.amax import SampledAmax
 from janus_moe.sim.chrome import write_chrome_trace
-from janus_moe.sim.deployment import Deployments, SampledAmax
+from janus_moe.sim.deployment import Deployments
 from janus_moe.sim.generators import Arrivals, Lengths, generate
-from janus_moe.sim.policies import KNOWN, named_policy
+from janus_moe.sim.planned import planning_problem
+from janus_moe.sim.policies import KNOWN, Choices, named_policy
 from janus_moe.sim.pools import CompiledPool
 from janus_moe.sim.reference import PolicyPool
-from janus_moe.sim.report import Objective, Report, make_report
+from janus_moe.sim.report import Objective, make_report
 from janus_moe.sim.scaling import Loading
-from janus_moe.sim.simulate import Simulation, Timing, simulate
+from janus_moe.sim.simulate import Timing, simulate
 from janus_moe.sim.state import Limits
 from janus_moe.sim.traces import TraceFormat, load_trace
 from janus_moe.sim.workload import Workload
 
 SYNTHETIC = "synthetic:"
 LOGGED_STEPS = 20_000
-
-ROWS = (
-    ("requests", "completed", "{:.0f}"),
-    ("output tokens/s", "output_throughput", "{:.1f}"),
-    ("TTFT ms, median", "median_ttft_ms", "{:.1f}"),
-    ("TTFT ms, p99", "p99_ttft_ms", "{:.1f}"),
-    ("TPOT ms, median", "median_tpot_ms", "{:.2f}"),
-    ("TPOT ms, p99", "p99_tpot_ms", "{:.2f}"),
-    ("end to end ms, median", "median_e2el_ms", "{:.0f}"),
-    ("met the objective", "slo_attainment", "{:.2%}"),
-    ("GPU hours", "gpu_hours", "{:.2f}"),
-    ("most GPUs", "max_gpus", "{:.0f}"),
-    ("tokens/s per GPU", "output_tokens_per_gpu_s", "{:.1f}"),
-    ("preemptions", "num_preemptions", "{:.0f}"),
-    ("rejected", "rejected", "{:.0f}"),
-)
+MIN_WIDTH = 110
+"""Columns that the table needs, also in a pipe."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,14 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="name with facts, or a checkpoint folder")
     parser.add_argument("--system", default="h100_sxm", choices=device_names())
     parser.add_argument("--expert-system", choices=device_names(), help="default: as --system")
-    parser.add_argument("--policy", default="janus,monolithic", help=f"some of {KNOWN}")
+    parser.add_argument("--policy", default="janus,sglang", help=f"some of {KNOWN}, with commas")
     parser.add_argument("--max-gpus", type=int, default=64)
-    parser.add_argument("--slots-per-expert", type=float, default=1.25, help="of pools")
+    parser.add_argument(
+        "--slots-per-expert", type=float, help="of pools (default: planners choose; static: 1.25)"
+    )
     parser.add_argument(
         "--routing", default="topics", help="file of `--record-routing`, or a synthetic router"
     )
     parser.add_argument("--tpot", type=float, default=150.0, help="objective, ms")
-    parser.add_argument("--ttft", type=float, help="objective, ms")
+    parser.add_argument("--ttft", type=float, default=2000.0, help="objective, ms")
     parser.add_argument("--headroom", type=float, default=1.3, help="rate provided for over seen")
     parser.add_argument("--interval", type=float, default=900.0, help="s between decisions")
     parser.add_argument("--on-load", type=float, help="decide early at this many times the rate")
@@ -85,17 +74,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--exact", action="store_true", help="the engine's own policy code: slow")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-dir", type=Path, help="write report.html and report.json there")
     parser.add_argument("--json", type=Path, help="write the reports")
     parser.add_argument("--trace-out", type=Path, help="write a Chrome trace of the first policy")
     parser.add_argument("--plot", type=Path, help="write a picture (needs matplotlib)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints one table with a column per policy."""
+    """Prints one table with a column per policy, and the configuration of each."""
     names = [name.strip() for name in arguments.policy.split(",")]
     objective = Objective(
         tpot_s=arguments.tpot / 1e3,
-        ttft_s=None if arguments.ttft is None else arguments.ttft / 1e3,
+        ttft_s=arguments.ttft / 1e3,
     )
     timing = Timing(
         interval_s=arguments.interval,
@@ -108,23 +98,54 @@ def run(arguments: argparse.Namespace) -> int:
         load_bytes_per_s=arguments.load_gbps * 1e9,
         move_bytes_per_s=arguments.move_gbps * 1e9,
     )
-    deployments = _deployments(arguments)
-    policies = [
-        named_policy(name, deployments, arguments.max_gpus, objective.tpot_s, arguments.headroom)
-        for name in names
-    ]
     workload = _workload(arguments)
-    simulations, reports = [], []
+    choices = _choices(arguments, objective.tpot_s)
+    policies = [named_policy(name, choices, workload, timing.interval_s) for name in names]
+    simulations, seconds = [], []
     for policy in policies:
         began = time.perf_counter()
         pool = PolicyPool if arguments.exact else CompiledPool
-        simulation = simulate(workload, policy, timing, loading, pool)
-        report = make_report(simulation, objective)
-        simulations.append((simulation, time.perf_counter() - began))
-        reports.append(report)
-    _print(arguments, workload, simulations, reports)
-    _write(arguments, [simulation for simulation, _ in simulations], reports)
+        simulations.append(simulate(workload, policy, timing, loading, pool))
+        seconds.append(time.perf_counter() - began)
+    made = Comparison(
+        heading=_heading(arguments, workload),
+        reports=tuple(make_report(simulation, objective) for simulation in simulations),
+    )
+    width = max(Console().width, MIN_WIDTH)
+    made.show(Console(highlight=False, soft_wrap=True, width=width), seconds)
+    written = made.write(arguments.save_dir, arguments.json, arguments.plot)
+    if arguments.trace_out:
+        write_chrome_trace(simulations[0], arguments.trace_out)
+        written.append(arguments.trace_out)
+    for path in written:
+        print(f"wrote {path}")
+    if not written:
+        print("--save-dir DIR writes this as report.html with plots, and all figures as JSON")
     return 0
+
+
+def _heading(arguments: argparse.Namespace, workload: Workload) -> str:
+    """What was simulated, in sentences."""
+    parts = [
+        f"{workload.name}: {workload.num_requests:,} requests in {workload.duration_s:,.0f} s, "
+        f"mean {workload.prompt_tokens.mean():.0f} tokens in and "
+        f"{workload.output_tokens.mean():.0f} out"
+    ]
+    if workload.num_skipped:
+        parts.append(f"{workload.num_skipped} empty ones left out")
+    experts = f", experts on {arguments.expert_system}" if arguments.expert_system else ""
+    early = "" if arguments.on_load is None else f" or at {arguments.on_load:g} times the rate"
+    parts += [
+        f"{arguments.model} on {arguments.system}{experts}, times from the oracle",
+        f"objective {arguments.tpot:g} ms per token and {arguments.ttft:g} ms to the first",
+        f"a decision every {arguments.interval:g} s{early}",
+        f"new instances take {arguments.start_seconds:g} s and their weights at "
+        f"{arguments.load_gbps:g} GB/s, replicas move at {arguments.move_gbps:g} GB/s",
+        f"routing {arguments.routing}, seed {arguments.seed}",
+    ]
+    if workload.prefix is not None and not arguments.exact:
+        parts.append("prefixes are not reused without --exact: every prompt is computed")
+    return "; ".join(parts)
 
 
 def _workload(arguments: argparse.Namespace) -> Workload:
@@ -146,15 +167,23 @@ def _workload(arguments: argparse.Namespace) -> Workload:
     )
 
 
-def _deployments(arguments: argparse.Namespace) -> Deployments:
+def _choices(arguments: argparse.Namespace, tpot_s: float) -> Choices:
     oracle = Oracle.build(arguments.model, arguments.system, arguments.expert_system)
-    model = oracle.model
+    model, per_expert = oracle.model, arguments.slots_per_expert
     sample = _sampler(arguments.routing, model.num_experts, model.top_k, arguments.seed)
     limits = Limits(arguments.block_size, arguments.max_num_seqs, arguments.max_num_batched_tokens)
     if min(limits) < 1:
         raise ConfigError(f"block size, sequences and tokens must be 1 or more, got {limits}")
     a_max = SampledAmax(sample, model.num_experts, seed=arguments.seed)
-    return Deployments(oracle, a_max, limits, arguments.slots_per_expert)
+    slots = 1.25 if per_expert is None else per_expert
+    return Choices(
+        deployments=Deployments(oracle, a_max, limits, slots),
+        problem=planning_problem(
+            oracle, sample, limits, tpot_s, arguments.max_gpus, arguments.seed
+        ),
+        headroom=arguments.headroom,
+        changes=() if per_expert is None else (("redundancies", (per_expert,)),),
+    )
 
 
 def _sampler(routing: str, num_experts: int, top_k: int, seed: int) -> Sampler:
@@ -172,78 +201,3 @@ def _sampler(routing: str, num_experts: int, top_k: int, seed: int) -> Sampler:
         )
     layer = trace.num_layers // 2
     return lambda num_tokens, rng: trace.sample(layer, num_tokens, rng)
-
-
-def _print(
-    arguments: argparse.Namespace,
-    workload: Workload,
-    simulations: Sequence[tuple[Simulation, float]],
-    reports: Sequence[Report],
-) -> None:
-    console = Console()
-    tokens = workload.output_tokens.mean()
-    console.print(
-        f"{workload.name}: {workload.num_requests} requests in {workload.duration_s:.0f} s, mean "
-        f"{workload.prompt_tokens.mean():.0f} tokens in and {tokens:.0f} out"
-        + (f"; {workload.num_skipped} empty ones left out" if workload.num_skipped else "")
-        + f". {arguments.model} on {arguments.system}, times from the oracle; objective "
-        f"{arguments.tpot:g} ms per token",
-        highlight=False,
-    )
-    if workload.prefix is not None and not arguments.exact:
-        console.print("prefixes are not reused without --exact: every prompt is computed")
-    table = Table()
-    table.add_column("")
-    for report in reports:
-        table.add_column(report.policy, justify="right")
-    for title, key, form in ROWS:
-        table.add_row(title, *(_cell(report.figures[key], form) for report in reports))
-    table.add_row("last deployment", *(r.decisions[-1].deployment for r in reports))
-    table.add_row("simulated in", *(f"{seconds:.1f} s" for _, seconds in simulations), style="dim")
-    console.print(table)
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
-
-
-def _write(
-    arguments: argparse.Namespace, simulations: Sequence[Simulation], reports: Sequence[Report]
-) -> None:
-    if arguments.json:
-        try:
-            arguments.json.write_text(f"[{','.join(report.to_json() for report in reports)}]\n")
-        except OSError as error:
-            raise ConfigError(f"cannot write {arguments.json}: {error.strerror}") from None
-    if arguments.trace_out:
-        write_chrome_trace(simulations[0], arguments.trace_out)
-    if arguments.plot:
-        _plot(reports, arguments.plot)
-
-
-def _plot(reports: Sequence[Report], path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("--plot needs matplotlib: pip install 'janus-moe[bench]'") from None
-    panels = (
-        ("request_rate", "requests/s"),
-        ("gpus", "GPUs held"),
-        ("mean_step_ms", "mean step, ms"),
-        ("attained", "share that met the objective"),
-    )
-    figure: Any = Figure(figsize=(9, 10), layout="constrained")
-    axes: Any = figure.subplots(len(panels), 1, sharex=True)
-    for axis, (key, title) in zip(axes, panels, strict=True):
-        for report in reports:
-            hours = [one.start_s / 3600 for one in report.intervals]
-            values = [getattr(one, key) for one in report.intervals]
-            points = [float("nan") if value is None else value for value in values]
-            axis.step(hours, points, where="post", label=report.policy)
-        axis.set_ylabel(title)
-    axes[0].legend(fontsize="small")
-    axes[-1].set_xlabel("hours")
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot write {path}: {error}") from None

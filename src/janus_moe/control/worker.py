@@ -53,6 +53,7 @@ def run(bootstrap: Bootstrap) -> int:
         # Over a network nobody else can end this worker's waits.
         on_stop = exchange.shutdown if setup.config.transport == "gloo" else lambda: None
         return _serve(members, on_stop, mailbox)
+    # A last resort: the end of the process; the engine is to learn why.
     except Exception as error:
         _report(bootstrap.name, error, mailbox)
         return 1
@@ -85,6 +86,7 @@ def _serve(members: Sequence[Member], on_stop: Callable[[], None], mailbox: Mail
             member.serve()
         except ExchangeClosed:
             logger.debug("%s: the exchange was closed", member.id)
+        # A last resort: the end of the thread; without a word the engine would wait for it.
         except Exception as error:
             _report(f"{member.id}", error, mailbox)
             failed.set()

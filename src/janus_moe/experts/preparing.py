@@ -78,6 +78,8 @@ class EpochPreparer:
         index, epoch = self._instance.index, message.epoch
         try:
             prepared = self._load(message, inbox)
+        # A last resort: this thread lives on, and the engine waits for an answer. Reading a
+        # checkpoint fails in more ways than can be listed (files, memory, torch).
         except Exception as error:
             text = str(error)
             if not isinstance(error, JanusError):

@@ -122,6 +122,17 @@ class Oracle:
             measured=measured,
         )
 
+    def on_one_device(self) -> Oracle:
+        """The same with experts on the attention device; itself where they already are."""
+        if self.attention_side.device.name == self.expert_side.device.name:
+            return self
+        return Oracle.build(
+            self.model,
+            self.attention_side.device.name,
+            kv_format=self.kv_format,
+            overheads=self.overheads,
+        )
+
     # One operation, arrays
 
     def attention_layer_s(self, tokens: Numbers, context: Numbers) -> Array:

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from janus_moe.errors import ConfigError
 from janus_moe.plan.activation import Remembered
-from janus_moe.plan.answers import Answer, Infeasible
+from janus_moe.plan.answers import Answer, Deployment, Infeasible
 from janus_moe.plan.monolithic import MonolithSearch
 from janus_moe.plan.planner import alike, check_routing, why_no_pools, why_not_in_one_piece
 from janus_moe.plan.problem import (
@@ -25,7 +25,7 @@ from janus_moe.plan.problem import (
 )
 from janus_moe.plan.search import PoolSearch
 
-BaselineName = Literal["janus", "sglang", "megascale-infer", "xdeepserve"]
+BaselineName = Literal["janus", "sglang", "megascale-infer", "xdeepserve", "monolithic"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +92,12 @@ CONFIGS: dict[BaselineName, BaselineConfig] = {
             source="section 7: replicas as EPLB has them, all-to-all, gating at the attention "
             "side, 4-GPU steps",
         ),
+        BaselineConfig(
+            name="monolithic",
+            style=MonolithicStyle(),
+            max_copies=1,
+            source="this package: what the verdict compares pools with, in one copy",
+        ),
     )
 }
 
@@ -125,12 +131,16 @@ class BaselinePlanner:
 
     def solve(self, question: Problem) -> Answer:
         """The same for any demand, also `Concurrency`."""
+        found = self.options(question)
+        return found if isinstance(found, Infeasible) else found[0]
+
+    def options(self, question: Problem, count: int = 1) -> list[Deployment] | Infeasible:
+        """The best shapes, best first: up to `count` of pools, one in one piece."""
         question = replace(question, max_copies=self.config.max_copies)
         if isinstance(self.config.style, MonolithicStyle):
             return _in_one_piece(question, self.config.style)
         search = PoolSearch(question, self.config.style)
-        found = search.cheapest()
-        return found[0] if found else why_no_pools(search)
+        return search.cheapest(count) or why_no_pools(search)
 
     @cached_property
     def _remembering(self) -> Problem:
@@ -138,10 +148,10 @@ class BaselinePlanner:
         return replace(self.problem, activation=Remembered(self.problem.activation))
 
 
-def _in_one_piece(question: Problem, style: MonolithicStyle) -> Answer:
+def _in_one_piece(question: Problem, style: MonolithicStyle) -> list[Deployment] | Infeasible:
     search = MonolithSearch(alike(question), style)
     found = search.cheapest()
     if found is not None:
-        return found
+        return [found]
     nearest = MonolithSearch(replace(search.problem, demand=Saturate()), style).largest()
     return Infeasible(reason=why_not_in_one_piece(search), nearest=nearest or search.fastest())

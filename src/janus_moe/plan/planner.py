@@ -80,16 +80,8 @@ def make_plan(
 
 def alike(problem: Problem) -> Problem:
     """The same question with experts on the attention device as well."""
-    oracle = problem.oracle
-    if oracle.attention_side.device.name == oracle.expert_side.device.name:
-        return problem
-    built = type(oracle).build(
-        oracle.model,
-        oracle.attention_side.device.name,
-        kv_format=oracle.kv_format,
-        overheads=oracle.overheads,
-    )
-    return replace(problem, oracle=built)
+    oracle = problem.oracle.on_one_device()
+    return problem if oracle is problem.oracle else replace(problem, oracle=oracle)
 
 
 def check_routing(problem: Problem) -> None:
@@ -133,11 +125,10 @@ def why_no_pools(search: PoolSearch) -> Infeasible:
             f"instance, so {least + 1} GPUs, but there are {problem.max_gpus}"
         )
     fastest = search.fastest()
-    if fastest is None or fastest.tpot_s > problem.tpot_s:
-        took = "nothing" if fastest is None else f"{1e3 * fastest.tpot_s:.1f} ms ({fastest.shape})"
+    if fastest is not None and fastest.tpot_s > problem.tpot_s:
         return Infeasible(
             reason=f"a TPOT of {1e3 * problem.tpot_s:.1f} ms cannot be met: the fastest of all "
-            f"shapes takes {took} with a single request",
+            f"shapes takes {1e3 * fastest.tpot_s:.1f} ms ({fastest.shape}) with a single request",
             nearest=fastest,
         )
     largest = search.largest(problem.max_gpus)

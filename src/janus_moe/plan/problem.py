@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from janus_moe.errors import ConfigError
+from janus_moe.perf.arrays import Array, Numbers
 from janus_moe.perf.links import Gating, Plan
 from janus_moe.perf.oracle import Oracle
 from janus_moe.plan.activation import Activation, ReplicaPolicy
@@ -80,6 +83,23 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """What an attention instance puts into a step at most. max_sequences: that decode; None: as
+    many as memory holds."""
+
+    max_sequences: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_sequences is not None and self.max_sequences < 1:
+            raise ConfigError(f"a step needs 1 sequence or more, got {self.max_sequences}")
+
+    def most_tokens(self, num_attention: Numbers) -> Array:
+        """Decoding sequences of so many instances."""
+        limit = np.inf if self.max_sequences is None else float(self.max_sequences)
+        return np.asarray(limit * np.asarray(num_attention, np.float64))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStyle:
     """How two pools work, and which shapes are tried.
 
@@ -130,6 +150,7 @@ class Problem:
     max_gpus: int
     objective: Objective = "gpus"
     memory: MemoryRules = field(default_factory=MemoryRules)
+    batching: Batching = field(default_factory=Batching)
     max_copies: int = 1024
 
     def __post_init__(self) -> None:

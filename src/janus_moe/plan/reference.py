@@ -113,7 +113,8 @@ def _slots(problem: Problem, style: PoolStyle, n_e: int) -> list[int]:
 def _most_tokens(problem: Problem, n_a: int, n_e: int, slots: int) -> float:
     room = problem.memory.usable * problem.oracle.attention_side.device.memory_bytes
     attention = attention_need(problem.oracle, n_a, problem.context).most_tokens(room)
-    return min(float(attention), _most_expert_tokens(problem, n_e, slots))
+    sequences = float(problem.batching.most_tokens(n_a))
+    return min(float(attention), sequences, _most_expert_tokens(problem, n_e, slots))
 
 
 def _most_expert_tokens(problem: Problem, n_e: int, slots: int) -> float:

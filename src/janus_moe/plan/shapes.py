@@ -46,10 +46,11 @@ class Pools:
 
     @cached_property
     def most_of_attention(self) -> Array:
-        """Batch that the memory of the attention pool allows."""
+        """Batch that memory and batching of the attention pool allow."""
         problem, oracle = self.problem, self.problem.oracle
         need = attention_need(oracle, self.num_attention, problem.context)
-        return need.most_tokens(problem.memory.usable * oracle.attention_side.device.memory_bytes)
+        most = need.most_tokens(problem.memory.usable * oracle.attention_side.device.memory_bytes)
+        return np.minimum(most, problem.batching.most_tokens(self.num_attention))
 
     @cached_property
     def most_of_experts(self) -> Array:
@@ -97,7 +98,8 @@ class Monoliths:
     def most_tokens(self) -> Array:
         problem, oracle = self.problem, self.problem.oracle
         need = monolithic_need(oracle, self.num_devices, self.slots, problem.context)
-        return need.most_tokens(problem.memory.usable * oracle.attention_side.device.memory_bytes)
+        most = need.most_tokens(problem.memory.usable * oracle.attention_side.device.memory_bytes)
+        return np.minimum(most, problem.batching.most_tokens(self.num_devices))
 
     def activated(self, batch: Array) -> Array:
         return self.amax.at(self.rows, batch / self.micro_batches)

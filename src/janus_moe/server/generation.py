@@ -111,7 +111,7 @@ async def _pump(
             async for chunk in chunks:
                 arrivals.put_nowait((index, chunk))
         arrivals.put_nowait((index, None))
-    # Raised again where the streams come together.
+    # Whatever it is, it is raised again where the streams come together.
     except Exception as error:
         arrivals.put_nowait((index, error))
 

@@ -37,7 +37,7 @@ class EventStream(Response):
             await while_connected(receive, self._lifecycle, self._send_all(send))
         except ClientDisconnected:
             return
-        # The last chance to tell the client; `to_api_error` logs what is unexpected.
+        # A last resort: no other chance to tell the client; `to_api_error` logs the unexpected.
         except Exception as error:
             problem = to_api_error(error)
             if not self._started:

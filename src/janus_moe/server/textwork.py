@@ -89,7 +89,7 @@ def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
         job.started = True
         try:
             outcome, failed = job.work(), False
-        # Whatever it is belongs to the waiting request, not to this thread.
+        # A last resort: whatever it is belongs to the waiting request, not to this thread.
         except Exception as error:
             outcome, failed = error, True
         try:

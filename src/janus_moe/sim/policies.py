@@ -1,50 +1,59 @@
-"""Policies of scaling by name, over a simple set of deployments.
+"""Policies of scaling by name.
 
 static:SIZE  one deployment for all time: 2A6E, or EP16 (monolithic expert parallelism)
-janus        attention and expert pools of any sizes, the fewest GPUs that meet the objective
-monolithic   expert parallelism on 8, 16, 32 or 64 GPUs, the fewest that meet it
+static       what `janus` takes for the busiest interval of the workload, for all time
+others       the planners of `janus_moe.plan.baselines`: a new shape whenever the demand asks for it
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import get_args
 
 from janus_moe.errors import ConfigError
+from janus_moe.plan.baselines import BaselineName, BaselinePlanner
+from janus_moe.plan.problem import Problem
 from janus_moe.sim.deployment import Deployment, Deployments
-from janus_moe.sim.scaling import FewestGpus, ScalingPolicy, Static
+from janus_moe.sim.planned import Planned
+from janus_moe.sim.scaling import ScalingPolicy, Static
+from janus_moe.sim.simulate import demand_between
 from janus_moe.sim.step_table import PoolSize
+from janus_moe.sim.workload import Workload
 
-MONOLITHIC_SIZES = (8, 16, 32, 64)
-KNOWN = "static:SIZE, janus, monolithic"
+PLANNERS = get_args(BaselineName)
+KNOWN = f"{', '.join(PLANNERS)}, static, static:SIZE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What all policies choose from. problem: see `planned.planning_problem`. changes: fields of
+    the planners' styles to change, where they have them."""
+
+    deployments: Deployments
+    problem: Problem
+    headroom: float = 1.3
+    changes: tuple[tuple[str, object], ...] = ()
 
 
 def named_policy(
-    name: str, deployments: Deployments, max_gpus: int, tpot_slo_s: float, headroom: float
+    name: str, choices: Choices, workload: Workload, interval_s: float = 900.0
 ) -> ScalingPolicy:
     """Raises ConfigError for an unknown name, and when nothing fits."""
-    if not tpot_slo_s > 0 or not headroom > 0 or max_gpus < 1:
-        raise ConfigError(
-            f"a policy needs an objective, a headroom and GPUs above 0, got {tpot_slo_s} s, "
-            f"{headroom} and {max_gpus}"
-        )
     if name.startswith("static:"):
-        return Static(_exactly(deployments, parse_size(name.removeprefix("static:"))), name)
-    match name:
-        case "janus":
-            sizes = _pool_sizes(deployments, max_gpus)
-        case "monolithic":
-            sizes = [PoolSize(n, 0) for n in MONOLITHIC_SIZES if n <= max_gpus]
-        case _:
+        return _static(name, _exactly(choices.deployments, parse_size(name[len("static:") :])))
+    if name != "static":
+        if name not in PLANNERS:
             raise ConfigError(f"there is no policy {name!r}; known are {KNOWN}")
-    found = _possible(deployments, sizes)
-    if not found:
-        raise ConfigError(
-            f"policy {name}: {deployments.oracle.model.title} fits on no deployment of up to "
-            f"{max_gpus} {deployments.oracle.attention_side.device.title} GPUs; allow more, or "
-            "take a device with more memory"
-        )
-    return FewestGpus(candidates=found, tpot_slo_s=tpot_slo_s, headroom=headroom, name=name)
+        planner = BaselinePlanner.of(name, choices.problem, **dict(choices.changes))
+        return Planned(planner, choices.deployments, choices.headroom)
+    janus = named_policy("janus", choices, workload, interval_s)
+    number = int(workload.duration_s // interval_s) + 1
+    demands = [
+        demand_between(workload, i * interval_s, (i + 1) * interval_s) for i in range(number)
+    ]
+    busiest = max(demands, key=lambda demand: demand.output_tokens_per_s)
+    return _static(name, janus.decide(0.0, busiest, None).deployment)
 
 
 def parse_size(text: str) -> PoolSize:
@@ -58,6 +67,10 @@ def parse_size(text: str) -> PoolSize:
     raise ConfigError(f"a size is written 2A6E or EP16, got {text!r}")
 
 
+def _static(name: str, one: Deployment) -> Static:
+    return Static(one, name, (f"{name}: {one.name} for all time", one.how))
+
+
 def _exactly(deployments: Deployments, size: PoolSize) -> Deployment:
     found = deployments.of(size)
     if found is None:
@@ -69,26 +82,3 @@ def _exactly(deployments: Deployments, size: PoolSize) -> Deployment:
             f"{oracle.expert_side.device.memory_bytes / 2**30:.0f} GiB; use more instances"
         )
     return found
-
-
-def _pool_sizes(deployments: Deployments, max_gpus: int) -> list[PoolSize]:
-    """All sizes up to 16 of each; beyond, every second, fourth ... so that there are hundreds."""
-    return [
-        PoolSize(attention, expert)
-        for attention in _thinned(max_gpus)
-        for expert in _thinned(min(max_gpus, deployments.oracle.model.num_experts))
-        if attention + expert <= max_gpus
-    ]
-
-
-def _thinned(largest: int) -> list[int]:
-    values, step = [1], 1
-    while values[-1] + step <= largest:
-        values.append(values[-1] + step)
-        if values[-1] == 16 * step:
-            step *= 2
-    return values
-
-
-def _possible(deployments: Deployments, sizes: Iterable[PoolSize]) -> list[Deployment]:
-    return [found for size in sizes if (found := deployments.of(size)) is not None]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from janus_moe.errors import ConfigError
 from janus_moe.sim import state
 from janus_moe.sim.simulate import Decision, Simulation
 
@@ -24,6 +25,11 @@ class Objective:
 
     tpot_s: float
     ttft_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in (("TPOT", self.tpot_s), ("TTFT", self.ttft_s)):
+            if limit is not None and not 0 < limit < np.inf:
+                raise ConfigError(f"the {name} objective must be above 0 ms, got {1e3 * limit:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +52,19 @@ class IntervalReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """figures: vLLM's keys and ours. intervals, decisions: in order of time."""
+    """figures: vLLM's keys and ours. configuration: lines of the policy. intervals, decisions: in
+    order of time."""
 
     policy: str
     workload: str
+    configuration: tuple[str, ...]
     figures: dict[str, float | int | None]
     intervals: tuple[IntervalReport, ...]
     decisions: tuple[Decision, ...]
 
     def to_json(self) -> str:
-        content: dict[str, Any] = {"policy": self.policy, "workload": self.workload, **self.figures}
+        content: dict[str, Any] = {"policy": self.policy, "workload": self.workload}
+        content |= {"configuration": self.configuration, **self.figures}
         content["intervals"] = [asdict(one) for one in self.intervals]
         content["decisions"] = [
             {**asdict(one), "demand": one.demand._asdict()} for one in self.decisions
@@ -71,7 +80,8 @@ def make_report(simulation: Simulation, objective: Objective) -> Report:
     ttft = ended["first_s"] - ended["arrival_s"]
     several = ended["output"] > 1
     tpot = (ended["finish_s"] - ended["first_s"])[several] / (ended["output"][several] - 1)
-    good = _attained(simulation, objective)
+    in_time, first_in_time = _attained(simulation, objective)
+    good = in_time & first_in_time
     output = int(ended["output"].sum())
     gpu_s = float(-sum(time * delta for time, delta in simulation.gpu_changes))
     span = max(duration, 1e-9)
@@ -92,16 +102,20 @@ def make_report(simulation: Simulation, objective: Objective) -> Report:
         "slo_tpot_ms": objective.tpot_s * 1e3,
         "slo_ttft_ms": None if objective.ttft_s is None else objective.ttft_s * 1e3,
         "slo_attainment": float(good.mean()),
+        "slo_tpot_attainment": float(in_time.mean()),
+        "slo_ttft_attainment": None if objective.ttft_s is None else float(first_in_time.mean()),
         "gpu_hours": gpu_s / 3600,
         "output_tokens_per_gpu_s": output / max(gpu_s, 1e-9),
         "max_gpus": _most_gpus(simulation),
         "num_decisions": len(simulation.decisions),
+        "num_short": simulation.num_short,
         "num_steps": simulation.num_steps,
         "num_preemptions": simulation.num_preemptions,
     }
     return Report(
         policy=simulation.policy,
         workload=simulation.workload.name,
+        configuration=simulation.lines,
         figures=figures,
         intervals=_intervals(simulation, good),
         decisions=simulation.decisions,
@@ -117,14 +131,16 @@ def _spread(name: str, seconds: NDArray[np.float64]) -> dict[str, float | None]:
     return {f"{key}_{name}_ms": float(v) for key, v in zip(keys, values, strict=True)}
 
 
-def _attained(simulation: Simulation, objective: Objective) -> NDArray[np.bool_]:
-    """[requests]; one that was rejected has not."""
+def _attained(
+    simulation: Simulation, objective: Objective
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Two times [requests]: TPOT, TTFT; one that was rejected has neither."""
     requests = simulation.requests
     later = np.maximum(requests["output"] - 1, 1)
-    good = (requests["finish_s"] - requests["first_s"]) / later <= objective.tpot_s
-    if objective.ttft_s is not None:
-        good &= requests["first_s"] - requests["arrival_s"] <= objective.ttft_s
-    return np.asarray(good, np.bool_)
+    in_time = (requests["finish_s"] - requests["first_s"]) / later <= objective.tpot_s
+    first = requests["first_s"] - requests["arrival_s"]
+    limit = np.inf if objective.ttft_s is None else objective.ttft_s
+    return np.asarray(in_time, np.bool_), np.asarray(first <= limit, np.bool_)
 
 
 def gpus_held(simulation: Simulation, edges: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -60,7 +60,7 @@ def simulate_routing(
     num_batches: sampled per layer and batch size, tokens drawn from the trace's second half.
     """
     planned_on, judged_on = _halves(trace)
-    seen = _observe(planned_on)
+    seen = observe(planned_on)
     methods = dict.fromkeys(method for _, method in choices)
     cells: list[Cell] = []
     for num_instances, redundant in pools:
@@ -68,9 +68,11 @@ def simulate_routing(
         for batch_size in batch_sizes:
             batches = _sample(judged_on, batch_size, num_batches, seed)
             even = _even_split(batches, num_instances)
-            placements = {method: _plan(seen, capacity, method, batch_size) for method in methods}
+            placements = {
+                method: plan_placement(seen, capacity, method, batch_size) for method in methods
+            }
             for policy, method in choices:
-                a_max = _mean_a_max(batches, placements[method], policy, seed)
+                a_max = mean_a_max(batches, placements[method], policy, seed)
                 cells.append(Cell(num_instances, batch_size, policy, method, a_max, even))
     return cells
 
@@ -100,8 +102,9 @@ def _even_split(batches: list[list[NDArray[np.int32]]], num_instances: int) -> f
     return float(np.mean(counts))
 
 
-def _observe(trace: RoutingTrace) -> RoutingStatistics:
-    """Everything in the trace, every token's pairs included."""
+def observe(trace: RoutingTrace) -> RoutingStatistics:
+    """What the statistics of a running system would hold after all of `trace`, every token's pairs
+    included."""
     window = RoutingWindow(
         trace.num_layers,
         trace.num_experts,
@@ -115,17 +118,19 @@ def _observe(trace: RoutingTrace) -> RoutingStatistics:
     return window.read()
 
 
-def _plan(
+def plan_placement(
     seen: RoutingStatistics, capacity: Sequence[int], method: PlacementMethod, batch_size: int
 ) -> Placement:
-    """EPLB weighs tokens, the other methods the chance of being activated."""
-    load = seen.tokens if method == "eplb" else seen.probability(batch_size)
+    """capacity: slots of each instance. `janus` weighs the chance of being activated by a batch of
+    `batch_size` tokens, as a rebalance does; the others weigh tokens, as their authors do."""
+    load = seen.probability(batch_size) if method == "janus" else seen.tokens
     return place_experts(method, load, capacity, coactivation=seen.coactivation)
 
 
-def _mean_a_max(
-    batches: list[list[NDArray[np.int32]]], placement: Placement, policy: Policy, seed: int
+def mean_a_max(
+    batches: list[list[NDArray[np.int32]]], placement: Placement, policy: Policy, seed: int = 0
 ) -> float:
+    """batches: [layers][batches] ids [tokens, top_k], as many batches in each layer."""
     layers = [
         replay(own, placement.layer_layout(layer), policy, seed).a_max.mean()
         for layer, own in enumerate(batches)

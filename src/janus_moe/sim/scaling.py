@@ -1,13 +1,11 @@
-"""Which deployment to have: what a policy of scaling sees and answers, and two simple ones.
+"""Which deployment to have: what a policy of scaling sees and answers, and how long a change takes.
 
-The planner's policies satisfy the same protocol. Nothing here knows how a change is carried out.
+`planned` has the planners as such policies. Nothing here knows how a change is carried out.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from janus_moe.errors import ConfigError
@@ -18,7 +16,8 @@ class Demand(NamedTuple):
     """What has arrived since the last decision.
 
     requests_per_s: mean. peak_requests_per_s: of the busiest minute. prompt_tokens,
-    output_tokens: means per request. num_present: requests in the system now.
+    output_tokens: means per request. num_present: requests in the system now, num_waiting: those of
+    them for which there has been no room.
     """
 
     requests_per_s: float
@@ -26,10 +25,18 @@ class Demand(NamedTuple):
     prompt_tokens: float
     output_tokens: float
     num_present: int
+    num_waiting: int = 0
 
     @property
     def output_tokens_per_s(self) -> float:
         return self.requests_per_s * self.output_tokens
+
+
+class Choice(NamedTuple):
+    """The deployment to have from now on. enough: whether it is expected to keep up."""
+
+    deployment: Deployment
+    enough: bool = True
 
 
 class ScalingPolicy(Protocol):
@@ -38,62 +45,26 @@ class ScalingPolicy(Protocol):
     @property
     def name(self) -> str: ...
 
-    def decide(self, now_s: float, demand: Demand, current: Deployment | None) -> Deployment:
-        """The deployment to have from now on; `current` at the first decision is None."""
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Its whole configuration, for reports."""
+        ...
+
+    def decide(self, now_s: float, demand: Demand, current: Deployment | None) -> Choice:
+        """`current` at the first decision is None."""
         ...
 
 
 @dataclass(frozen=True)
 class Static:
-    """Always the same deployment."""
+    """Always the same deployment. lines: what to print of it."""
 
     deployment: Deployment
     name: str = "static"
+    lines: tuple[str, ...] = ()
 
-    def decide(self, now_s: float, demand: Demand, current: Deployment | None) -> Deployment:
-        return self.deployment
-
-
-@dataclass(frozen=True, kw_only=True)
-class FewestGpus:
-    """The fewest GPUs whose steps keep to the objective under the last interval's mean rate.
-
-    headroom: rate to provide for over the rate that was seen. Among equals the larger capacity
-    wins. When nothing suffices: what has the most capacity.
-    """
-
-    candidates: Sequence[Deployment]
-    tpot_slo_s: float
-    headroom: float = 1.3
-    name: str = "janus"
-    _known: dict[tuple[str, float, float], float] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        if not self.candidates:
-            raise ConfigError(
-                f"policy {self.name}: no deployment of this model fits on these GPUs; allow more "
-                "GPUs, or a device with more memory"
-            )
-
-    def decide(self, now_s: float, demand: Demand, current: Deployment | None) -> Deployment:
-        wanted = demand.output_tokens_per_s * self.headroom
-        able = [(self._capacity(one, demand), one) for one in self.candidates]
-        enough = [pair for pair in able if pair[0] >= wanted]
-        if not enough:
-            return max(able, key=lambda pair: (pair[0], -pair[1].num_gpus))[1]
-        return min(enough, key=lambda pair: (pair[1].num_gpus, -pair[0]))[1]
-
-    def _capacity(self, deployment: Deployment, demand: Demand) -> float:
-        """Remembered for lengths rounded to 5 %, rounded up."""
-        prompt, output = (1.05 ** _steps_up(x) for x in demand[2:4])
-        key = deployment.name, prompt, output
-        if key not in self._known:
-            self._known[key] = deployment.capacity(self.tpot_slo_s, prompt, output)
-        return self._known[key]
-
-
-def _steps_up(tokens: float) -> int:
-    return math.ceil(math.log(max(tokens, 1.0)) / math.log(1.05) - 1e-9)
+    def decide(self, now_s: float, demand: Demand, current: Deployment | None) -> Choice:
+        return Choice(self.deployment)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,5 +100,7 @@ class Loading:
         if same_kind and old_pool != new_pool:
             share = abs(new_pool - old_pool) / max(new_pool, old_pool)
             move = share * new.expert_bytes / self.move_bytes_per_s
+        elif same_kind and new.expert_bytes > old.expert_bytes:  # more slots on the same instances
+            move = (new.expert_bytes - old.expert_bytes) / self.move_bytes_per_s
         start = self.start_s + load / self.load_bytes_per_s if load else 0.0
         return max(start, move)

@@ -19,7 +19,7 @@ from janus_moe.errors import ConfigError
 from janus_moe.sim import state
 from janus_moe.sim.deployment import Deployment
 from janus_moe.sim.pools import AttentionPool, CompiledPool
-from janus_moe.sim.scaling import Demand, Loading, ScalingPolicy
+from janus_moe.sim.scaling import Choice, Demand, Loading, ScalingPolicy
 from janus_moe.sim.state import Limits, Records
 from janus_moe.sim.workload import Workload
 
@@ -53,12 +53,15 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """decided_s, serving_s: when it was made, and when the deployment began to serve."""
+    """decided_s, serving_s: when it was made, and when the deployment began to serve. how: its
+    style. enough: whether the policy expected it to keep up."""
 
     decided_s: float
     serving_s: float
     deployment: str
+    how: str
     num_gpus: int
+    enough: bool
     demand: Demand
 
 
@@ -66,10 +69,12 @@ class Decision:
 class Simulation:
     """What happened. gpu_changes: (time, GPUs taken or, negative, given back), by time.
 
-    requests, interval, log: see `state`. end_s: the last request ends.
+    requests, interval, log: see `state`. end_s: the last request ends. num_short: times that the
+    policy knew of nothing that keeps up.
     """
 
     policy: str
+    lines: tuple[str, ...]
     workload: Workload
     timing: Timing
     requests: Records
@@ -80,6 +85,7 @@ class Simulation:
     end_s: float
     num_steps: int
     num_preemptions: int
+    num_short: int
 
 
 def simulate(
@@ -96,6 +102,28 @@ def simulate(
     while not run.advance():
         pass
     return run.result()
+
+
+def demand_between(
+    workload: Workload, start_s: float, end_s: float, before: Demand | None = None
+) -> Demand:
+    """What arrives in [start_s, end_s); lengths are those of `before` where nothing does. As if
+    nobody were there."""
+    start_s = max(start_s, 0.0)
+    first, last = np.searchsorted(workload.arrival_s, [start_s, end_s])
+    length = end_s - start_s
+    if first == last:
+        lengths = (before.prompt_tokens, before.output_tokens) if before else (1.0, 1.0)
+        return Demand(0.0, 0.0, *lengths, 0)
+    bins = np.arange(start_s, end_s + 1e-9, min(60.0, length))
+    busiest = np.histogram(workload.arrival_s[first:last], bins)[0].max(initial=0)
+    return Demand(
+        requests_per_s=float(last - first) / length,
+        peak_requests_per_s=float(busiest) / min(60.0, length),
+        prompt_tokens=float(workload.prompt_tokens[first:last].mean()),
+        output_tokens=float(workload.output_tokens[first:last].mean()),
+        num_present=0,
+    )
 
 
 @dataclass
@@ -118,7 +146,8 @@ class _Run:
     def __post_init__(self) -> None:
         timing = self.timing
         demand = self._demand(0.0, timing.interval_s)
-        first = self.policy.decide(0.0, demand, None)
+        choice = self.policy.decide(0.0, demand, None)
+        first = choice.deployment
         self.current = first
         self.pool = self.new_pool(
             self.workload, first.limits, timing.max_instances, timing.interval_s, timing.log_steps
@@ -126,7 +155,8 @@ class _Run:
         self.draining: set[int] = set()
         self._resize(first, 0.0)
         self.gpu_changes.append((0.0, first.num_gpus))
-        self.decisions.append(_decision(0.0, 0.0, first, demand))
+        self.decisions.append(_decision(0.0, 0.0, choice, demand))
+        self.num_short = int(not choice.enough)
         self.seen = demand
         self.next_decision_s, self.next_check_s = timing.interval_s, timing.check_s
 
@@ -151,6 +181,7 @@ class _Run:
         changes = [*self.gpu_changes, (end_s, -held)]
         return Simulation(
             policy=self.policy.name,
+            lines=self.policy.lines,
             workload=self.workload,
             timing=self.timing,
             requests=pool.requests,
@@ -161,6 +192,7 @@ class _Run:
             end_s=end_s,
             num_steps=pool.num_steps,
             num_preemptions=pool.num_preemptions,
+            num_short=self.num_short,
         )
 
     def _look(self, now_s: float) -> None:
@@ -176,8 +208,10 @@ class _Run:
         demand = self._demand(now_s - window, now_s)
         self.next_decision_s = now_s + self.timing.interval_s
         self.seen = demand
-        wanted = self.policy.decide(now_s, demand, self.current)
-        if wanted.name == self.current.name:
+        choice = self.policy.decide(now_s, demand, self.current)
+        wanted = choice.deployment
+        self.num_short += not choice.enough
+        if wanted.same_as(self.current):
             return
         serving_s = now_s + self.loading.change_s(self.current, wanted)
         added = (
@@ -185,7 +219,7 @@ class _Run:
             max(0, wanted.size.num_expert - self.current.size.num_expert),
         )
         self.gpu_changes.append((now_s, sum(added)))
-        self.decisions.append(_decision(now_s, serving_s, wanted, demand))
+        self.decisions.append(_decision(now_s, serving_s, choice, demand))
         self.change = _Change(wanted, serving_s)
 
     def _switch(self, change: _Change) -> None:
@@ -227,36 +261,21 @@ class _Run:
                 self.draining.discard(instance)
 
     def _demand(self, start_s: float, end_s: float) -> Demand:
-        workload = self.workload
-        first, last = np.searchsorted(workload.arrival_s, [max(start_s, 0.0), end_s])
-        length = end_s - max(start_s, 0.0)
-        if first == last:
-            before = self.decisions[-1].demand if self.decisions else None
-            lengths = (before.prompt_tokens, before.output_tokens) if before else (1.0, 1.0)
-            return Demand(0.0, 0.0, *lengths, self._present(last))
-        bins = np.arange(max(start_s, 0.0), end_s + 1e-9, min(60.0, length))
-        busiest = np.histogram(workload.arrival_s[first:last], bins)[0].max(initial=0)
-        return Demand(
-            requests_per_s=float(last - first) / length,
-            peak_requests_per_s=float(busiest) / min(60.0, length),
-            prompt_tokens=float(workload.prompt_tokens[first:last].mean()),
-            output_tokens=float(workload.output_tokens[first:last].mean()),
-            num_present=self._present(last),
-        )
-
-    def _present(self, num_arrived: int) -> int:
-        if not self.decisions:
-            return 0
-        return int(self.pool.instances["running"].sum() + self.pool.instances["waiting"].sum())
+        before = self.decisions[-1].demand if self.decisions else None
+        demand = demand_between(self.workload, start_s, end_s, before)
+        if before is None:
+            return demand
+        running, waiting = (int(self.pool.instances[name].sum()) for name in ("running", "waiting"))
+        return demand._replace(num_present=running + waiting, num_waiting=waiting)
 
 
-def _decision(
-    decided_s: float, serving_s: float, deployment: Deployment, demand: Demand
-) -> Decision:
+def _decision(decided_s: float, serving_s: float, choice: Choice, demand: Demand) -> Decision:
     return Decision(
         decided_s=decided_s,
         serving_s=serving_s,
-        deployment=deployment.name,
-        num_gpus=deployment.num_gpus,
+        deployment=choice.deployment.name,
+        how=choice.deployment.how,
+        num_gpus=choice.deployment.num_gpus,
+        enough=choice.enough,
         demand=demand,
     )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from janus_moe.errors import ConfigError
 from janus_moe.perf import Oracle
 from janus_moe.perf.coefficients import Operation
+from janus_moe.perf.links import Gating, Plan
 from janus_moe.perf.models import GqaFacts
 
 Array = NDArray[np.float64]
@@ -118,15 +119,18 @@ def tabulate(
     side: AttentionSide,
     micro_batches: int = 1,
     slots: int | None = None,
+    plan: Plan = "2pc-sharded",
+    gating: Gating = "egate",
 ) -> StepTable:
-    """The steps of pools of this size. slots: per layer and expert instance; None: no replicas."""
+    """The steps of a deployment of this size. slots: per layer and expert instance; None: no
+    replicas. plan, gating: of pools."""
     model = oracle.model
     batch = _grid(1, float(side.tokens[-1]) * size.num_attention, 1.15)
     activated = np.array([a_max(rows) for rows in batch])
     if size.monolithic:
         load = oracle.monolithic_load(batch, 0.0, size.num_attention, activated)
     else:
-        load = oracle.pools_load(batch, 0.0, size.num_attention, size.num_expert, activated)
+        load = oracle.pools_load(batch, 0.0, *size, activated, plan=plan, gating=gating)
     held = model.num_experts / load.num_expert if slots is None else slots
     pairs = batch * model.top_k / load.num_expert
     rows = batch if load.rows is None else load.rows
