@@ -1,5 +1,6 @@
 """The attention half of a layer in one call against its operations one by one."""
 
+import math
 from dataclasses import fields, replace
 
 import pytest
@@ -14,7 +15,7 @@ HIDDEN, HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 40, 6, 2, 16, 4
 
 def make_weights(generator: torch.Generator, optional: bool) -> GqaLayerWeights:
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator) / shape[-1] ** 0.5
+        return torch.randn(*shape, generator=generator) * (1 / math.sqrt(shape[-1]))
 
     rows = (HEADS + 2 * KV_HEADS) * HEAD_DIM
     return GqaLayerWeights(
@@ -56,9 +57,7 @@ class Step:
     def run(self, layer=gqa_layer) -> tuple[torch.Tensor, ...]:  # type: ignore[no-untyped-def]
         """Residual stream, its normalised rows, keys and values afterwards."""
         keys, values = self.caches.clone()
-        out = layer(
-            self.hidden, self.weights, self.rotation, keys, values, self.slots, self.batch
-        )
+        out = layer(self.hidden, self.weights, self.rotation, keys, values, self.slots, self.batch)
         return (*out, keys, values)
 
 

@@ -84,8 +84,8 @@ class AttentionModel:
     def attention(
         self, layer: int, hidden: Tensor, step: StepInput, cache: KvCache
     ) -> tuple[Tensor, Tensor]:
-        """hidden plus the attention of `layer`, and its normalised rows, which the MLP sees, routed,
-        shared or dense: [tokens, hidden] each. Extends the cache."""
+        """hidden plus the attention of `layer`, and its normalised rows, which the MLP sees, be it
+        routed, shared or dense: [tokens, hidden] each. Extends the cache."""
         block = self.layers[layer].attention
         rotation = step.rotation(self.rotation_table)
         keys, values = cache.keys[layer], cache.values[layer]

@@ -81,9 +81,7 @@ class MlaAttention:
         hidden = hidden + self._attend(normed, rotation, step, latents)
         return hidden, rms_norm(hidden, self.output_norm, self.eps)
 
-    def _attend(
-        self, normed: Tensor, rotation: Tensor, step: StepInput, latents: Tensor
-    ) -> Tensor:
+    def _attend(self, normed: Tensor, rotation: Tensor, step: StepInput, latents: Tensor) -> Tensor:
         spec, tokens = self.spec, normed.shape[0]
         nope, rotary, latent = self._project(normed)
         rotary = rotate_(rotary, rotation).to(normed.dtype)

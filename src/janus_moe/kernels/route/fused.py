@@ -27,7 +27,7 @@ def route_fused(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, router: RouterSpec
 ) -> tuple[Tensor, Tensor]:
     """Contract of `route` for a contiguous float32 weight on the CPU and at least one token."""
-    tokens, experts = hidden.shape[0], weight.shape[0]
+    tokens = hidden.shape[0]
     ids = np.empty((tokens, router.top_k), np.int32)
     weights = np.empty((tokens, router.top_k), np.float32)
     arrays = (
@@ -67,9 +67,7 @@ def _run(
 
 
 @helper
-def _run_alone(
-    hidden: Any, weight: Any, bias: Any, rule: Any, ids: Any, weights: Any
-) -> None:
+def _run_alone(hidden: Any, weight: Any, bias: Any, rule: Any, ids: Any, weights: Any) -> None:
     """`_run` for one worker, without the start of a parallel loop."""
     logits = np.empty((hidden.shape[0], weight.shape[0]), np.float32)
     project_units(hidden, weight, logits, new_counters(1), 1)
@@ -130,18 +128,18 @@ def _best(values: Any, ids: Any) -> None:
     for found in range(ids.size):
         place = -1
         for i in range(values.size):
-            if place < 0 or values[i] > values[place]:
-                if not _contains(ids, found, i):
-                    place = i
+            larger = place < 0 or values[i] > values[place]
+            if larger and not _contains(ids, found, i):
+                place = i
         ids[found] = place
 
 
 @helper
 def _contains(ids: Any, count: int, wanted: int) -> bool:
+    found = False
     for i in range(count):
-        if ids[i] == wanted:
-            return True
-    return False
+        found |= ids[i] == wanted
+    return found
 
 
 @helper
