@@ -37,7 +37,7 @@ from janus_moe.policy.synthetic import SyntheticRouter
 SHAPE, INSTANCES = "2A+2E+2E", 4
 EXPERTS, TOP_K, SLOTS, WIDTH = 128, 8, 48, 384
 BATCHES = (64, 256, 512)
-ROUTINGS, ROUNDS, LAYERS = 8, 5, 3
+ROUTINGS, ROUNDS, LAYERS = 8, 25, 3
 VARIANTS: dict[str, tuple[str, str, Policy]] = {
     "1PC + AGate": ("1pc", "agate", "random"),
     "1PC + EGate": ("1pc", "egate", "random"),
