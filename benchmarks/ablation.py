@@ -168,7 +168,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         grid[0][0].invert_yaxis()
         for axis in grid[-1]:
             axis.set_xlabel("one MoE layer, ms")
-        grid[0][0].legend(fontsize=8, loc="lower right")
+        grid[0][-1].legend(fontsize=8, loc="lower right")
 
 
 def main() -> None:
