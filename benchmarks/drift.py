@@ -2,170 +2,140 @@
 
     python -m benchmarks.drift [--json FILE] [--plot FILE.png]
 
-The bundled model on 2 attention and 4 expert instances, one replica of an eighth of the experts,
-completes pieces of its held-out files: first code without comments, then, from one moment on, the
-comments and docstrings alone. Two services get the same prompts. Both start from the placement that
-rebalancing found for the code; one goes on with `--rebalance-interval 1`, the other stays.
+The model is synthetic (`benchmarks.topical_model`): its two topics have other favourite experts in
+every layer. 2 attention and 4 expert instances in processes of their own, 80 slots for 64 experts
+per layer, complete prompts of the first topic, then, from one step on, of the second. Requests of
+the first topic that are under way go on to their end, and no stream pauses. Compared are
+
+on     --rebalance-interval 1, from the placement that it found for the first topic
+off    that placement for good
+bound  the placement planned on statistics of the second topic alone, for good: on that topic, all
+       that rebalancing can reach
 
 The figure is the number of experts that the busiest instance activates, mean over the layers of a
-step. Recovered means: the running mean over 128 steps has come within 2 % of the mean of the last
-quarter after the change. Seconds are those of a machine that other programs share.
+step. Recovered means: its mean over 64 steps is within 5 % of the bound's. The three take turns,
+round after round; seconds and milliseconds are those of a machine that other programs share.
+
+Beside it, offline: the routing of each topic, recorded by the engine, on placements planned on the
+same topic and on the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import io
-import itertools
-import time
-import tokenize
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, get_args
 
 import numpy as np
 from benchmarks.common import machine_facts, print_table, write_json
+from benchmarks.drift_serving import Log, fitted_slots, serve_change
 from benchmarks.pictures import picture
-from examples.bundled_model.corpus import read_standard_library, split_corpus
+from benchmarks.placement import even_split
+from benchmarks.topical_model import NUM_TOPICS, make_checkpoint, prompt
+from msgspec import to_builtins
 from numpy.typing import NDArray
 
+from janus_moe import Engine
 from janus_moe.config import EngineConfig
-from janus_moe.control.profiling import live
-from janus_moe.control.service import Service
-from janus_moe.messages import FromWorker, SamplingParams, StepDone
+from janus_moe.policy.placement import PlacementMethod, even_capacity
+from janus_moe.policy.routing_trace import RoutingTrace
+from janus_moe.sim.routing import mean_a_max, observe, plan_placement
 
-PROMPT_TOKENS, OUTPUT_TOKENS = 12, 36
-RUNNING = 128  # steps of the running mean
-TOLERANCE = 0.02
-SHOWN = ("rebalancing", "before", "just after", "at the end", "steps to recover", "s to recover")
-
-Slots = tuple[tuple[tuple[int, ...], ...], ...]
-
-
-@dataclass(slots=True)
-class Log:
-    """Per step of attention instance 0: when, mean a_max of its layers, epoch.
-
-    changed_at: the step at which the topic changed. placement: which served then.
-    """
-
-    times: list[float] = field(default_factory=list)
-    a_max: list[float] = field(default_factory=list)
-    epochs: list[int] = field(default_factory=list)
-    changed_at: int = 0
-    placement: Slots = ()
-
-    def add(self, message: FromWorker) -> None:
-        if not isinstance(message, StepDone) or message.activity is None:
-            return
-        if message.instance.index == 0:
-            self.times.append(time.perf_counter())
-            self.a_max.append(message.activity.max_activated / message.activity.layers)
-            self.epochs.append(message.epoch)
+REPLICAS = 16  # of 64 experts
+RUNNING = 64  # steps of the running mean
+TOLERANCE = 0.05
+SHOWN = (
+    *("round", "rebalancing", "before", "worst", "at the end"),
+    *("steps to recover", "s to recover", "epochs", "p50 ms", "p99 ms"),
+)
+COLOURS = {"on": "#bb2222", "off": "#888888", "bound": "#3377bb"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--streams", type=int, default=4)
-    parser.add_argument("--before", type=int, default=2500, help="steps before the change")
-    parser.add_argument("--after", type=int, default=5000, help="steps after it")
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--before", type=int, default=400, help="steps before the change")
+    parser.add_argument("--after", type=int, default=1600, help="steps after it")
     parser.add_argument("--interval", type=float, default=1.0, help="--rebalance-interval")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="write a picture (needs matplotlib)")
     options = parser.parse_args()
-    result = asyncio.run(measure(options))
+    with tempfile.TemporaryDirectory() as scratch:
+        model = make_checkpoint(Path(scratch) / "topical")
+        offline = offline_table(model)
+        print("Recorded routing of the second topic, exact, mean a_max; planned on ...")
+        print_table(offline)
+        result = asyncio.run(measure(model, options))
     print_table([{key: run[key] for key in SHOWN} for run in result["runs"]])
+    print(result["summary"])
     if options.json:
-        write_json(options.json, {"machine": machine_facts(), **result})
+        write_json(options.json, {"machine": machine_facts(), "offline": offline, **result})
     if options.plot:
         plot(result["runs"], options.plot)
 
 
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """The same work for a service that rebalances and for one that does not."""
-    texts, fitted, runs = topics(), None, []
-    for interval in (options.interval, 0.0):
-        async with running(interval) as (service, log):
-            if fitted is not None:
-                await move(service, fitted)
-            await work(service, log, texts, options)
-            fitted = log.placement
-            runs.append(summary(log, "on" if interval else "off"))
-            print({key: runs[-1][key] for key in SHOWN}, flush=True)
+def settings(model: Path, interval_s: float) -> EngineConfig:
+    return EngineConfig(
+        model=str(model),
+        tokenizer="bundled",  # only ids are exchanged
+        attention_instances=2,
+        expert_instances=4,
+        redundant_experts=REPLICAS,
+        rebalance_interval=interval_s,
+        rebalance_spare_slots=1,
+        threads=1,
+        max_model_len=256,
+        prefix_caching="off",
+        seed=1,
+    )
+
+
+async def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """All rounds; the placements that they start from are found first, by services of their own."""
+    planned = [await fitted_slots(settings(model, 0.0), topic, options.streams) for topic in (0, 1)]
+    runs: list[dict[str, Any]] = []
+    answers: set[tuple[int, tuple[int, ...]]] = set()
+    for number in range(options.rounds):
+        for name in ("bound", "off", "on") if number % 2 else ("on", "off", "bound"):
+            start = planned[1 if name == "bound" else 0]
+            interval_s = options.interval if name == "on" else 0.0
+            log = await serve_change(settings(model, interval_s), start, options)
+            answers |= log.answers
+            runs.append({"round": number, "rebalancing": name, **summary(log)})
+            print({key: runs[-1].get(key) for key in SHOWN}, flush=True)
+    level = median(run["at the end"] for run in runs if run["rebalancing"] == "bound")
+    for run in runs:
+        run |= recovery(run, level)
     return {
         "streams": options.streams,
         "rebalance_interval_s": options.interval,
         "running_mean_steps": RUNNING,
+        "summary": verdict(runs) | {"different answers per probe": len(answers) / NUM_TOPICS},
         "runs": runs,
     }
 
 
-async def move(service: Service, slots: Slots) -> None:
-    await service.rebalancer.rebalance(slots)
-    while service.rebalancer.status.state != "idle":
-        await asyncio.sleep(0.01)
-    assert service.rebalancer.status.error is None
-
-
-async def work(
-    service: Service, log: Log, texts: Sequence[str], options: argparse.Namespace
-) -> None:
-    """Streams of short completions, about the first text and then about the second."""
-    about = [service.engine.tokenizer.encode(text) for text in texts]
-    topic = 0
-
-    async def stream(index: int) -> None:
-        rng = np.random.default_rng(index)
-        sampling = SamplingParams(max_tokens=OUTPUT_TOKENS, temperature=0.7, ignore_eos=True)
-        for number in itertools.count():
-            ids = about[topic]
-            start = int(rng.integers(0, len(ids) - PROMPT_TOKENS))
-            prompt = ids[start : start + PROMPT_TOKENS]
-            async for _ in service.engine.submit(f"{index}-{number}", prompt, sampling):
-                pass
-
-    async def until(num_steps: int) -> None:
-        while len(log.a_max) < num_steps:
-            await asyncio.sleep(0.01)
-            for task in streams:
-                if task.done():
-                    task.result()
-
-    streams = [asyncio.create_task(stream(index)) for index in range(options.streams)]
-    try:
-        await until(options.before)
-        log.changed_at, topic = len(log.a_max), 1
-        log.placement = service.rebalancer.placement.slots
-        await until(log.changed_at + options.after)
-    finally:
-        for task in streams:
-            task.cancel()
-        await asyncio.gather(*streams, return_exceptions=True)
-
-
-def summary(log: Log, rebalancing: str) -> dict[str, Any]:
-    """Levels, the way back, and the curve, every so-manieth step of it."""
-    a_max, times, change = np.array(log.a_max), np.array(log.times), log.changed_at
-    mean = running_mean(a_max)
-    after = mean[change + RUNNING :]  # from the first mean with no step before the change
-    level = float(a_max[change + 3 * (len(a_max) - change) // 4 :].mean())
-    back = int(np.argmax(after <= (1 + TOLERANCE) * level)) + RUNNING
-    switches = np.flatnonzero(np.diff(log.epochs)) + 1
+def summary(log: Log) -> dict[str, Any]:
+    """Levels, times between tokens after the change, and the curve, every tenth step of it."""
+    a_max, change = np.array(log.a_max), log.changed_at
+    gaps_ms = [1e3 * gap for when, gap in log.gaps if when > log.changed_s]
+    switches = np.flatnonzero(np.diff(log.epochs)) + 1 - change
     return {
-        "rebalancing": rebalancing,
         "before": float(a_max[change // 2 : change].mean()),
-        "just after": float(after[0]),
-        "worst running mean after": float(after.max()),
-        "at the end": level,
-        "steps to recover": back,
-        "s to recover": float(times[change + back] - times[change]),
-        "ms per step": float(1e3 * np.diff(times).mean()),
-        "new epochs at steps after the change": (switches - change).tolist(),
-        "steps": (np.arange(len(mean))[::25] - change).tolist(),
-        "running mean": mean[::25].round(4).tolist(),
+        "at the end": float(a_max[(change + len(a_max)) // 2 :].mean()),
+        "p50 ms": float(np.percentile(gaps_ms, 50)),
+        "p99 ms": float(np.percentile(gaps_ms, 99)),
+        "probes": log.num_probes,
+        "epochs": int((switches > 0).sum()),
+        "new epochs at steps after the change": switches[switches > 0].tolist(),
+        "steps": (np.arange(len(a_max))[::10] - change).tolist(),
+        "seconds": (np.array(log.times)[::10] - log.changed_s).round(3).tolist(),
+        "running mean": running_mean(a_max)[::10].round(4).tolist(),
     }
 
 
@@ -178,78 +148,94 @@ def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean
 
 
-def topics() -> tuple[str, str]:
-    """(code, prose) of the held-out files."""
-    parts = [divide(file.text) for file in split_corpus(read_standard_library()).held_out]
-    return "\n".join(code for code, _ in parts), "\n".join(prose for _, prose in parts)
+def recovery(run: dict[str, Any], level: float) -> dict[str, float | None]:
+    """The first running mean of steps after the change alone that is close to `level`; None: none
+    is. Worst: the highest of them."""
+    after = [
+        (step, second, mean)
+        for step, second, mean in zip(
+            run["steps"], run["seconds"], run["running mean"], strict=True
+        )
+        if step >= RUNNING
+    ]
+    back = next((a for a in after if a[2] <= (1 + TOLERANCE) * level), (None, None, None))
+    worst = max(mean for _, _, mean in after)
+    return {"worst": worst, "steps to recover": back[0], "s to recover": back[1]}
 
 
-def divide(text: str) -> tuple[str, str]:
-    """(the lines without comments and docstrings, the comments and docstrings)."""
-    prose, lines = [], text.splitlines(keepends=True)
-    previous = tokenize.NEWLINE
-    spans = []
-    try:
-        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
-    except (tokenize.TokenError, SyntaxError):
-        return text, ""
-    for token in tokens:
-        starts = previous in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-        if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and starts):
-            spans.append((token.start, token.end))
-            prose.append(token.string.strip("#'\"r "))
-        if token.type not in (tokenize.NL, tokenize.COMMENT):
-            previous = token.type
-    for (first, left), (last, right) in reversed(spans):
-        rest = lines[last - 1][right:]
-        lines[first - 1 : last] = [lines[first - 1][:left] + rest]
-    return "".join(line for line in lines if line.strip()), "\n".join(prose)
+def verdict(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the rounds."""
+
+    def of(name: str, key: str) -> float:
+        values = [run[key] for run in runs if run["rebalancing"] == name]
+        return float("nan") if None in values else median(values)
+
+    pairs = [
+        (one["p99 ms"], other["p99 ms"])
+        for one in runs
+        for other in runs
+        if (one["round"], one["rebalancing"], other["rebalancing"]) == (other["round"], "on", "off")
+    ]
+    return {
+        **{f"a_max at the end, {name}": of(name, "at the end") for name in COLOURS},
+        "worst mean of 64 steps, on": of("on", "worst"),
+        "steps to recover": of("on", "steps to recover"),
+        "s to recover": of("on", "s to recover"),
+        "p99 between tokens, on / off": median(one / other for one, other in pairs),
+    }
 
 
-@contextlib.asynccontextmanager
-async def running(interval_s: float) -> AsyncIterator[tuple[Service, Log]]:
-    """A service and the log of its steps."""
-    config = EngineConfig(
-        attention_instances=2,
-        expert_instances=4,
-        redundant_experts=4,
-        rebalance_interval=interval_s,
-        rebalance_spare_slots=1,
-        threads=1,
-        max_model_len=256,
-        prefix_caching="off",
-        seed=1,
-    )
-    log = Log()
-    async with live.running(config) as service:
-        observe = service.rebalancer._observe
+def offline_table(model: Path) -> list[dict[str, Any]]:
+    """Mean a_max of the second topic's tokens, under `exact`, per pool, batch size and method."""
+    traces = [record(model, topic) for topic in range(NUM_TOPICS)]
+    seen, judged = [observe(trace) for trace in traces], traces[1]
+    rows, rng = [], np.random.default_rng(0)
+    for pool in (4, 6, 8):
+        capacity = even_capacity(judged.num_experts, pool, REPLICAS)
+        for size in (16, 64):
+            batches = [
+                [judged.sample(layer, size, rng) for _ in range(64)]
+                for layer in range(judged.num_layers)
+            ]
+            row: dict[str, Any] = {"instances": pool, "batch": size}
+            row["even"] = even_split([ids for layer in batches for ids in layer], pool)
+            for method in get_args(PlacementMethod):
+                for where, own in zip(("the other", "it"), seen, strict=True):
+                    placement = plan_placement(own, capacity, method, size)
+                    row[f"{method}, {where}"] = mean_a_max(batches, placement, "exact")
+            rows.append(row)
+    return rows
 
-        def observe_and_log(message: FromWorker) -> None:
-            log.add(message)
-            observe(message)
 
-        service.rebalancer._observe = observe_and_log  # type: ignore[method-assign]
-        yield service, log
+def record(model: Path, topic: int) -> RoutingTrace:
+    """Routing of 64 completions of one topic, by the engine itself."""
+    path = model / f"topic-{topic}.jrt"
+    prompts = [prompt(topic, 12, seed) for seed in range(64)]
+    config = to_builtins(settings(model, 0.0)) | {"record_routing": str(path)}
+    with Engine(**config) as engine:
+        engine.generate(prompts, max_tokens=64, temperature=1.0, ignore_eos=True, seed=topic)
+    return RoutingTrace.load(path)
 
 
 def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
+    labels = {"on": "rebalancing", "off": "no rebalancing", "bound": "planned on the second topic"}
     with picture(path, size=(9, 4)) as (_, [[axes]]):
-        for run, colour in zip(runs, ("#bb2222", "#888888"), strict=True):
-            label = f"rebalancing {run['rebalancing']}"
-            axes.plot(run["steps"], run["running mean"], color=colour, lw=1.3, label=label)
-        for number, step in enumerate(runs[0]["new epochs at steps after the change"]):
-            name = None if number else "new epoch"
-            axes.axvline(step, color="#bb2222", ls=":", lw=0.7, alpha=0.6, label=name)
-        axes.axvline(0, color="black", lw=1, label="code, then comments and docstrings")
-        axes.set_ylim(
-            bottom=0.95 * min(min(run["running mean"][2:]) for run in runs)
-        )  # warm-up off
+        for name, colour in COLOURS.items():
+            for number, run in enumerate(r for r in runs if r["rebalancing"] == name):
+                start = next(i for i, step in enumerate(run["steps"]) if step >= RUNNING - 400)
+                label = None if number else labels[name]
+                axes.plot(
+                    run["steps"][start:], run["running mean"][start:], c=colour, lw=1.2, label=label
+                )
+        epochs = next(r for r in runs if r["rebalancing"] == "on")
+        for number, step in enumerate(epochs["new epochs at steps after the change"]):
+            label = None if number else "new epoch, first round"
+            axes.axvline(step, color=COLOURS["on"], ls=":", lw=0.7, alpha=0.6, label=label)
+        axes.axvline(0, color="black", lw=1, label="first topic, then second topic")
         axes.set_xlabel("steps after the change of topic")
-        axes.set_ylabel("activated experts of the busiest\ninstance, mean of 128 steps")
-        axes.set_title(
-            "Bundled model, 2 attention and 4 expert instances, 36 slots for 32 experts",
-            fontsize=10,
-        )
+        axes.set_ylabel("activated experts of the busiest\ninstance, mean of 64 steps")
+        title = "Synthetic model, 2 attention and 4 expert instances, 80 slots for 64 experts"
+        axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from benchmarks.bound import bound_rows, print_bounds
 from benchmarks.common import machine_facts, print_table, write_json
 from numpy.typing import NDArray
 
@@ -207,6 +208,7 @@ def main() -> None:
             if row["replication"] == 1.25 and row["batch"] == 64
         ]
     )
+    print_bounds(bound_rows(rows))
     errors = estimate_errors(rows)
     print("Estimates of a_max against Monte Carlo (exact/janus)")
     print_table(errors)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from benchmarks.bound import bound_rows, print_bounds
 from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.placement import KINDS, METHODS, POLICIES, claims, even_split
 from benchmarks.scheduling import alternate, compiled_call, python_call
@@ -190,6 +191,7 @@ def main() -> None:
             and row["batch"] in (4, 16, 64)
         ]
     )
+    print_bounds(bound_rows(rows))
     for name, own in verdicts.items():
         for verdict in own:
             print(f"{name}: {verdict['claim']}: {verdict['measured']} ({verdict['target']})")

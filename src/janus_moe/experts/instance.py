@@ -30,6 +30,7 @@ from janus_moe.transport import ExpertPort, ReplyNote, Ticket, Work
 
 WARM_UP_TOKENS = (1, 4, 128)
 REPORT_EVERY_S = 1.0
+WINDOW_BUCKETS = 8  # of 128 batches: how finely a change of routing is dated
 
 OnLoad = Callable[[ExpertLoad], None]
 
@@ -74,7 +75,7 @@ class ExpertInstance:
         self._latest = self._before_latest = self._epoch
         self._on_load = on_load
         self._spans = spans or SpanLog()
-        self._window = RoutingWindow(len(layers), placement.num_experts, coactivation_stride=0)
+        self._window = _new_window(len(layers), placement.num_experts)
         self._recorder: RoutingRecorder | None = None
         self._reported_at = 0.0
 
@@ -132,7 +133,7 @@ class ExpertInstance:
             )
             ticket = Ticket(epoch=self._epoch.number, step=0, layer=layer)
             self.compute(Work(ticket=ticket, hidden=hidden, num_tokens=(num_tokens,)))
-        self._window = RoutingWindow(len(self.layers), spec.moe.num_experts, coactivation_stride=0)
+        self._window = _new_window(len(self.layers), spec.moe.num_experts)
 
     def compute(self, work: Work) -> Answer:
         """What this instance's replicas contribute to one layer."""
@@ -181,6 +182,7 @@ class ExpertInstance:
         if self._on_load is None or now - self._reported_at < REPORT_EVERY_S:
             return
         self._reported_at = now
+        self._window.forget_change()
         seen = self._window.read()
         self._on_load(
             ExpertLoad(
@@ -189,3 +191,7 @@ class ExpertInstance:
                 tokens=tuple(map(tuple, seen.tokens.tolist())),
             )
         )
+
+
+def _new_window(num_layers: int, num_experts: int) -> RoutingWindow:
+    return RoutingWindow(num_layers, num_experts, buckets=WINDOW_BUCKETS, coactivation_stride=0)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
+from janus_moe.policy.change import buckets_to_keep
 from janus_moe.policy.placement import activation_probability
 
 Counts = NDArray[np.int64]
@@ -110,6 +111,19 @@ class RoutingWindow:
                 f"expert ids of layer {layer} must run from 0 to {self.num_experts - 1}, -1 is "
                 f"padding; got {expert_ids.min()} to {expert_ids.max()}"
             )
+
+    def forget_change(self) -> bool:
+        """Drops what came before routing changed (policy/change.py); False if it did not. Costs
+        about as much as `read`."""
+        num_buckets = self._totals.shape[1]
+        ages = (self._bucket[:, None] - np.arange(num_buckets)) % num_buckets  # newest first
+        layers = np.arange(len(ages))[:, None]
+        tokens = self._experts[layers, ages, 0].transpose(1, 0, 2)
+        batches = self._totals[layers, ages, 0].min(axis=0)
+        keep = buckets_to_keep(tokens, batches)
+        for array in (self._totals, self._experts, self._pairs):
+            array[layers, ages[:, keep:]] = 0
+        return keep < num_buckets
 
     def read(self) -> RoutingStatistics:
         """Costs as much as the memory it sums; ask every few seconds, not every step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from janus_moe.config import EngineConfig
@@ -24,9 +24,12 @@ class Decoded:
 
 
 @contextlib.asynccontextmanager
-async def running(config: EngineConfig) -> AsyncIterator[Service]:
-    """A service that is ready; it is stopped afterwards."""
+async def running(
+    config: EngineConfig, before: Callable[[Service], None] = lambda service: None
+) -> AsyncIterator[Service]:
+    """A service that is ready; it is stopped afterwards. before: is called with it first."""
     service = Service.prepare(config)
+    before(service)
     ready = asyncio.Event()
     task = asyncio.create_task(service.run(ready))
     waiting = asyncio.create_task(ready.wait())
