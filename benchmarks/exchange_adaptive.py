@@ -27,7 +27,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.hosts import HostsUnavailable, Link, Network, network
@@ -99,9 +99,16 @@ def flow(hosts: Network, number: int) -> Iterator[None]:
     yield
 
 
-def measure(shape: str, link: Link, batches: Sequence[int], budget_s: float, flows: int) -> Any:
+def measure(
+    shape: str,
+    link: Link,
+    batches: Sequence[int],
+    budget_s: float,
+    flows: int,
+    repeat: Literal["once", "twice"] = "twice",
+) -> Any:
     layout = layout_of(shape, max((*batches, *PROFILE)))
-    told = {"batches": PROFILE, "compared": tuple(batches), "budget_s": budget_s, "repeat": "twice"}
+    told = {"batches": PROFILE, "compared": tuple(batches), "budget_s": budget_s, "repeat": repeat}
     with contextlib.ExitStack() as stack:
         hosts = stack.enter_context(network(1 + max(layout.expert_nodes), link))
         stack.enter_context(flow(hosts, flows))
