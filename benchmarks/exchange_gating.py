@@ -27,7 +27,7 @@ from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.exchange_adaptive import DTYPE, HIDDEN, layout_of
 from benchmarks.hosts import HostsUnavailable, Link, network
 
-from janus_moe.control.profiling.exchange import distinct_plans, spread
+from janus_moe.control.profiling.exchange_times import distinct_plans, spread
 from janus_moe.spec import InstanceId
 from janus_moe.transport import DistLayout, Ticket
 from janus_moe.transport.choosing import lower_quartile

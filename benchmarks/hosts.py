@@ -50,16 +50,21 @@ class Link:
     """A host's link in both directions; `rate_gbps` None is as fast as the kernel copies.
 
     delay_us is one way. It needs the kernel's netem queue, which small kernels come without.
+    queue_bytes wait at most for a limited rate; what comes on top is dropped. A TCP connection that
+    sends without end fills the queue, so others on the link need a short one.
     """
 
     rate_gbps: float | None = None
     delay_us: float = 0.0
+    queue_bytes: int = QUEUE_BYTES
 
     def __post_init__(self) -> None:
         if self.rate_gbps is not None and not self.rate_gbps > 0:
             raise ValueError(f"rate_gbps must be above 0, got {self.rate_gbps}")
         if not self.delay_us >= 0:
             raise ValueError(f"delay_us must be 0 or more, got {self.delay_us}")
+        if not self.queue_bytes >= MTU:
+            raise ValueError(f"queue_bytes must be {MTU} or more, got {self.queue_bytes}")
 
 
 @dataclass(slots=True)
@@ -214,7 +219,7 @@ def _shape(namespace: str, interface: str, link: Link) -> None:
     if link.rate_gbps is not None:
         rate = round(link.rate_gbps * 1e9)
         burst = max(MIN_BURST_BYTES, round(rate / 8 * BURST_S))
-        options = ("rate", f"{rate}bit", "burst", str(burst), "limit", str(QUEUE_BYTES))
+        options = ("rate", f"{rate}bit", "burst", str(burst), "limit", str(link.queue_bytes))
         _run(*device, "add", "dev", interface, *parent, "tbf", *options)
 
 

@@ -10,18 +10,18 @@ import msgspec
 import pytest
 
 from janus_moe.cli.main import main
-from janus_moe.control.profiling.exchange import (
-    ExchangeOrder,
+from janus_moe.control.profiling import exchange
+from janus_moe.control.profiling.exchange import ExchangeOrder, take_part
+from janus_moe.control.profiling.exchange_run import orders_of
+from janus_moe.control.profiling.exchange_times import (
     Timed,
     distinct_plans,
     fit_timed,
     link_profile,
     spread,
-    take_part,
 )
-from janus_moe.control.profiling.exchange_run import orders_of
 from janus_moe.errors import ConfigError
-from janus_moe.perf.link_fit import TERMS, exchange_seconds
+from janus_moe.perf.link_fit import COEFFICIENTS, exchange_seconds
 from janus_moe.perf.link_profile import read_link_profile
 from janus_moe.perf.links import LinkModel, tcp_links
 from janus_moe.spec import InstanceId, PoolShape
@@ -45,25 +45,34 @@ def test_a_short_profile_of_this_host_can_be_read_and_used(tmp_path: Path) -> No
     size = ["--hidden-size", "8", "--batches", "1", "4", "--budget", "0.02"]
     assert main(["profile", "exchange", *nodes, *size, "--json", str(path)]) == 0
     profile = read_link_profile(path)
-    assert set(profile.links) == set(TERMS.values())
+    assert set(profile.links) == set(COEFFICIENTS)
     assert [(one.plan, one.tokens) for one in profile.measured] == [("1pc", 1), ("1pc", 4)]
     assert all(one.seconds > 0 for one in profile.measured)
     assert msgspec.structs.replace(LAYOUT, links=profile.links).links == profile.links
 
 
-def test_all_plans_and_the_choice_take_turns_in_one_run(tmp_path: Path) -> None:
-    told = {"batches": (2, 7), "compared": (5,), "budget_s": 0.01, "timeout_s": 20.0}
+def test_all_plans_and_the_choice_take_turns_in_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "MOST_LEARN_STEPS", 20)
+    told = {"batches": (2, 7), "compared": (5,), "budget_s": 0.01, "timeout_s": 20.0, "passes": 2}
+    told |= {"repeat": "twice"}
     orders = orders_of(LAYOUT, None, tmp_path, "127.0.0.1", **told)
     with ThreadPoolExecutor(len(orders)) as threads:
         times, *others = threads.map(take_part, orders)
     assert times is not None and others == [None] * 5
     plans = ["1pc", "2pc-direct", "2pc-relay", "2pc-sharded"]
-    assert [(t.variant, t.tokens) for t in times.profiled] == [
-        (p, b) for b in (2, 7) for p in plans
-    ]
-    assert [(t.variant, t.tokens) for t in times.compared] == [(p, 5) for p in [*plans, "auto"]]
+    assert {(t.variant, t.tokens) for t in times.profiled} == {
+        (plan, batch) for batch in (2, 7) for plan in plans
+    }
+    again = [f"{plan} again" for plan in plans]
+    assert {(t.variant, t.tokens) for t in times.compared} == {
+        (variant, 5) for variant in [*plans, *again, "auto"]
+    }
+    assert times.learned[5] in (10, 20)
     for one in (*times.profiled, *times.compared):
-        assert one.chosen == one.variant or (one.variant == "auto" and one.chosen in plans)
+        plan = one.variant.removesuffix(" again")
+        assert one.chosen == plan or (plan == "auto" and one.chosen in plans)
         assert len(one.seconds) >= 4 and 0 < one.typical_s <= max(one.seconds)
     assert link_profile(LAYOUT, times, {}).links == times.links
 

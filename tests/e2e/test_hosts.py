@@ -140,7 +140,10 @@ def test_a_killed_host_is_named_with_its_instances(secret: Path, expected: list[
         assert len(workers) == 2
         second.process.kill()
         assert server.ended(ENDS_WITHIN_S) == 1
-        assert "host b (expert 0) closed its connection" in server.output.splitlines()[-1]
+        message = server.output.splitlines()[-1]
+        assert "host b (expert 0) closed its connection" in message
+        assert "while serving; attention 0 saw: expert 0 (pid " in message
+        assert "is gone: its connection closed (stage " in message and "layer " in message
         status, output = first.ended()
         assert status == 1
         assert "the service ended: host b (expert 0)" in output

@@ -39,7 +39,7 @@ def test_fused_vs_reference(tokens: int, norm: bool) -> None:
 
 def test_a_token_alone_gets_the_same_bits_as_in_a_batch() -> None:
     qkv, weight, rotation, keys, values, slots = inputs(9, seed=1, norm=True)
-    whole = rotate_and_cache_fused(qkv, weight, EPS, rotation, keys, values, slots)
+    whole = rotate_and_cache_fused(qkv.clone(), weight, EPS, rotation, keys, values, slots)
     for t in range(9):
         at = slice(t, t + 1)
         caches = keys.clone(), values.clone()

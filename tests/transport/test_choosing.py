@@ -137,16 +137,26 @@ def test_a_fixed_plan_is_that_of_every_batch() -> None:
 
 def test_the_choice_follows_the_price_of_links_and_then_the_measured_times() -> None:
     topology = Topology((0, 0), (1, 1))
-    chooser = PlanChooser(topology, ROW, tcp_links(), ChoiceRule(trials=1, patience=2, reach=4.0))
+    chooser = PlanChooser(topology, ROW, tcp_links(), ChoiceRule(trials=2, window=3, reach=4.0))
     cheap, dear = plan_in(chooser.word, 1), plan_in(chooser.word, 2**14)
     assert cheap == "1pc" and dear != "1pc"
     took = {"1pc": 3.0, "2pc-direct": 2.0, "2pc-sharded": 1.0}
-    notices = [chooser.observe(2**14, took[plan_in(chooser.word, 2**14)]) for _ in range(9)]
-    assert plan_in(chooser.word, 2**14) == "2pc-sharded"
+    notices = [chooser.observe(2**14, took[plan_in(chooser.word, 2**14)]) for _ in range(12)]
+    assert plan_in(chooser.word, 2**14) == "2pc-sharded" and chooser.settled(2**14)
     assert plan_in(chooser.word, 1) == cheap
     told = [notice for notice in notices if notice]
     assert told == [told[0]] if dear != "2pc-sharded" else not told
     assert all("of up to 16384 tokens: 2pc-sharded (1000000 us) instead of" in n for n in told)
+
+
+def test_times_of_fewer_tokens_are_those_of_a_full_batch_but_for_the_tokens() -> None:
+    """As the cost model grows, so that a batch that fills up looks neither slower nor faster."""
+    topology = Topology((0, 0), (1, 1))
+    chooser = PlanChooser(topology, ROW, tcp_links())
+    plan = PLAN_NAMES.index(plan_in(chooser.word, 600))
+    low, high = (chooser.predicted[bucket][plan] for bucket in (9, 10))
+    chooser.observe(768, (low + high) / 2)
+    assert chooser.choices[10].times[plan] == pytest.approx((high,))
 
 
 def test_plans_that_do_the_same_are_one() -> None:

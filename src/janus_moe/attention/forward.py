@@ -53,8 +53,7 @@ def forward(
     """Hidden states after the last layer, [tokens, hidden], before the final norm."""
     hidden = model.embed(step)
     for layer, is_moe in enumerate(model.spec.moe_layers):
-        hidden = model.attention(layer, hidden, step, cache)
-        normed = model.expert_input(layer, hidden)
+        hidden, normed = model.attention(layer, hidden, step, cache)
         if is_moe:
             hidden = hidden + _through_experts(model, layer, normed, port, log)
         else:

@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from janus_moe.control.profiling.exchange import link_profile
 from janus_moe.control.profiling.exchange_run import orders_of, run_orders
+from janus_moe.control.profiling.exchange_times import link_profile
 from janus_moe.control.profiling.run import machine
 from janus_moe.errors import ConfigError
 from janus_moe.perf.link_profile import LinkProfile, write_link_profile
@@ -72,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     profile = link_profile(layout, times, machine())
     write_link_profile(arguments.json, profile)
     console.print(_table(profile))
+    if burst := profile.links.get("inter_burst_bytes", 0.0):
+        console.print(f"between nodes, the first {burst / 1000:.0f} kB pass at once")
     console.print(
         f"{arguments.json} written after {time.perf_counter() - start:.0f} s; error of batch sizes "
         f"left out of the fit: median {profile.median_error:.0%}, p90 {profile.p90_error:.0%}"

@@ -43,6 +43,8 @@ OnProgress = Callable[[Progress], None]
 STOP_GRACE_S = 3.0
 FAILED_GRACE_S = 0.5
 SECONDHAND_S = 1.0
+LAST_WORDS_S = 0.4
+"""Who waited for a worker that is gone may know the stage, step and layer, and say so in time."""
 """How long a worker's complaint about a peer waits for the news of what happened to the peer."""
 HOST_WORD_S = 1.0
 LOOPBACK_ADDRESS = "127.0.0.1"
@@ -71,6 +73,8 @@ class Cluster:
         self._receiver: asyncio.Task[None] | None = None
         self._stopping = False
         self._stage = "starting"
+        self._seen = ""
+        self._bereaved: set[str] = set()
         self._greeted: set[str] = set()
         self._store: dict[str, StorePut] = {}
         self._home = {
@@ -155,7 +159,7 @@ class Cluster:
         self._region = create_region(self._plan)
         self._receiver = asyncio.create_task(self._receive_forever())
         if self._hosts is not None:
-            self._hosts.watch(self._inbox.put_nowait)
+            self._hosts.watch(self._lost)
             self._start_hosts(self._hosts)
         for layout in self._layouts:
             if not layout.host.share.is_local:
@@ -237,9 +241,22 @@ class Cluster:
                     with contextlib.suppress(zmq.ZMQError):  # whoever is gone is noticed elsewhere
                         self._post(other, put)
             case Failed(secondhand=True) if self._hosts is not None:
+                self._bereaved.add(name)
+                self._seen = self._seen or f"{name} saw: {message.error.partition(';')[0]}"
                 asyncio.get_running_loop().call_later(SECONDHAND_S, self._inbox.put_nowait, message)
             case _:
                 self._inbox.put_nowait(message)
+
+    def _lost(self, error: ServiceError) -> None:
+        """Of another host; told a moment later, with what the others have seen of it. A worker that
+        ends because it has lost a peer waits for news of that peer."""
+
+        def tell() -> None:
+            self._inbox.put_nowait(type(error)(f"{error}; {self._seen}") if self._seen else error)
+
+        follows = any(str(error).startswith(f"{name} (") for name in self._bereaved)
+        delay = 2 * SECONDHAND_S if follows else LAST_WORDS_S
+        asyncio.get_running_loop().call_later(delay, tell)
 
     async def _watch(self, worker: WorkerProcess) -> None:
         """Reports a worker that ends unasked, after what it may have said itself."""

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from janus_moe.errors import CheckpointError
+from janus_moe.kernels.gqa_layer import GqaLayerWeights, gqa_layer
 from janus_moe.kernels.linear import linear
+from janus_moe.kernels.rms_norm import rms_norm
 from janus_moe.model.checkpoint import Checkpoint, OnBytes, ignore_bytes
-from janus_moe.model.gqa import GqaAttention
+from janus_moe.model.gqa import load_gqa_layer
 from janus_moe.model.kv_cache import KvCache, StepInput
-from janus_moe.model.layers import SwigluMlp, rms_norm, rotation_table
+from janus_moe.model.layers import SwigluMlp, rotation_table
 from janus_moe.model.loading import Loader
 from janus_moe.model.mla import MlaAttention
 from janus_moe.spec import GqaSpec, ModelSpec
@@ -27,9 +29,7 @@ __all__ = ["AttentionModel", "KvCache", "StepInput"]
 class AttentionLayer:
     """One layer's share; `dense` in layers without experts, `shared` where there is one."""
 
-    input_norm: Tensor
-    attention: GqaAttention | MlaAttention
-    mlp_norm: Tensor
+    attention: GqaLayerWeights | MlaAttention
     dense: SwigluMlp | None
     shared: SwigluMlp | None
 
@@ -81,19 +81,17 @@ class AttentionModel:
         """[tokens, hidden]."""
         return self.embedding.index_select(0, step.token_ids)
 
-    def attention(self, layer: int, hidden: Tensor, step: StepInput, cache: KvCache) -> Tensor:
-        """hidden plus the attention of `layer`, [tokens, hidden]; extends the cache."""
-        weights = self.layers[layer]
-        normed = rms_norm(hidden, weights.input_norm, self.spec.rms_norm_eps)
+    def attention(
+        self, layer: int, hidden: Tensor, step: StepInput, cache: KvCache
+    ) -> tuple[Tensor, Tensor]:
+        """hidden plus the attention of `layer`, and its normalised rows, which the MLP sees, be it
+        routed, shared or dense: [tokens, hidden] each. Extends the cache."""
+        block = self.layers[layer].attention
         rotation = step.rotation(self.rotation_table)
-        block = weights.attention
-        if isinstance(block, GqaAttention):
-            return hidden + block(normed, rotation, step, cache.keys[layer], cache.values[layer])
-        return hidden + block(normed, rotation, step, cache.keys[layer])
-
-    def expert_input(self, layer: int, hidden: Tensor) -> Tensor:
-        """What the MLP of `layer` sees, routed, shared or dense: [tokens, hidden], normalised."""
-        return rms_norm(hidden, self.layers[layer].mlp_norm, self.spec.rms_norm_eps)
+        keys, values = cache.keys[layer], cache.values[layer]
+        if isinstance(block, GqaLayerWeights):
+            return gqa_layer(hidden, block, rotation, keys, values, step.slot_mapping, step.batch)
+        return block(hidden, rotation, step, keys)
 
     def dense(self, layer: int, normed: Tensor) -> Tensor:
         """The MLP of a layer without experts, [tokens, hidden]."""
@@ -113,17 +111,16 @@ class AttentionModel:
 
 
 def _load_layer(loader: Loader, spec: ModelSpec, layer: int) -> AttentionLayer:
-    attention: GqaAttention | MlaAttention
+    eps = spec.rms_norm_eps
+    attention: GqaLayerWeights | MlaAttention
     if isinstance(spec.attention, GqaSpec):
-        attention = GqaAttention.load(loader, spec.attention, spec.rope, spec.rms_norm_eps, layer)
+        attention = load_gqa_layer(loader, spec.attention, spec.rope, eps, layer)
     else:
-        attention = MlaAttention.load(loader, spec.attention, spec.rope, layer)
+        attention = MlaAttention.load(loader, spec.attention, spec.rope, eps, layer)
     is_moe = spec.moe_layers[layer]
     has_shared = is_moe and spec.moe.shared_intermediate_size > 0
     return AttentionLayer(
-        input_norm=loader.tensor("input_norm", layer),
         attention=attention,
-        mlp_norm=loader.tensor("mlp_norm", layer),
         dense=None if is_moe else SwigluMlp.load(loader, "dense", layer),
         shared=SwigluMlp.load(loader, "shared", layer) if has_shared else None,
     )

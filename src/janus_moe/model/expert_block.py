@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from janus_moe.kernels.grouped_experts import grouped_experts
+from janus_moe.kernels.route import route
 from janus_moe.model.checkpoint import Checkpoint, OnBytes, ignore_bytes
 from janus_moe.model.loading import Loader
-from janus_moe.model.router import route
 from janus_moe.spec import ModelSpec
 
 

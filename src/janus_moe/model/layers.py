@@ -18,11 +18,6 @@ from janus_moe.model.loading import Loader
 from janus_moe.spec import RopeSpec
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x: [..., width]; weight: [width]."""
-    return F.rms_norm(x, weight.shape, weight, eps)
-
-
 def pair_order(rope: RopeSpec) -> Tensor:
     """[rotary_dim] int64: which stored dimension comes at each place so that pairs are adjacent."""
     order = torch.arange(2 * len(rope.inv_freq))

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from janus_moe.kernels.linear import linear
 from janus_moe.kernels.paged_attention import paged_attention, write_kv
+from janus_moe.kernels.rms_norm import rms_norm
 from janus_moe.kernels.rotate_and_cache import rotate_
 from janus_moe.model.kv_cache import StepInput
-from janus_moe.model.layers import pair_order, rms_norm
+from janus_moe.model.layers import pair_order
 from janus_moe.model.loading import Loader
 from janus_moe.spec import MlaSpec, RopeSpec
 
@@ -25,6 +26,7 @@ from janus_moe.spec import MlaSpec, RopeSpec
 class MlaAttention:
     """Weights of one layer; rotary pairs are adjacent.
 
+    input_norm, output_norm: [hidden], before the attention and before the MLP; eps: of both.
     Rows of `down` and `up_query`, R = rope_head_dim, L = kv_lora_rank:
       with query latent     down: query latent | key rotary R | latent L
                             up_query: heads * nope | heads * R
@@ -33,6 +35,8 @@ class MlaAttention:
     """
 
     spec: MlaSpec
+    eps: float
+    input_norm: Tensor
     down: Tensor
     down_bias: Tensor | None
     query_norm: Tensor | None
@@ -42,15 +46,20 @@ class MlaAttention:
     up_value: Tensor
     o: Tensor
     o_bias: Tensor | None
+    output_norm: Tensor
 
     @classmethod
-    def load(cls, loader: Loader, spec: MlaSpec, rope: RopeSpec, layer: int) -> MlaAttention:
+    def load(
+        cls, loader: Loader, spec: MlaSpec, rope: RopeSpec, eps: float, layer: int
+    ) -> MlaAttention:
         has_latent = spec.q_lora_rank is not None
         query_order, key_order = _query_order(spec, rope), _key_order(spec, rope)
         orders = (None if has_latent else query_order, key_order)
         up_key, up_value = _up_projections(loader, spec, layer)
         return cls(
             spec=spec,
+            eps=eps,
+            input_norm=loader.tensor("input_norm", layer),
             down=loader.rows(("q_a" if has_latent else "q", "kv_a"), layer, orders),
             down_bias=_down_bias(loader, spec, key_order, layer) if spec.bias else None,
             query_norm=loader.tensor("q_a_norm", layer) if has_latent else None,
@@ -60,12 +69,19 @@ class MlaAttention:
             up_value=up_value,
             o=loader.tensor("o", layer),
             o_bias=loader.tensor("o_bias", layer) if spec.bias else None,
+            output_norm=loader.tensor("mlp_norm", layer),
         )
 
     def __call__(
-        self, normed: Tensor, rotation: Tensor, step: StepInput, latents: Tensor
-    ) -> Tensor:
-        """normed, result: [tokens, hidden]. Writes the tokens' latent rows to the cache."""
+        self, hidden: Tensor, rotation: Tensor, step: StepInput, latents: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """hidden [tokens, hidden] plus attention, and its normalised rows. Writes the tokens'
+        latent rows to the cache."""
+        normed = rms_norm(hidden, self.input_norm, self.eps)
+        hidden = hidden + self._attend(normed, rotation, step, latents)
+        return hidden, rms_norm(hidden, self.output_norm, self.eps)
+
+    def _attend(self, normed: Tensor, rotation: Tensor, step: StepInput, latents: Tensor) -> Tensor:
         spec, tokens = self.spec, normed.shape[0]
         nope, rotary, latent = self._project(normed)
         rotary = rotate_(rotary, rotation).to(normed.dtype)

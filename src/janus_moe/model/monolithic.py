@@ -21,8 +21,7 @@ def forward(
     """
     hidden = model.embed(step)
     for layer, is_moe in enumerate(model.spec.moe_layers):
-        hidden = model.attention(layer, hidden, step, cache)
-        normed = model.expert_input(layer, hidden)
+        hidden, normed = model.attention(layer, hidden, step, cache)
         if is_moe:
             hidden = hidden + moe(model, experts, layer, normed)
         else:

@@ -8,7 +8,7 @@ import msgspec
 
 from janus_moe.errors import ConfigError
 from janus_moe.perf import facts
-from janus_moe.perf.link_fit import TERMS
+from janus_moe.perf.link_fit import COEFFICIENTS
 from janus_moe.spec import Spec
 
 
@@ -35,8 +35,8 @@ class LinkProfile(Spec, frozen=True):
     measured: tuple[MeasuredPlan, ...] = ()
 
     def __post_init__(self) -> None:
-        if unknown := set(self.links) - set(TERMS.values()):
-            raise ConfigError(f"links have {', '.join(TERMS.values())}, not {', '.join(unknown)}")
+        if unknown := set(self.links) - set(COEFFICIENTS):
+            raise ConfigError(f"links have {', '.join(COEFFICIENTS)}, not {', '.join(unknown)}")
         if negative := [name for name, value in self.links.items() if not value >= 0]:
             raise ConfigError(f"links cost 0 or more: {', '.join(negative)}")
 

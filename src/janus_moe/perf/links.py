@@ -52,7 +52,8 @@ class LinkModel:
     """Latency of a hop, time of a message and of a byte, inside a node and between nodes.
 
     shared_*: what any message or byte costs, wherever it goes, on processors that all instances
-    share; 0 where every instance has its own.
+    share; 0 where every instance has its own. inter_burst_bytes: what a limited link lets pass at
+    once after a pause, in each direction of an exchange (the bucket of a token bucket filter).
     """
 
     intra_latency_s: float
@@ -64,6 +65,7 @@ class LinkModel:
     gpus_per_node: int
     shared_message_s: float = 0.0
     shared_s_per_byte: float = 0.0
+    inter_burst_bytes: float = 0.0
     intra_confidence: Confidence = "roofline"
     inter_confidence: Confidence = "roofline"
 
@@ -108,11 +110,15 @@ class LinkModel:
             + np.multiply(counts.intra_bytes, self.intra_s_per_byte)
             + np.multiply(counts.inter_hops, self.inter_latency_s)
             + np.multiply(counts.inter_messages, self.inter_message_s)
-            + np.multiply(counts.inter_bytes, self.inter_s_per_byte)
+            + np.multiply(self.metered_bytes(counts), self.inter_s_per_byte)
             + np.multiply(counts.total_messages, self.shared_message_s)
             + np.multiply(counts.total_bytes, self.shared_s_per_byte),
             np.float64,
         )
+
+    def metered_bytes(self, counts: ExchangeCounts) -> Array:
+        """Bytes between nodes that have to wait for the link's rate."""
+        return np.maximum(np.asarray(counts.inter_bytes, np.float64) - self.inter_burst_bytes, 0.0)
 
     def confidence(self, *counts: ExchangeCounts) -> Confidence:
         """Of exchanges with these counts."""

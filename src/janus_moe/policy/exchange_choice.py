@@ -1,9 +1,13 @@
-"""Which exchange plan a batch gets: predicted times, corrected by measured ones, with hysteresis.
+"""Which exchange plan a batch gets: predicted times say what to try, measured times decide.
 
-One decision per batch bucket (powers of two of the tokens of all attention instances). All
-functions are pure and plans are numbers, lowest first where times are equal. How times are
-predicted (`perf`), who decides for all instances and how they learn of it (`transport`) is not
-known here. docs/transport.md has the rule as pseudo-code.
+One decision per batch bucket (powers of two of the tokens of all attention instances). Plans that
+may be the fastest race: they take turns, step by step, so that what disturbs one disturbs all; a
+plan leaves the race once it is slower beyond noise (successive elimination, Even-Dar et al., JMLR
+7, 2006, with the noise estimated). Between races only the winner runs.
+
+All functions are pure and plans are numbers. How times are predicted (`perf`), who decides for all
+instances and how they learn of it (`transport`) is not known here. docs/transport.md has the rule
+as pseudo-code.
 """
 
 from __future__ import annotations
@@ -15,55 +19,59 @@ from dataclasses import dataclass, replace
 from janus_moe.errors import ConfigError
 
 NUM_BUCKETS = 16
+LEAST_NOISE, MOST_NOISE = 0.02, 0.5
+NOISE = 1.55
+"""Standard error of a lower quartile times sqrt(steps), over the median distance from it, of normal
+distributions."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceRule:
-    """gain: share of the time that another plan must promise to save, `patience` steps in a row.
+    """gain: share of the time that another plan must save to replace the winner of before.
 
-    smoothing: weight of the latest measurement in the moving average.
-    trials: steps that a plan is tried for before it is judged by its own times.
-    reach: plans expected to take longer than the best by this factor are not tried.
-    memory: steps of the bucket after which a measurement has lost 63 % of its weight.
+    reach: plans expected to take longer than the best by this factor are not tried. trials: steps
+    before noise is judged. window: steps of each plan in a race, at most. confidence: standard
+    errors that a plan must be behind to leave. cost: extra time of a race, in steps of the best
+    plan, that ends it. interval: steps between two races. drift: relative change of the winner's
+    time that starts one earlier, but never before `rest` steps.
     """
 
     gain: float = 0.03
-    patience: int = 5
-    smoothing: float = 0.1
-    trials: int = 5
     reach: float = 1.5
-    memory: int = 2000
+    trials: int = 6
+    window: int = 32
+    confidence: float = 3.0
+    cost: float = 16.0
+    interval: int = 2000
+    drift: float = 0.2
+    rest: int = 400
 
     def __post_init__(self) -> None:
-        if not (0 <= self.gain < 1 and 0 < self.smoothing <= 1 and self.reach >= 1):
-            raise ConfigError(f"gain in [0, 1), smoothing in (0, 1], reach 1 or more, got {self}")
-        if min(self.patience, self.memory) < 1 or self.trials < 0:
-            raise ConfigError(f"patience and memory 1 or more, trials 0 or more, got {self}")
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Of one plan. ratio: moving average of measured over predicted time; at: latest step."""
-
-    ratio: float = 1.0
-    samples: int = 0
-    at: int = 0
+        if not (0 <= self.gain < 1 and self.reach >= 1 and self.drift > 0):
+            raise ConfigError(f"gain in [0, 1), reach 1 or more, drift above 0, got {self}")
+        if not 1 <= self.trials <= self.window < self.rest <= self.interval:
+            raise ConfigError(f"1 <= trials <= window < rest <= interval, got {self}")
+        if not (self.confidence >= 0 and self.cost >= 0):
+            raise ConfigError(f"confidence and cost 0 or more, got {self}")
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """What is known and chosen for one bucket.
 
-    current: the plan of the next step. favoured, streak: the plan that has promised enough for so
-    many steps. trying: `current` is on trial. measured: [plans].
+    current: the plan of the next step. winner: of the latest race, or of the predictions.
+    expected: [plans] seconds, of the race before; inf: not to be used. times: [plans] seconds of
+    the steps of this race, or of the latest steps since; newest last. level: seconds of the winner
+    when its race ended. since: steps since then.
     """
 
     current: int
-    measured: tuple[Measured, ...]
-    step: int = 0
-    favoured: int = -1
-    streak: int = 0
-    trying: bool = False
+    winner: int
+    expected: tuple[float, ...]
+    times: tuple[tuple[float, ...], ...]
+    racing: bool = True
+    level: float = 0.0
+    since: int = 0
 
 
 def bucket_of(tokens: int) -> int:
@@ -77,52 +85,40 @@ def bucket_tokens(bucket: int) -> int:
 
 
 def first_choice(predicted: Sequence[float]) -> Choice:
-    """The plan with the lowest prediction. predicted: [plans] seconds, inf: not to be used."""
+    """Begins with the lowest prediction. predicted: [plans] seconds, inf: not to be used."""
     if not predicted or not min(predicted) < math.inf:
         raise ConfigError("no exchange plan to choose from")
-    return Choice(_best(predicted), (Measured(),) * len(predicted))
+    best = _best(predicted)
+    return Choice(best, best, tuple(predicted), ((),) * len(predicted))
 
 
-def expected_times(choice: Choice, predicted: Sequence[float], rule: ChoiceRule) -> list[float]:
-    """[plans] seconds: predictions times measured ratios.
-
-    What was never or long ago measured is taken to be off like the current plan: what slows all
-    plans alike changes no order.
-    """
-    common = choice.measured[choice.current].ratio
-    times = []
-    for seconds, seen in zip(predicted, choice.measured, strict=True):
-        ratio = common + (seen.ratio - common) * _trust(seen, choice.step, rule)
-        times.append(seconds * ratio)
-    return times
+def typical(times: Sequence[float]) -> float:
+    """Lower quartile: whatever disturbs a step only ever adds time."""
+    return sorted(times)[len(times) // 4]
 
 
-def next_choice(
-    choice: Choice, predicted: Sequence[float], seconds: float, rule: ChoiceRule
-) -> Choice:
+def expected_times(choice: Choice) -> list[float]:
+    """[plans] seconds: typical ones of measured steps; else what was expected, times the error that
+    the winner has shown since and that all plans may share."""
+    seen = choice.times[choice.winner]
+    common = typical(seen) / choice.expected[choice.winner] if seen else 1.0
+    return [
+        typical(times) if times else common * seconds
+        for times, seconds in zip(choice.times, choice.expected, strict=True)
+    ]
+
+
+def next_choice(choice: Choice, seconds: float, rule: ChoiceRule) -> Choice:
     """After a step of the bucket whose exchanges took `seconds` each under `choice.current`.
 
     A time that is not above 0 counts as none.
     """
-    choice = replace(choice, step=choice.step + 1)
-    if seconds > 0:
-        choice = _measure(choice, seconds / predicted[choice.current], rule)
-    times = expected_times(choice, predicted, rule)
-    untried = [plan for plan in _within_reach(times, rule) if _is_new(choice, plan, rule)]
-    if choice.current in untried or not seconds > 0:
-        return replace(choice, favoured=-1, streak=0)
-    if untried:
-        plan = min(untried, key=lambda plan: times[plan])
-        return replace(choice, current=plan, trying=True, favoured=-1, streak=0)
-    best = _best(times)
-    if choice.trying:
-        return replace(choice, current=best, trying=False)
-    if times[best] >= (1 - rule.gain) * times[choice.current]:
-        return replace(choice, favoured=-1, streak=0)
-    streak = choice.streak + 1 if choice.favoured == best else 1
-    if streak < rule.patience:
-        return replace(choice, favoured=best, streak=streak)
-    return replace(choice, current=best, favoured=-1, streak=0)
+    if not seconds > 0:
+        return choice
+    choice = _noted(choice, seconds, rule)
+    if choice.racing:
+        return _race(choice, rule)
+    return _watch(choice, rule)
 
 
 def pack(plans: Iterable[int]) -> int:
@@ -140,27 +136,97 @@ def unpack(packed: int, tokens: int) -> int:
     return packed >> 2 * bucket_of(tokens) & 3
 
 
-def _measure(choice: Choice, ratio: float, rule: ChoiceRule) -> Choice:
-    seen = choice.measured[choice.current]
-    weight = max(rule.smoothing, 1 / (seen.samples + 1), 1 - _trust(seen, choice.step, rule))
-    average = seen.ratio + weight * (ratio - seen.ratio)
-    updated = Measured(average, seen.samples + 1, choice.step)
-    before, after = choice.measured[: choice.current], choice.measured[choice.current + 1 :]
-    return replace(choice, measured=(*before, updated, *after))
+def _noted(choice: Choice, seconds: float, rule: ChoiceRule) -> Choice:
+    plan = choice.current
+    newest = (*choice.times[plan], seconds)[-rule.window :]
+    return replace(choice, times=(*choice.times[:plan], newest, *choice.times[plan + 1 :]))
 
 
-def _trust(seen: Measured, step: int, rule: ChoiceRule) -> float:
-    """Weight of what was measured, from 1 (now) to 0 (long ago, or never)."""
-    return math.exp(-(step - seen.at) / rule.memory) if seen.samples else 0.0
+def _race(choice: Choice, rule: ChoiceRule) -> Choice:
+    """Whose turn it is, or the end: one plan is left, all have had their steps, or it costs too
+    much."""
+    left = _in_question(choice, rule)
+    turns = [plan for plan in left if len(choice.times[plan]) < rule.window]
+    tried = all(len(choice.times[plan]) >= rule.trials for plan in left)
+    if len(left) < 2 or not turns or (tried and _extra(choice) > rule.cost):
+        return _decided(choice, rule)
+    order = expected_times(choice)
+    turn = min(turns, key=lambda plan: (len(choice.times[plan]), order[plan]))
+    return replace(choice, current=turn)
 
 
-def _within_reach(times: Sequence[float], rule: ChoiceRule) -> list[int]:
-    limit = rule.reach * min(times)
-    return [plan for plan, seconds in enumerate(times) if seconds <= limit]
+def _extra(choice: Choice) -> float:
+    """Time that the race has cost so far, in steps of its best plan; spikes do not count."""
+    seen = [(typical(times), len(times)) for times in choice.times if times]
+    best = min(middle for middle, _ in seen)
+    return sum(steps * (middle / best - 1) for middle, steps in seen)
 
 
-def _is_new(choice: Choice, plan: int, rule: ChoiceRule) -> bool:
-    return choice.measured[plan].samples < rule.trials
+def _in_question(choice: Choice, rule: ChoiceRule) -> list[int]:
+    """Plans that may be the fastest for all we know."""
+    shown = {plan: typical(times) for plan, times in enumerate(choice.times) if times}
+    best = min(shown, key=lambda plan: shown[plan])
+    reach = rule.reach * min(choice.expected)
+    noise = _noise(choice.times, rule)
+
+    def may_win(plan: int) -> bool:
+        times = choice.times[plan]
+        if not times:
+            return choice.expected[plan] <= reach
+        if len(times) < rule.trials:
+            return len(times) < 2 or min(times) <= 2 * rule.reach * shown[best]
+        error = noise * math.sqrt(1 / len(times) + 1 / len(choice.times[best]))
+        return shown[plan] <= (1 + rule.confidence * error) * shown[best]
+
+    return [plan for plan in range(len(choice.times)) if may_win(plan)]
+
+
+def _noise(times: Sequence[Sequence[float]], rule: ChoiceRule) -> float:
+    """Relative standard error of the typical of one step: steps' median distance from it."""
+    distances: list[float] = []
+    for seen in times:
+        if len(seen) >= rule.trials:
+            middle = typical(seen)
+            ordered = sorted(abs(seconds / middle - 1) for seconds in seen)
+            distances += ordered[1:]  # one is 0 by construction
+    found = sorted(distances)[len(distances) // 2] if distances else MOST_NOISE
+    return min(max(NOISE * found, LEAST_NOISE), MOST_NOISE)
+
+
+def _decided(choice: Choice, rule: ChoiceRule) -> Choice:
+    expected = expected_times(choice)
+    measured = [plan for plan, times in enumerate(choice.times) if times]
+    best = min(measured, key=lambda plan: expected[plan])
+    if choice.winner in measured and expected[best] >= (1 - rule.gain) * expected[choice.winner]:
+        best = choice.winner
+    return Choice(best, best, tuple(expected), _nothing(choice), racing=False)
+
+
+def _watch(choice: Choice, rule: ChoiceRule) -> Choice:
+    """Lets the winner run until its time is another one, or the latest race is long ago."""
+    since, seen = choice.since + 1, choice.times[choice.winner]
+    level = typical(seen) if since <= rule.window else choice.level
+    choice = replace(choice, since=since, level=level)
+    if since < rule.rest:
+        return choice
+    now = typical(seen)
+    drifted = max(now / level, level / now) > 1 + max(rule.drift, _doubt(choice, rule))
+    if not drifted and since < rule.interval:
+        return choice
+    expected = expected_times(choice)
+    if drifted:  # what was measured before says little now: every plan is within reach again
+        reach = rule.reach * min(expected)
+        expected = [min(seconds, reach) if seconds < math.inf else seconds for seconds in expected]
+    return Choice(choice.winner, choice.winner, tuple(expected), _nothing(choice))
+
+
+def _doubt(choice: Choice, rule: ChoiceRule) -> float:
+    """Relative difference of two windows that noise explains, at four standard errors."""
+    return 4 * _noise(choice.times, rule) * math.sqrt(2 / rule.window)
+
+
+def _nothing(choice: Choice) -> tuple[tuple[float, ...], ...]:
+    return ((),) * len(choice.times)
 
 
 def _best(times: Sequence[float]) -> int:

@@ -85,22 +85,36 @@ class PlanChooser:
 
     def observe(self, tokens: int, seconds: float) -> str:
         bucket = bucket_of(tokens)
-        before, times = self.choices[bucket], self.predicted[bucket]
-        self.choices[bucket] = after = next_choice(before, times, seconds, self._rule)
+        before = self.choices[bucket]
+        seconds *= self._to_bucket(bucket, before.current, tokens)
+        self.choices[bucket] = after = next_choice(before, seconds, self._rule)
         if after.current != before.current:
             self.word = self._pack()
-        if after.trying or after.current == self._settled[bucket]:
+        if after.racing or after.winner == self._settled[bucket]:
             return ""
         notice = self._notice(bucket, self._settled[bucket], after)
-        self._settled[bucket] = after.current
+        self._settled[bucket] = after.winner
         return notice
+
+    def settled(self, tokens: int) -> bool:
+        """Whether no plans race at this batch size."""
+        return not self.choices[bucket_of(tokens)].racing
+
+    def _to_bucket(self, bucket: int, plan: int, tokens: int) -> float:
+        """Turns a time with so many tokens into one with all of the bucket, as the model grows."""
+        if bucket == 0 or tokens >= bucket_tokens(bucket):
+            return 1.0
+        low, high = self.predicted[bucket - 1][plan], self.predicted[bucket][plan]
+        if not (0 < low <= high < math.inf):
+            return 1.0
+        share = tokens / bucket_tokens(bucket - 1) - 1
+        return high / (low + share * (high - low))
 
     def _pack(self) -> int:
         return pack(choice.current for choice in self.choices)
 
     def _notice(self, bucket: int, old: int, choice: Choice) -> str:
-        times = expected_times(choice, self.predicted[bucket], self._rule)
-        new = choice.current
+        times, new = expected_times(choice), choice.winner
         return (
             f"exchange of up to {bucket_tokens(bucket)} tokens: {PLAN_NAMES[new]} "
             f"({1e6 * times[new]:.0f} us) instead of {PLAN_NAMES[old]} ({1e6 * times[old]:.0f} us)"

@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from janus_moe.errors import ConfigError, ExchangeClosed
-from janus_moe.perf.link_fit import TERMS
+from janus_moe.perf.link_fit import COEFFICIENTS
 from janus_moe.perf.links import tcp_links
 from janus_moe.policy.exchange_choice import ChoiceRule
 from janus_moe.spec import Dtype, InstanceId, PoolShape, Spec
@@ -64,8 +64,8 @@ class DistLayout(Spec, frozen=True):
             raise ConfigError(
                 f"no exchange plan {self.plan!r}; there are auto, {', '.join(PLAN_NAMES)}"
             )
-        if unknown := set(self.links) - set(TERMS.values()):
-            raise ConfigError(f"links have {', '.join(TERMS.values())}, not {', '.join(unknown)}")
+        if unknown := set(self.links) - set(COEFFICIENTS):
+            raise ConfigError(f"links have {', '.join(COEFFICIENTS)}, not {', '.join(unknown)}")
 
     @property
     def topology(self) -> Topology:

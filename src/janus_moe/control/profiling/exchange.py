@@ -16,34 +16,27 @@ from typing import Literal
 
 import torch
 
-from janus_moe.errors import ConfigError, ExchangeClosed
-from janus_moe.perf.link_fit import (
-    TERMS,
-    LinkFit,
-    MeasuredExchange,
-    exchange_seconds,
-    fit_links,
+from janus_moe.control.profiling.exchange_times import (
+    ExchangeTimes,
+    TimesSoFar,
+    distinct_plans,
+    fit_timed,
+    spread,
 )
-from janus_moe.perf.link_profile import LinkProfile, MeasuredPlan
-from janus_moe.perf.links import tcp_links
+from janus_moe.errors import ConfigError, ExchangeClosed
+from janus_moe.perf.link_fit import COEFFICIENTS
 from janus_moe.spec import InstanceId, Spec
 from janus_moe.transport import AttentionPort, DistExchange, DistLayout, ReplyNote, WaitRule
-from janus_moe.transport.choosing import (
-    FixedPlan,
-    PlanChooser,
-    PlanSource,
-    lower_quartile,
-    predicted_times,
-)
-from janus_moe.transport.plans import PLAN_NAMES, PlanName, egate_plan
-from janus_moe.transport.plans.pricing import priced_counts
+from janus_moe.transport.choosing import FixedPlan, PlanChooser, PlanSource
+from janus_moe.transport.plans import PLAN_NAMES
 from janus_moe.transport.rendezvous import FolderRendezvous, Rendezvous
 
-Variant = PlanName | Literal["auto"]
+AGAIN = " again"
+"""Ends the name of a plan that takes a second turn in each round: how well times repeat."""
 LAYERS = 5
-LEAST_ROUNDS, MOST_ROUNDS = 5, 60
-AUTO_STEPS = 30
-"""Steps that the adaptive choice gets before it is measured; its trials are among them."""
+LEAST_ROUNDS, MOST_ROUNDS = 2, 60
+LEARN_STEPS, MOST_LEARN_STEPS = 10, 160
+"""The adaptive choice gets steps before it is measured, ten by ten, until its race is over."""
 SYNC_S = 300.0
 NOTE = ReplyNote(routing_digest=1, activated=1)
 
@@ -53,7 +46,9 @@ class ExchangeOrder(Spec, frozen=True):
 
     meeting: a folder that all processes share. batches: tokens of all attention instances
     together. compared: batches for the second part, where the adaptive choice runs beside all
-    plans with a cost model from the first part. budget_s: of each batch size, roughly.
+    plans with a cost model from the first part. repeat: how often each plan takes its turn there.
+    passes: visits to all batch sizes, so that a disturbed moment does not hit one of them alone.
+    budget_s: of each batch size, roughly.
     """
 
     layout: DistLayout
@@ -62,6 +57,8 @@ class ExchangeOrder(Spec, frozen=True):
     bind: str
     batches: tuple[int, ...]
     compared: tuple[int, ...] = ()
+    repeat: Literal["once", "twice"] = "once"
+    passes: int = 3
     budget_s: float = 2.0
     timeout_s: float = 60.0
 
@@ -72,32 +69,6 @@ class ExchangeOrder(Spec, frozen=True):
             raise ConfigError(f"batches {self.batches}: at least two of at least 1 token")
         if each > self.layout.max_tokens:
             raise ConfigError(f"{largest} tokens are {each} each, room is {self.layout.max_tokens}")
-
-
-class Timed(Spec, frozen=True):
-    """Of one plan (or auto) and batch size. seconds: of single exchanges, there and back.
-
-    chosen: the plan of the last step.
-    """
-
-    variant: str
-    tokens: int
-    seconds: tuple[float, ...]
-    chosen: str
-
-    @property
-    def typical_s(self) -> float:
-        """Lower quartile: what disturbs a machine only ever adds time."""
-        return lower_quartile(self.seconds)
-
-
-class ExchangeTimes(Spec, frozen=True):
-    """What attention instance 0 saw. links: fitted to the first part. notices: of the choice."""
-
-    profiled: tuple[Timed, ...]
-    compared: tuple[Timed, ...]
-    links: dict[str, float]
-    notices: tuple[str, ...]
 
 
 def take_part(order: ExchangeOrder) -> ExchangeTimes | None:
@@ -122,54 +93,6 @@ def take_part(order: ExchangeOrder) -> ExchangeTimes | None:
         return None
     finally:
         end.close()
-
-
-def spread(tokens: int, instances: int) -> tuple[int, ...]:
-    """As even as possible, the first ones get more."""
-    share, rest = divmod(tokens, instances)
-    return tuple(share + (index < rest) for index in range(instances))
-
-
-def distinct_plans(layout: DistLayout) -> list[PlanName]:
-    """Without those that do the same as an earlier one in this layout."""
-    times = predicted_times(layout.topology, 64, layout.row_bytes, tcp_links())
-    return [plan for plan, seconds in zip(PLAN_NAMES, times, strict=True) if seconds < 1e9]
-
-
-def fit_timed(layout: DistLayout, timed: Sequence[Timed]) -> LinkFit:
-    """The cost model of these times; batch sizes are left out by turns for its errors."""
-    return fit_links([_as_measured(layout, one) for one in timed])
-
-
-def link_profile(layout: DistLayout, times: ExchangeTimes, machine: dict[str, str]) -> LinkProfile:
-    """The result as the file that `--exchange-profile` takes."""
-    fit = fit_timed(layout, times.profiled)
-    measured = tuple(
-        MeasuredPlan(
-            plan=one.variant,
-            tokens=one.tokens,
-            seconds=one.typical_s,
-            predicted_s=exchange_seconds(fit.model, _as_measured(layout, one).counts),
-        )
-        for one in times.profiled
-    )
-    return LinkProfile(
-        machine=machine,
-        attention_nodes=layout.attention_nodes,
-        expert_nodes=layout.expert_nodes,
-        hidden_size=layout.hidden_size,
-        links=times.links,
-        median_error=fit.median_error,
-        p90_error=fit.p90_error,
-        measured=measured,
-    )
-
-
-def _as_measured(layout: DistLayout, timed: Timed) -> MeasuredExchange:
-    tokens = spread(timed.tokens, layout.shape.attention)
-    plan: PlanName = next(name for name in PLAN_NAMES if name == timed.variant)
-    counts = priced_counts(egate_plan(plan, layout.topology, tokens), layout.row_bytes)
-    return MeasuredExchange(counts=counts, seconds=timed.typical_s, group=str(timed.tokens))
 
 
 def _answer(end: DistExchange, rule: WaitRule) -> None:
@@ -224,36 +147,56 @@ class _Driver:
         self._chosen = ""
 
     def run(self) -> ExchangeTimes:
-        profiled = [
-            timed
-            for tokens in self._order.batches
-            for timed in self._measure("profile", tokens, self._plans)
-        ]
-        links: dict[str, float] = {}
+        order = self._order
         chooser: PlanSource = FixedPlan("1pc")
-        if self._index == 0:
-            model = fit_timed(self._layout, profiled).model
-            links = {name: getattr(model, name) for name in TERMS.values()}
-            if self._order.compared:
+        again = [plan + AGAIN for plan in self._plans] if order.repeat == "twice" else []
+        profiled, compared = TimesSoFar(), TimesSoFar()
+        learned: dict[int, int] = {}
+        for number in range(order.passes):
+            for tokens in order.batches:
+                self._measure(f"profile {number}", profiled, tokens, self._plans, chooser)
+            if number == 0 and self._index == 0 and order.compared:
+                model = fit_timed(self._layout, profiled.all()).model
                 layout = self._layout
                 chooser = PlanChooser(layout.topology, layout.row_bytes, model)
-        compared: list[Timed] = []
-        for tokens in self._order.compared:
-            for _ in range(AUTO_STEPS):
-                self._step(chooser, tokens)
-            compared += self._measure("compare", tokens, [*self._plans, "auto"], chooser)
-        notices = tuple(self._switch.notices)
+            for tokens in order.compared:
+                if number == 0:
+                    learned[tokens] = self._learn(chooser, tokens)
+                variants = [*self._plans, *again, "auto"]
+                self._measure(f"compare {number}", compared, tokens, variants, chooser)
+        links = {}
+        if self._index == 0:
+            model = fit_timed(self._layout, profiled.all()).model
+            links = {name: getattr(model, name) for name in COEFFICIENTS}
         return ExchangeTimes(
-            profiled=tuple(profiled), compared=tuple(compared), links=links, notices=notices
+            profiled=profiled.all(),
+            compared=compared.all(),
+            links=links,
+            notices=tuple(self._switch.notices),
+            learned=learned,
         )
+
+    def _learn(self, chooser: PlanSource, tokens: int) -> int:
+        """Steps until the choice has settled, as attention instance 0 says."""
+        for steps in range(LEARN_STEPS, MOST_LEARN_STEPS + 1, LEARN_STEPS):
+            for _ in range(LEARN_STEPS):
+                self._step(chooser, tokens)
+            key = f"learnt/{tokens}/{steps}"
+            if self._index == 0:
+                done = isinstance(chooser, PlanChooser) and chooser.settled(tokens)
+                self._meeting.put(key, b"1" if done else b"")
+            if self._meeting.get(key, SYNC_S):
+                return steps
+        return MOST_LEARN_STEPS
 
     def _measure(
         self,
         phase: str,
+        found: TimesSoFar,
         tokens: int,
-        variants: Sequence[Variant],
-        chooser: PlanSource | None = None,
-    ) -> list[Timed]:
+        variants: Sequence[str],
+        chooser: PlanSource,
+    ) -> None:
         """All variants by turns, as many rounds as the budget allows, after two that warm up."""
         started = 0.0
         for _ in range(2):  # the first time, programs and buffers are made
@@ -261,32 +204,26 @@ class _Driver:
             for _, source in self._sources(variants, chooser):
                 self._step(source, tokens)
         rounds = self._agree(f"{phase}/{tokens}", time.perf_counter() - started)
-        seconds: dict[str, list[float]] = {variant: [] for variant in variants}
-        chosen: dict[str, str] = {}
         for number in range(rounds):
             turn = list(self._sources(variants, chooser))
+            turn = turn[number % len(turn) :] + turn[: number % len(turn)]  # nobody is always first
             for variant, source in turn if number % 2 else reversed(turn):
-                seconds[variant] += self._step(source, tokens)
-                chosen[variant] = self._chosen
-        return [
-            Timed(variant=variant, tokens=tokens, seconds=tuple(times), chosen=chosen[variant])
-            for variant, times in seconds.items()
-            if times
-        ]
+                found.add(variant, tokens, self._step(source, tokens), self._chosen)
 
     def _sources(
-        self, variants: Sequence[Variant], chooser: PlanSource | None
-    ) -> Iterator[tuple[Variant, PlanSource]]:
+        self, variants: Sequence[str], chooser: PlanSource
+    ) -> Iterator[tuple[str, PlanSource]]:
         for variant in variants:
-            if variant != "auto":
-                yield variant, FixedPlan(variant)
-            elif chooser is not None:
+            plan = variant.removesuffix(AGAIN)
+            if plan != "auto":
+                yield variant, FixedPlan(next(name for name in PLAN_NAMES if name == plan))
+            else:
                 yield variant, chooser
 
     def _agree(self, key: str, seconds: float) -> int:
         """Rounds that fit the budget, as attention instance 0 says."""
         if self._index == 0:
-            rounds = int(self._order.budget_s / max(seconds, 1e-3))
+            rounds = int(self._order.budget_s / self._order.passes / max(seconds, 1e-3))
             rounds = min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS)
             self._meeting.put(key, str(rounds).encode())
             return rounds

@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from janus_moe.control.profiling.exchange import ExchangeOrder, ExchangeTimes
+from janus_moe.control.profiling.exchange import ExchangeOrder
+from janus_moe.control.profiling.exchange_times import ExchangeTimes
 from janus_moe.errors import ServiceError
 from janus_moe.spec import InstanceId
 from janus_moe.transport import DistLayout

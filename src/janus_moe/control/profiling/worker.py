@@ -74,8 +74,8 @@ class AttentionBench:
 
     def _attention(self, hidden: torch.Tensor, step: StepInput) -> None:
         for layer in range(self._spec.num_layers):
-            after = self._model.attention(layer, hidden, step, self._cache)
-            _ = after + self._model.expert_input(layer, after)
+            after, normed = self._model.attention(layer, hidden, step, self._cache)
+            _ = after + normed
 
     def _hidden(self, tokens: int) -> torch.Tensor:
         dtype = getattr(torch, self._spec.dtype)

@@ -5,7 +5,7 @@ Compiled lazily at the first call and cached on disk, so importing a kernel cost
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numba
@@ -15,6 +15,7 @@ WORK_PER_WORKER = 1 << 18  # multiply-adds
 # numba's `workqueue` layer aborts the process when two threads enter parallel regions at once.
 # One lock for the process is therefore inherent, not state of a kernel.
 _REGION = threading.Lock()
+_FREE = nullcontext()
 
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,6 +50,20 @@ def num_workers(multiply_adds: int) -> int:
     return max(1, min(available, multiply_adds // WORK_PER_WORKER))
 
 
+@contextmanager
+def at_most(workers: int) -> Iterator[None]:
+    """Parallel loops of this thread wake no more threads than so many."""
+    available = numba.get_num_threads()
+    if workers == available:
+        yield
+        return
+    numba.set_num_threads(workers)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(available)
+
+
 def _layer_is_thread_safe() -> bool:
     try:
         return bool(numba.threading_layer() != "workqueue")
@@ -56,11 +71,6 @@ def _layer_is_thread_safe() -> bool:
         return False
 
 
-@contextmanager
-def parallel_region() -> Iterator[None]:
+def parallel_region() -> AbstractContextManager[object]:
     """Enter a kernel from any thread: one at a time unless the threading layer allows more."""
-    if _layer_is_thread_safe():
-        yield
-        return
-    with _REGION:
-        yield
+    return _FREE if _layer_is_thread_safe() else _REGION

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from janus_moe.kernels.cpu.jit import helper
-from janus_moe.kernels.cpu.tiles import dot_tile, panel_rows
+from janus_moe.kernels.cpu.tiles import dot_tile, panel_rows, pointer
 
 SUMS_SIZE = 48  # float32 room that a tile's results need
 ROW_COLUMNS = 6
@@ -88,6 +88,15 @@ def row_starts(rows: int, length: int) -> Any:
 
 
 @helper
-def new_counters() -> Any:
-    """Shared unit counters of a kernel's two phases, a cache line apart (see `claim`)."""
-    return np.zeros(16, np.int64)
+def sum_of_squares(x: Any, start: int, length: int, sums: Any) -> Any:
+    """Of the elements start..start + length of x."""
+    offset = np.full(1, start)
+    dot_row(pointer(x), start, 0, pointer(x), pointer(offset), 1, length, pointer(sums))
+    return sums[0]
+
+
+@helper
+def new_counters(phases: int) -> Any:
+    """Shared unit counters of a kernel's phases, a cache line apart: counters[8 * phase:] (see
+    `claim`)."""
+    return np.zeros(8 * phases, np.int64)

@@ -64,7 +64,7 @@ def _run(
     activation_starts = row_starts(pairs.size, width)
     gates = np.empty((pairs.size, width), np.float32)  # becomes the activations
     ups = np.empty((pairs.size, width), np.float32)
-    counter = new_counters()
+    counter = new_counters(2)
     if workers == 1:
         _activate_units(
             hidden, gate_up, first_pair, active, hidden_starts, pair_weights, gates, ups, counter, 1

@@ -42,16 +42,16 @@ def linear_streaming(
 
 @kernel
 def _run(x: Any, weight: Any, out: Any, workers: int) -> None:
-    counter = new_counters()
+    counter = new_counters(1)
     if workers == 1:
-        _work(x, weight, out, counter, workers)
+        project_units(x, weight, out, counter, workers)
         return
     for _ in numba.prange(workers):
-        _work(x, weight, out, counter, workers)
+        project_units(x, weight, out, counter, workers)
 
 
 @helper
-def _work(x: Any, weight: Any, out: Any, counter: Any, workers: int) -> None:
+def project_units(x: Any, weight: Any, out: Any, counter: Any, workers: int) -> None:
     """One worker: take blocks of rows until there are none left."""
     out_of_line()
     rows = weight.shape[0]

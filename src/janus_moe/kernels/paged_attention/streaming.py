@@ -60,28 +60,28 @@ def _run(
     workers: int,
 ) -> None:  # fmt: skip
     heads, value_dim = out.shape[1:]
-    first_range = _first_ranges(visible)
+    first_range = first_ranges(visible)
     ranges = first_range[visible.size]
     mixed = np.empty((ranges, heads, value_dim), np.float32)
     peaks = np.empty((ranges, heads), np.float32)
     totals = np.empty((ranges, heads), np.float32)
-    counter = new_counters()
+    counter = new_counters(2)
     if workers == 1:
-        _attend_units(
+        attend_units(
             query, keys, values, tables, visible, scale, first_range, peaks, totals, mixed, counter
         )
-        _merge_units(first_range, peaks, totals, mixed, out, counter[8:])
+        merge_units(first_range, peaks, totals, mixed, out, counter[8:])
         return
     for _ in numba.prange(workers):
-        _attend_units(
+        attend_units(
             query, keys, values, tables, visible, scale, first_range, peaks, totals, mixed, counter
         )
     for _ in numba.prange(workers):
-        _merge_units(first_range, peaks, totals, mixed, out, counter[8:])
+        merge_units(first_range, peaks, totals, mixed, out, counter[8:])
 
 
 @helper
-def _attend_units(
+def attend_units(
     query: Any, keys: Any, values: Any, tables: Any, visible: Any, scale: Any, first_range: Any,
     peaks: Any, totals: Any, mixed: Any, counter: Any,
 ) -> None:  # fmt: skip
@@ -114,7 +114,7 @@ def _attend_units(
 
 
 @helper
-def _merge_units(
+def merge_units(
     first_range: Any, peaks: Any, totals: Any, mixed: Any, out: Any, counter: Any
 ) -> None:
     """One worker of phase two: merge the ranges of a (token, head) until there are none left."""
@@ -132,7 +132,7 @@ def _merge_units(
 
 
 @helper
-def _first_ranges(visible: Any) -> Any:
+def first_ranges(visible: Any) -> Any:
     """Ranges before each token's first one: [tokens + 1]."""
     first = np.zeros(visible.size + 1, np.int64)
     for token in range(visible.size):

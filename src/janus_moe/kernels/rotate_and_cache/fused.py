@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from janus_moe.kernels.cpu.jit import helper
+from janus_moe.kernels.cpu.rows import SUMS_SIZE, sum_of_squares
 
 
 def rotate_and_cache_fused(
@@ -28,7 +29,6 @@ def rotate_and_cache_fused(
     _run(
         qkv.numpy(),
         np.empty((0, head_dim), np.float32) if norm is None else norm.numpy(),
-        norm is not None,
         np.float32(eps),
         torch.view_as_real(rotation).numpy(),
         keys.numpy(),
@@ -41,32 +41,43 @@ def rotate_and_cache_fused(
 
 @helper
 def _run(
-    qkv: Any, norm: Any, has_norm: bool, eps: Any, rotation: Any, keys: Any, values: Any,
+    qkv: Any, norm: Any, eps: Any, rotation: Any, keys: Any, values: Any,
     slots: Any, query: Any,
 ) -> None:  # fmt: skip
-    tokens, heads, head_dim = query.shape
-    block_size, kv_heads = keys.shape[1:3]
-    for token in range(tokens):
-        block, offset = slots[token] // block_size, slots[token] % block_size
-        for head in range(heads + kv_heads):
-            x = qkv[token, head]
-            out = query[token, head] if head < heads else keys[block, offset, head - heads]
-            scale = _inverse_rms(x, eps) if has_norm else np.float32(1)
-            for i in range(0, head_dim, 2):
-                a, b = x[i] * scale, x[i + 1] * scale
-                if has_norm:
-                    a, b = a * norm[head, i], b * norm[head, i + 1]
-                cos, sin = rotation[token, 0, i // 2, 0], rotation[token, 0, i // 2, 1]
-                out[i] = a * cos - b * sin
-                out[i + 1] = a * sin + b * cos
-        for head in range(kv_heads):
-            for i in range(head_dim):
-                values[block, offset, head, i] = qkv[token, heads + kv_heads + head, i]
+    for token in range(query.shape[0]):
+        rotate_token(qkv, norm, eps, rotation, keys, values, slots, query, token)
 
 
 @helper
-def _inverse_rms(x: Any, eps: Any) -> Any:
-    total = np.float32(0)
-    for value in x:
-        total += value * value
-    return np.float32(1) / np.sqrt(total / np.float32(x.size) + eps)
+def rotate_token(
+    qkv: Any, norm: Any, eps: Any, rotation: Any, keys: Any, values: Any, slots: Any, query: Any,
+    token: int,
+) -> None:  # fmt: skip
+    """All of one token. norm: of no size for none."""
+    heads, head_dim = query.shape[1:]
+    block_size, kv_heads = keys.shape[1:3]
+    block, offset = slots[token] // block_size, slots[token] % block_size
+    sums = np.empty(SUMS_SIZE, np.float32)
+    for head in range(heads + kv_heads):
+        x = qkv[token, head]
+        if norm.size > 0:
+            start = (token * qkv.shape[1] + head) * head_dim
+            mean = sum_of_squares(qkv, start, head_dim, sums) / np.float32(head_dim)
+            scale = np.float32(1) / np.sqrt(mean + eps)
+            for i in range(head_dim):
+                x[i] *= scale * norm[head, i]
+        out = query[token, head] if head < heads else keys[block, offset, head - heads]
+        _rotate(x, rotation[token, 0], out)
+    for head in range(kv_heads):
+        for i in range(head_dim):
+            values[block, offset, head, i] = qkv[token, heads + kv_heads + head, i]
+
+
+@helper
+def _rotate(x: Any, rotation: Any, out: Any) -> None:
+    """x, out: [head_dim]; rotation: [head_dim / 2, 2], cosine and sine."""
+    for pair in range(rotation.shape[0]):
+        a, b = x[2 * pair], x[2 * pair + 1]
+        cos, sin = rotation[pair, 0], rotation[pair, 1]
+        out[2 * pair] = a * cos - b * sin
+        out[2 * pair + 1] = a * sin + b * cos

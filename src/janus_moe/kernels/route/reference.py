@@ -1,8 +1,4 @@
-"""Top-k routing: which experts a token goes to and with what weight.
-
-A row's result depends on that row alone, so every expert instance that sees the same hidden
-states decides the same. Equal scores fall the same way for equal rows.
-"""
+"""The obvious implementation, for any device: torch."""
 
 from __future__ import annotations
 
@@ -15,19 +11,15 @@ from janus_moe.spec import RouterSpec
 NORMALIZER_EPS = 1e-20  # keeps a sum of sigmoids that underflowed from dividing by zero
 
 
-def route(
+def route_reference(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, router: RouterSpec
 ) -> tuple[Tensor, Tensor]:
-    """(expert_ids [tokens, top_k] int32, weights [tokens, top_k] float32).
-
-    hidden: [tokens, hidden]; weight: [experts, hidden], its dtype is what the logits are computed
-    in; bias: [experts] float32 where the router has a correction bias.
-    """
+    """Contract of `route`."""
     return select(linear(hidden.to(weight.dtype), weight).float(), bias, router)
 
 
 def select(logits: Tensor, bias: Tensor | None, router: RouterSpec) -> tuple[Tensor, Tensor]:
-    """`route` from the router's logits, [tokens, experts] float32."""
+    """Contract of `route` from the router's logits, [tokens, experts] float32."""
     if router.scoring == "softmax" and router.normalize and router.num_groups == 1 and bias is None:
         top, ids = logits.topk(router.top_k, dim=-1)
         weights = top.softmax(dim=-1)  # softmax over all, renormalised over the chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from janus_moe.model.router import route, select
+from janus_moe.kernels.route import route, route_reference, select
 from janus_moe.spec import RouterSpec
 
 EXPERTS_PER_GROUP = 3
@@ -60,7 +61,15 @@ def test_select_follows_the_definition(spec: RouterSpec, seed: int, tokens: int)
     experts = spec.num_groups * EXPERTS_PER_GROUP
     logits = torch.randn(tokens, experts, generator=generator)
     bias = torch.randn(experts, generator=generator) if spec.correction_bias else None
-    ids, weights = select(logits, bias, spec)
+    gate = torch.eye(experts)  # whose logits are the hidden states
+    for ids, weights in (select(logits, bias, spec), route(logits, gate, bias, spec)):
+        check_choice(ids, weights, logits, bias, spec)
+
+
+def check_choice(
+    ids: Tensor, weights: Tensor, logits: Tensor, bias: Tensor | None, spec: RouterSpec
+) -> None:
+    tokens, experts = logits.shape
     assert (ids.dtype, weights.dtype) == (torch.int32, torch.float32)
     assert ids.shape == weights.shape == (tokens, spec.top_k)
     values = [0.0] * experts if bias is None else bias.tolist()
@@ -82,12 +91,30 @@ def test_equal_rows_are_routed_equally_in_any_batch(options: dict[str, Any]) -> 
     spec = RouterSpec(top_k=3, **options)
     row = torch.tensor([1.0, 2.0, 2.0, 2.0, 2.0, 0.0, 2.0, 2.0])
     bias = torch.zeros(8) if spec.correction_bias else None
-    alone = select(row.view(1, -1), bias, spec)
-    for tokens in (2, 7, 65):
-        ids, weights = select(row.expand(tokens, -1).contiguous(), bias, spec)
-        assert torch.equal(ids, alone[0].expand(tokens, -1))
-        assert torch.equal(weights, alone[1].expand(tokens, -1))
-        assert all(len(set(chosen)) == spec.top_k for chosen in ids.tolist())
+    gate = torch.eye(8)
+    choices: list[Callable[[Tensor], tuple[Tensor, Tensor]]] = [
+        lambda rows: select(rows, bias, spec),
+        lambda rows: route(rows, gate, bias, spec),
+    ]
+    for choose in choices:
+        alone = choose(row.view(1, -1))
+        for tokens in (2, 7, 65):
+            ids, weights = choose(row.expand(tokens, -1).contiguous())
+            assert torch.equal(ids, alone[0].expand(tokens, -1))
+            assert torch.equal(weights, alone[1].expand(tokens, -1))
+            assert all(len(set(chosen)) == spec.top_k for chosen in ids.tolist())
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("tokens", [1, 16, 300])
+def test_fused_vs_reference(tokens: int, options: dict[str, Any]) -> None:
+    spec = RouterSpec(top_k=5, **options)
+    hidden, gate = torch.randn(tokens, 100), torch.randn(64, 100)
+    bias = torch.rand(64) if spec.correction_bias else None
+    ids, weights = route(hidden, gate, bias, spec)
+    want_ids, want_weights = route_reference(hidden, gate, bias, spec)
+    assert torch.equal(ids, want_ids)
+    torch.testing.assert_close(weights, want_weights, rtol=1e-5, atol=1e-6)
 
 
 def test_logits_run_in_the_gates_dtype() -> None:
@@ -106,6 +133,7 @@ def chosen(hidden: Tensor, gate: Tensor, spec: RouterSpec) -> int:
 def test_extreme_logits_stay_finite(logit: float) -> None:
     for options in OPTIONS:
         bias = torch.zeros(8) if options.get("correction_bias") else None
-        ids, weights = select(torch.full((2, 8), logit), bias, RouterSpec(top_k=2, **options))
-        assert torch.isfinite(weights).all()
-        assert int(ids.min()) >= 0 and int(ids.max()) < 8
+        spec, logits = RouterSpec(top_k=2, **options), torch.full((2, 8), logit)
+        for ids, weights in (select(logits, bias, spec), route(logits, torch.eye(8), bias, spec)):
+            assert torch.isfinite(weights).all()
+            assert int(ids.min()) >= 0 and int(ids.max()) < 8

@@ -1,0 +1,161 @@
+"""CPU kernel for few tokens: the gate's matrix product and the choice in one call.
+
+Of equal scores the lower expert id goes first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_region
+from janus_moe.kernels.cpu.math import exp
+from janus_moe.kernels.cpu.rows import new_counters
+from janus_moe.kernels.linear.streaming import project_units
+from janus_moe.spec import RouterSpec
+
+NORMALIZER_EPS = np.float32(1e-20)
+_NO_BIAS = np.empty(0, np.float32)
+_LOWEST = np.float32(-np.inf)
+
+
+def route_fused(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, router: RouterSpec
+) -> tuple[Tensor, Tensor]:
+    """Contract of `route` for a contiguous float32 weight on the CPU and at least one token."""
+    tokens = hidden.shape[0]
+    ids = np.empty((tokens, router.top_k), np.int32)
+    weights = np.empty((tokens, router.top_k), np.float32)
+    arrays = (
+        hidden.detach().float().contiguous().numpy(),
+        weight.detach().numpy(),
+        _NO_BIAS if bias is None else bias.detach().numpy(),
+        (
+            router.scoring == "softmax",
+            router.normalize,
+            np.float32(router.scaling_factor),
+            router.num_groups,
+            router.top_groups,
+            1 if router.group_score == "max" else 2,
+        ),
+        ids,
+        weights,
+    )
+    # Waking a thread takes some 60 us, in which one reads a megabyte or multiplies 4 million times.
+    workers = num_workers(max(weight.numel() // 2, tokens * weight.numel() // 16))
+    if workers == 1:
+        _run_alone(*arrays)
+    else:
+        with parallel_region():
+            _run(*arrays, workers)
+    return torch.from_numpy(ids), torch.from_numpy(weights)
+
+
+@kernel
+def _run(
+    hidden: Any, weight: Any, bias: Any, rule: Any, ids: Any, weights: Any, workers: int
+) -> None:
+    logits = np.empty((hidden.shape[0], weight.shape[0]), np.float32)
+    counter = new_counters(1)
+    for _ in numba.prange(workers):
+        project_units(hidden, weight, logits, counter, workers)
+    _choose_all(logits, bias, rule, ids, weights)
+
+
+@helper
+def _run_alone(hidden: Any, weight: Any, bias: Any, rule: Any, ids: Any, weights: Any) -> None:
+    """`_run` for one worker, without the start of a parallel loop."""
+    logits = np.empty((hidden.shape[0], weight.shape[0]), np.float32)
+    project_units(hidden, weight, logits, new_counters(1), 1)
+    _choose_all(logits, bias, rule, ids, weights)
+
+
+@helper
+def _choose_all(logits: Any, bias: Any, rule: Any, ids: Any, weights: Any) -> None:
+    for token in range(logits.shape[0]):
+        _choose(logits[token], bias, rule, ids[token], weights[token])
+
+
+@helper
+def _choose(logits: Any, bias: Any, rule: Any, ids: Any, weights: Any) -> None:
+    """One token. rule: softmax or sigmoid, normalize, scaling factor, groups, groups kept, best
+    experts whose scores are a group's score."""
+    softmax, normalize, factor, num_groups, top_groups, best = rule
+    scores = np.empty(logits.size, np.float32)
+    _score(logits, softmax, scores)
+    choice = np.empty(logits.size, np.float32)
+    for expert in range(logits.size):
+        choice[expert] = scores[expert] + (bias[expert] if bias.size > 0 else np.float32(0))
+    if num_groups > 1:
+        _keep_best_groups(choice, num_groups, top_groups, best)
+    elif softmax and bias.size == 0:  # the same order, without the rounding of the scores
+        choice[:] = logits
+    _best(choice, ids)
+    total = np.float32(0)
+    for k in range(ids.size):
+        weights[k] = scores[ids[k]]
+        total += weights[k]
+    divisor = total + NORMALIZER_EPS if normalize else np.float32(1)
+    for k in range(ids.size):
+        weights[k] *= factor / divisor
+
+
+@helper
+def _score(logits: Any, softmax: bool, scores: Any) -> None:
+    if not softmax:
+        for i in range(logits.size):
+            scores[i] = np.float32(1) / (np.float32(1) + exp(-logits[i]))
+        return
+    peak = logits[0]
+    for i in range(logits.size):
+        peak = max(peak, logits[i])
+    for i in range(logits.size):
+        scores[i] = exp(logits[i] - peak)
+    total = np.float32(0)
+    for i in range(logits.size):
+        total += scores[i]
+    for i in range(logits.size):
+        scores[i] /= total
+
+
+@helper
+def _best(values: Any, ids: Any) -> None:
+    """ids: of the largest values, in descending order."""
+    for found in range(ids.size):
+        place = -1
+        for i in range(values.size):
+            larger = place < 0 or values[i] > values[place]
+            if larger and not _contains(ids, found, i):
+                place = i
+        ids[found] = place
+
+
+@helper
+def _contains(ids: Any, count: int, wanted: int) -> bool:
+    found = False
+    for i in range(count):
+        found |= ids[i] == wanted
+    return found
+
+
+@helper
+def _keep_best_groups(choice: Any, num_groups: int, top_groups: int, best: int) -> None:
+    """-inf for all experts outside the best groups."""
+    size = choice.size // num_groups
+    group_scores = np.empty(num_groups, np.float32)
+    members = np.empty(min(best, size), np.int32)
+    for group in range(num_groups):
+        own = choice[group * size : (group + 1) * size]
+        _best(own, members)
+        group_scores[group] = np.float32(0)
+        for member in members:
+            group_scores[group] += own[member]
+    kept = np.empty(top_groups, np.int32)
+    _best(group_scores, kept)
+    for group in range(num_groups):
+        if not _contains(kept, kept.size, group):
+            choice[group * size : (group + 1) * size] = _LOWEST
