@@ -97,6 +97,7 @@ def question(oracle: Oracle, batch: float, tpot_ms: float, spread: float) -> Pro
         oracle=oracle,
         activation=Remembered(routing),
         workload=Workload(isl=16, osl=256),
+        prefill="excluded",  # the paper evaluates decoding only
         demand=Concurrency(batch),
         tpot_s=tpot_ms / 1e3,
         max_gpus=GPUS,

@@ -67,6 +67,7 @@ def problem(question: Question) -> Problem:
         oracle=one,
         activation=activation(question.model, question.spread),
         workload=Workload(isl=PROMPT, osl=OUTPUT),
+        prefill="excluded",  # the paper evaluates decoding only
         demand=Concurrency(question.batch),
         tpot_s=question.objective_s,
         max_gpus=question.gpus,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from janus_moe.perf import ModelFacts, Oracle
 from janus_moe.perf.models import GqaFacts
 from janus_moe.plan.activation import Activation, uniform
-from janus_moe.plan.problem import Demand, Problem, Rate, Workload
+from janus_moe.plan.problem import Demand, Prefill, Problem, Rate, Workload
 
 
 def small_model(num_experts: int = 16, top_k: int = 2) -> ModelFacts:
@@ -38,6 +38,7 @@ def problem(
     activation: Activation | None = None,
     model: ModelFacts | None = None,
     objective: str = "gpus",
+    prefill: Prefill = "included",
 ) -> Problem:
     """demand: in tokens per second where it is a number."""
     facts = model or small_model()
@@ -49,4 +50,5 @@ def problem(
         tpot_s=tpot_ms / 1e3,
         max_gpus=max_gpus,
         objective=objective,  # type: ignore[arg-type]
+        prefill=prefill,
     )

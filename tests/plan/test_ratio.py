@@ -62,7 +62,7 @@ def test_longer_contexts_lean_towards_attention_in_both() -> None:
     """The search and the closed form move the same way."""
     shares, ratios = [], []
     for isl in (512, 60_000):
-        question = problem(2000.0, 60.0, 12, isl=isl)
+        question = problem(2000.0, 60.0, 12, isl=isl, prefill="excluded")
         found = PoolSearch(question, SMALL).cheapest()[0]
         shares.append(found.num_attention / found.num_expert)
         ratio = closed_form(linear_times(question, found))

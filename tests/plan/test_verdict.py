@@ -115,6 +115,7 @@ def test_the_paper_calibration_takes_the_published_shapes_at_150_ms(batch: int, 
         demand=Concurrency(batch),
         tpot_s=0.150,
         max_gpus=32,
+        prefill="excluded",
     )
     found = PoolSearch(question, paper_style()).cheapest()[0]
     assert found.shape == shape

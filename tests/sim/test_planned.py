@@ -15,11 +15,11 @@ from janus_moe.plan.problem import Workload as Means
 from janus_moe.policy.synthetic import SyntheticRouter
 from janus_moe.sim.amax import SampledAmax
 from janus_moe.sim.deployment import Deployment, Deployments
-from janus_moe.sim.generators import generate
+from janus_moe.sim.generators import Lengths, generate
 from janus_moe.sim.planned import DRAIN_S, Planned, planning_problem
 from janus_moe.sim.policies import PLANNERS, Choices, named_policy
 from janus_moe.sim.report import Objective, make_report
-from janus_moe.sim.scaling import Demand
+from janus_moe.sim.scaling import Demand, Static
 from janus_moe.sim.simulate import Timing, simulate
 from janus_moe.sim.state import Limits
 from janus_moe.sim.workload import Workload
@@ -89,6 +89,29 @@ def test_those_who_wait_are_provided_for(shared: Choices) -> None:
     assert one.decide(0.0, waiting, None).deployment.same_as(
         one.decide(0.0, demand(100.0), None).deployment
     )
+
+
+def test_the_busiest_minute_counts_where_it_is_asked_for(shared: Choices) -> None:
+    seen = demand(10.0)._replace(peak_requests_per_s=100.0)
+    mean = policy("janus", shared)
+    peak = policy("janus", dataclasses.replace(shared, provide_for="peak"))
+    chosen = [one.decide(0.0, seen, None).deployment for one in (mean, peak)]
+    assert chosen[0].same_as(mean.decide(0.0, demand(10.0), None).deployment)
+    assert chosen[1].same_as(mean.decide(0.0, demand(100.0), None).deployment)
+
+
+def test_the_planned_time_per_token_is_what_the_simulator_finds(shared: Choices) -> None:
+    """Prompts five times as long as outputs, at a steady rate."""
+    workload = generate("poisson", 40.0, 40.0, 1, Lengths(mean=500), Lengths(mean=100))
+    one = policy("janus", shared)
+    question = dataclasses.replace(
+        shared.problem, demand=Rate(40.0 * 100.0), workload=Means(isl=500, osl=100)
+    )
+    answer = one.planner.solve(question)
+    assert isinstance(answer, answers.Deployment)
+    simulation = simulate(workload, Static(one._built(answer)), Timing())
+    found = make_report(simulation, Objective(tpot_s=0.05)).figures["mean_tpot_ms"]
+    assert found == pytest.approx(1e3 * answer.tpot_s, rel=0.1)
 
 
 def test_an_equally_cheap_shape_is_kept(shared: Choices) -> None:

@@ -18,10 +18,12 @@ from janus_moe.plan.activation import Activation, lognormal, uniform
 from janus_moe.plan.paper import Calibration, calibrated, note
 from janus_moe.plan.planner import make_plan
 from janus_moe.plan.problem import (
+    Batching,
     Concurrency,
     Demand,
     MonolithicStyle,
     PoolStyle,
+    Prefill,
     Problem,
     Rate,
     Saturate,
@@ -67,6 +69,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         metavar="S",
         help="without a trace: spread of the experts' log popularity (default: 0, uniform)",
+    )
+    detail.add_argument(
+        "--prefill",
+        choices=get_args(Prefill),
+        default="included",
+        help="excluded: other devices compute the prompts (default: included)",
+    )
+    detail.add_argument(
+        "--max-num-batched-tokens",
+        type=_count,
+        default=2048,
+        help="prompt tokens in a step of an attention instance (default: 2048)",
     )
     detail.add_argument(
         "--calibration",
@@ -121,6 +135,8 @@ def problem_of(arguments: argparse.Namespace) -> Problem:
         expert_weights=arguments.expert_weights,
         kv_format=arguments.kv_cache_dtype,
     )
+    if arguments.isl < 1:
+        raise ConfigError(f"--isl must be 1 or more tokens, got {arguments.isl}")
     workload = Workload(isl=arguments.isl, osl=arguments.osl)
     positions = oracle.model.max_position
     if positions and workload.isl + workload.osl > positions:
@@ -144,6 +160,8 @@ def problem_of(arguments: argparse.Namespace) -> Problem:
         tpot_s=arguments.tpot / 1e3,
         max_gpus=gpus,
         objective=arguments.objective,
+        batching=Batching(max_prompt_tokens=arguments.max_num_batched_tokens),
+        prefill=arguments.prefill,
     )
 
 

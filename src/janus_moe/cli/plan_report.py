@@ -97,6 +97,7 @@ class Report:
                 "tpot_ms": 1e3 * problem.tpot_s,
                 "demand": wanted_text(problem.demand),
                 "max_gpus": problem.max_gpus,
+                "prefill": problem.prefill,
                 "routing": problem.activation.name,
                 "calibration": self.note or "honest",
                 "expert_weights": problem.oracle.model.expert_dtype,
@@ -150,12 +151,15 @@ class Report:
         devices = oracle.attention_side.device.title
         if oracle.expert_side.device.name != oracle.attention_side.device.name:
             devices += f" and {oracle.expert_side.device.title} for experts"
+        prompts = "prefill excluded: prompts take no time of these GPUs"
+        if problem.prefill == "included":
+            chunk = problem.batching.max_prompt_tokens
+            prompts = f"prompts computed among decode steps, up to {chunk:,} tokens at a time"
         return (
             f"{oracle.model.title} ({oracle.model.expert_dtype} experts) on up to "
             f"{problem.max_gpus} {devices}: {wanted_text(problem.demand)}, "
             f"{problem.workload.isl:g} tokens in, {problem.workload.osl:g} out, at most "
-            f"{1e3 * problem.tpot_s:g} ms per token; {problem.activation.name}. Decoding only: "
-            "prefill takes no time of these GPUs here."
+            f"{1e3 * problem.tpot_s:g} ms per token; {problem.activation.name}; {prompts}."
         )
 
     def _table(self, title: str, deployments: Sequence[Deployment]) -> Table:

@@ -19,7 +19,7 @@ from janus_moe.sim.amax import SampledAmax
 from janus_moe.sim.chrome import write_chrome_trace
 from janus_moe.sim.deployment import Deployments
 from janus_moe.sim.generators import Arrivals, Lengths, generate
-from janus_moe.sim.planned import planning_problem
+from janus_moe.sim.planned import Provision, planning_problem
 from janus_moe.sim.policies import KNOWN, Choices, named_policy
 from janus_moe.sim.pools import CompiledPool
 from janus_moe.sim.reference import PolicyPool
@@ -64,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tpot", type=float, default=150.0, help="objective, ms")
     parser.add_argument("--ttft", type=float, default=2000.0, help="objective, ms")
     parser.add_argument("--headroom", type=float, default=1.3, help="rate provided for over seen")
+    parser.add_argument(
+        "--provide-for",
+        choices=get_args(Provision),
+        default="mean",
+        help="peak: at least for the busiest minute of the interval before",
+    )
     parser.add_argument("--interval", type=float, default=900.0, help="s between decisions")
     parser.add_argument("--on-load", type=float, help="decide early at this many times the rate")
     parser.add_argument("--start-seconds", type=float, default=20.0, help="to start an instance")
@@ -182,6 +188,7 @@ def _choices(arguments: argparse.Namespace, tpot_s: float) -> Choices:
             oracle, sample, limits, tpot_s, arguments.max_gpus, arguments.seed
         ),
         headroom=arguments.headroom,
+        provide_for=arguments.provide_for,
         changes=() if per_expert is None else (("redundancies", (per_expert,)),),
     )
 

@@ -336,7 +336,10 @@ class Oracle:
         model, over = self.model, self.overheads
         m = np.asarray(load.micro_batches, np.float64)
         rows = np.asarray(load.batch, np.float64) / m  # of one micro-batch, all instances
-        each = rows / np.asarray(load.num_attention)
+        each: Any = rows / np.asarray(load.num_attention)
+        if load.attention_tokens is not None:
+            each = np.asarray(load.attention_tokens, np.float64) / m
+        logits = each if load.logits is None else np.asarray(load.logits, np.float64) / m
         pairs: Any = load.busiest_tokens
         if pairs is None:
             pairs = rows * model.top_k / load.num_expert
@@ -353,7 +356,7 @@ class Oracle:
         )
         layer = layer_seconds(parts, m, load.deployment)
         dense = model.num_dense_layers * (m * (attention + self.dense_layer_s(each)))
-        head = m * self.lm_head_s(each)
+        head = m * self.lm_head_s(logits)
         moe = model.num_moe_layers
         host = over.step_s + over.token_s * np.asarray(load.batch, np.float64)
         tpot = moe * layer + dense + head + host

@@ -38,6 +38,8 @@ class StepLoad:
     share. rows: tokens that arrive at it, None: all. slots: experts it holds per layer, None: an
     even share. dispatch_s, combine_s: one way of the exchange of one micro-batch. micro_batches: M.
     deployment: what has the experts; a monolithic one has as many devices of either kind.
+    attention_tokens: of the slowest attention instance, to which `context` then belongs, None: an
+    even share. logits: rows of it that give a token, None: all.
     """
 
     batch: Numbers
@@ -53,6 +55,8 @@ class StepLoad:
     micro_batches: Numbers = 1
     deployment: Deployment = "pools"
     exchange_confidence: Confidence = "roofline"
+    attention_tokens: Numbers | None = None
+    logits: Numbers | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "num_attention", "num_expert", "micro_batches"):

@@ -5,6 +5,7 @@ planner     `make_plan`: search, monolithic candidate, verdict, or why nothing i
 search      all shapes of two pools in arrays; `reference` is the obvious version
 monolithic  expert parallelism without pools
 activation  a_max for all pool sizes; `sampled` takes it from a trace
+prefill     how prompts among decode steps lengthen the time per token
 memory      who needs how much
 baselines   other systems as planners; `paper` has the assumptions of one publication
 ratio       the closed form r* as a cross-check

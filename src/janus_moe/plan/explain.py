@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from janus_moe.perf.coefficients import roofline_law
+from janus_moe.perf.estimate import Estimate
 from janus_moe.perf.models import GqaFacts
 from janus_moe.perf.precision import arithmetic
 from janus_moe.perf.step import StepEstimate
@@ -15,7 +16,21 @@ from janus_moe.plan.problem import Problem
 
 
 def step_estimate(problem: Problem, one: Deployment) -> StepEstimate:
-    """A decode step of one copy at its batch, part by part."""
+    """A step of one copy at its batch, part by part, a mean over those with and without prompts:
+    what prompts add to decoding is a part of its own."""
+    step = decode_estimate(problem, one)
+    prompts = one.tpot_s - step.tpot.seconds
+    if problem.prefill == "excluded" or prompts <= 1e-9 * one.tpot_s:
+        return step
+    return replace(
+        step,
+        tpot=Estimate(one.tpot_s, "roofline"),
+        whole={**step.whole, "prompts of others": Estimate(prompts, "roofline")},
+    )
+
+
+def decode_estimate(problem: Problem, one: Deployment) -> StepEstimate:
+    """A step in which all sequences decode."""
     oracle = problem.oracle
     if one.kind == "monolithic":
         load = oracle.monolithic_load(

@@ -69,7 +69,7 @@ def fixed_points(tpot_s: Callable[[Array], Array], tokens_per_s: Numbers, most: 
 
 
 def largest_batches(
-    tpot_s: Callable[[Array], Array], limit_s: float, most: Array, iterations: int = ITERATIONS
+    tpot_s: Callable[[Array], Array], limit_s: float, most: Array, iterations: int = 24
 ) -> Array:
     """The largest batch up to `most` whose step takes no more than `limit_s`; nan: not even 1."""
     top = np.maximum(most, 1.0)

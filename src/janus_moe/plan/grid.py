@@ -19,8 +19,9 @@ from janus_moe.perf.arrays import Array
 from janus_moe.perf.links import share_reached
 from janus_moe.perf.step import StepLoad
 from janus_moe.plan.fixed_point import largest_batches
+from janus_moe.plan.prefill import MixedStep, tpot_s
 from janus_moe.plan.problem import Concurrency, Demand, Problem, Saturate
-from janus_moe.plan.shapes import Ints, Pools
+from janus_moe.plan.shapes import Ints, Pools, with_prompts
 
 Bools = NDArray[np.bool_]
 
@@ -71,11 +72,18 @@ class Grid:
             batch, limit = _largest_batch(self.problem, demand, attention, experts)
             usable = np.maximum(batch, 1.0)
             seconds = self._step_s(pools, usable, (slice(0, n), slice(0, m)))
-            found |= (batch >= 1) & (seconds <= limit)
-        return found & (self.gpus[:n, :m] <= most_gpus)
+            good = (batch >= 1) & (seconds <= limit) & (self.gpus[:n, :m] <= most_gpus) & ~found
+            if self.problem.prefill == "included":  # it only takes longer
+                row, column = np.nonzero(good)
+                usable, limit = (
+                    np.broadcast_to(one, (n, m))[row, column] for one in (usable, limit)
+                )
+                good[row, column] = self._tpot_s(pools, usable, (row, column)) <= limit
+            found |= good
+        return found
 
     def fastest_s(self) -> Array:
-        """[n, m] the lowest TPOT of each pair, at one token; infinite where memory is short."""
+        """[n, m] the shortest step of each pair, at one token; infinite where memory is short."""
         least = np.full(self.shape, np.inf)
         for pools in self._one_of_each_plan:
             seconds = self._step_s(pools, np.ones((1, 1)), (slice(None), slice(None)))
@@ -90,14 +98,26 @@ class Grid:
         row, column = where.T
         best = np.zeros(len(where))
         for pools in self._one_of_each_plan:
-            seconds = partial(self._step_s, pools, place=(row, column))
+            seconds = partial(self._tpot_s, pools, place=(row, column))
             most = pools.most_tokens[row, column]
             batch = largest_batches(seconds, self.problem.tpot_s, most, COARSE)
             usable = np.where(np.isnan(batch), 1.0, batch)
             best = np.maximum(best, np.where(np.isnan(batch), 0.0, usable / seconds(usable)))
         return best
 
-    def _step_s(self, pools: Pools, batch: Array, place: tuple[Any, Any]) -> Array:
+    def _tpot_s(self, pools: Pools, batch: Array, place: tuple[Any, Any]) -> Array:
+        """Time per token of the pairs at `place`, prompts included where they are asked for."""
+        return tpot_s(
+            self.problem,
+            batch,
+            self.num_attention[place[0], 0],
+            self._step_s(pools, batch, place),
+            lambda step: self._step_s(pools, step.rows, place, step),
+        )
+
+    def _step_s(
+        self, pools: Pools, batch: Array, place: tuple[Any, Any], prompts: MixedStep | None = None
+    ) -> Array:
         """Steps of the pairs at `place` of the grid with the fastest exchange plan for each."""
         row, column = place
         one_axis = not isinstance(row, slice)
@@ -115,6 +135,8 @@ class Grid:
             slots=pools.slots[left],
             micro_batches=pools.micro_batches,
         )
+        if prompts is not None:
+            load = with_prompts(load, prompts)
         return self.problem.oracle.step_s(load)
 
     def _rows_arriving(self, pools: Pools, tokens: Array, left: tuple[Any, Any]) -> Array | None:

@@ -8,6 +8,7 @@ from janus_moe.errors import ConfigError
 from janus_moe.plan.answers import Deployment, Infeasible
 from janus_moe.plan.memory import attention_need, expert_bytes_all_layers, most_slots
 from janus_moe.plan.monolithic import MonolithSearch
+from janus_moe.plan.prefill import most_sequences
 from janus_moe.plan.problem import (
     Concurrency,
     Demand,
@@ -123,6 +124,13 @@ def why_no_pools(search: PoolSearch) -> Infeasible:
             reason=f"{model.num_experts} experts per layer need {least} expert instances of "
             f"{min(wanted, model.num_experts)} slots ({each:.2f} GB each) beside 1 attention "
             f"instance, so {least + 1} GPUs, but there are {problem.max_gpus}"
+        )
+    prompts = float(most_sequences(problem, problem.max_gpus - least))
+    if prompts < 1:
+        return Infeasible(
+            reason=f"prompts of {problem.workload.isl:g} tokens for {problem.workload.osl:g} of "
+            f"output fill the steps of all {problem.max_gpus - least} attention instances with "
+            f"{problem.batching.max_prompt_tokens} tokens each; exclude prefill, or have more GPUs"
         )
     fastest = search.fastest()
     if fastest is not None and fastest.tpot_s > problem.tpot_s:

@@ -8,16 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
 from janus_moe.errors import ConfigError
-from janus_moe.perf.arrays import Array, Numbers
 from janus_moe.perf.links import Gating, Plan
 from janus_moe.perf.oracle import Oracle
 from janus_moe.plan.activation import Activation, ReplicaPolicy
 from janus_moe.plan.memory import MemoryRules
 
 Objective = Literal["gpus", "price"]
+Prefill = Literal["included", "excluded"]
 
 ALL_PLANS: tuple[Plan, ...] = ("1pc", "2pc-direct", "2pc-relay", "2pc-sharded")
 REDUNDANCIES = (1.0, 1.125, 1.25, 1.5)
@@ -73,8 +71,10 @@ class Workload:
     osl: float
 
     def __post_init__(self) -> None:
-        if not (self.isl >= 1 and self.osl >= 1):
-            raise ConfigError(f"isl and osl must be 1 or more tokens, got {self.isl}, {self.osl}")
+        if not (self.isl >= 0 and self.osl >= 1):
+            raise ConfigError(
+                f"isl must be 0 or more tokens and osl 1 or more, got {self.isl}, {self.osl}"
+            )
 
     @property
     def context(self) -> float:
@@ -85,18 +85,16 @@ class Workload:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batching:
     """What an attention instance puts into a step at most. max_sequences: that decode; None: as
-    many as memory holds."""
+    many as memory holds. max_prompt_tokens: chunks of prompts beside them."""
 
     max_sequences: int | None = None
+    max_prompt_tokens: int = 2048
 
     def __post_init__(self) -> None:
         if self.max_sequences is not None and self.max_sequences < 1:
             raise ConfigError(f"a step needs 1 sequence or more, got {self.max_sequences}")
-
-    def most_tokens(self, num_attention: Numbers) -> Array:
-        """Decoding sequences of so many instances."""
-        limit = np.inf if self.max_sequences is None else float(self.max_sequences)
-        return np.asarray(limit * np.asarray(num_attention, np.float64))
+        if self.max_prompt_tokens < 1:
+            raise ConfigError(f"a step needs 1 prompt token or more, got {self.max_prompt_tokens}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +138,8 @@ class MonolithicStyle:
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """One question to a planner. tpot_s: the most a token may take. max_gpus: of both pools and
-    all copies. max_copies: of the whole deployment, which share the demand."""
+    all copies. max_copies: of the whole deployment, which share the demand. prefill: whether these
+    devices compute the prompts as well (`plan.prefill`)."""
 
     oracle: Oracle
     activation: Activation
@@ -151,6 +150,7 @@ class Problem:
     objective: Objective = "gpus"
     memory: MemoryRules = field(default_factory=MemoryRules)
     batching: Batching = field(default_factory=Batching)
+    prefill: Prefill = "included"
     max_copies: int = 1024
 
     def __post_init__(self) -> None:

@@ -12,11 +12,15 @@ from dataclasses import replace
 import numpy as np
 
 from janus_moe.perf.arrays import Array
+from janus_moe.perf.step import StepLoad
+from janus_moe.plan import prefill
 from janus_moe.plan.activation import BATCH_SIZES
 from janus_moe.plan.answers import Deployment
 from janus_moe.plan.fixed_point import fixed_point
 from janus_moe.plan.memory import attention_need, expert_need
+from janus_moe.plan.prefill import MixedStep
 from janus_moe.plan.problem import Concurrency, PoolStyle, Problem, Rate
+from janus_moe.plan.shapes import with_prompts
 
 
 def brute_force(problem: Problem, style: PoolStyle) -> list[Deployment]:
@@ -70,19 +74,26 @@ def _solved(problem: Problem, one: Deployment, table: Array) -> Deployment | Non
         tokens = max(1.0, batch / one.micro_batches)
         return float(np.interp(math.log2(tokens), np.log2(BATCH_SIZES), table))
 
-    def tpot_s(batch: float) -> float:
+    def load(rows: float) -> StepLoad:
         assert one.plan != "all-to-all"
-        load = problem.oracle.pools_load(
-            batch,
+        found = problem.oracle.pools_load(
+            rows,
             problem.context,
             one.num_attention,
             one.num_expert,
-            activated(batch),
+            activated(rows),
             plan=one.plan,
             gating=one.gating,
             micro_batches=one.micro_batches,
         )
-        return float(problem.oracle.step_s(replace(load, slots=one.slots)))
+        return replace(found, slots=one.slots)
+
+    def mixed_s(step: MixedStep) -> Array:
+        return problem.oracle.step_s(with_prompts(load(float(step.rows)), step))
+
+    def tpot_s(batch: float) -> float:
+        decode_s = problem.oracle.step_s(load(batch))
+        return float(prefill.tpot_s(problem, batch, one.num_attention, decode_s, mixed_s))
 
     batch: float | None
     if isinstance(problem.demand, Rate):
@@ -113,7 +124,7 @@ def _slots(problem: Problem, style: PoolStyle, n_e: int) -> list[int]:
 def _most_tokens(problem: Problem, n_a: int, n_e: int, slots: int) -> float:
     room = problem.memory.usable * problem.oracle.attention_side.device.memory_bytes
     attention = attention_need(problem.oracle, n_a, problem.context).most_tokens(room)
-    sequences = float(problem.batching.most_tokens(n_a))
+    sequences = float(prefill.most_sequences(problem, n_a))
     return min(float(attention), sequences, _most_expert_tokens(problem, n_e, slots))
 
 

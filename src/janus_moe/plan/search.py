@@ -27,6 +27,9 @@ from janus_moe.plan.shapes import Ints, Pools, slot_options
 CLOSE = 0.01
 """Shapes whose coarse throughput is less than this below the best are solved as well."""
 
+FASTEST = 16
+"""Shapes with the shortest steps, of which the one with the lowest TPOT is taken."""
+
 _SIDES: tuple[Literal["attention", "expert"], ...] = ("attention", "expert")
 
 Solver = Callable[[Pools], Array]
@@ -110,9 +113,11 @@ class PoolSearch:
         least = np.where(allowed, grid.fastest_s(), np.inf)
         if not np.isfinite(least).any():
             return None
-        where = np.argwhere(least <= np.min(least) * (1 + 1e-9))[:1]
+        first = np.argsort(least, axis=None, kind="stable")[:FASTEST]
+        where = np.stack(np.unravel_index(first, least.shape), axis=1)
+        where = where[np.isfinite(least[where[:, 0], where[:, 1]])]
         found = self._solve(where, np.ones(len(where), np.int64), _one_token)
-        return min(found, key=lambda d: d.rank, default=None)
+        return min(found, key=lambda d: (round(d.tpot_s * 1e9), d.rank), default=None)
 
     @cached_property
     def grid(self) -> Grid | None:

@@ -24,7 +24,7 @@ def serve_settings(problem: Problem, one: Deployment, model: str) -> dict[str, s
         "redundant-experts": max(0, one.num_expert * one.slots - experts),
         "activation-policy": one.policy,
         "max-num-seqs": sequences,
-        "max-num-batched-tokens": max(2048, sequences),
+        "max-num-batched-tokens": max(problem.batching.max_prompt_tokens, sequences),
         "max-model-len": min(longest, positions) if positions else longest,
         "dtype": "bfloat16",
     }

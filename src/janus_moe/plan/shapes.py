@@ -17,6 +17,7 @@ from janus_moe.perf.links import Plan
 from janus_moe.perf.step import StepLoad
 from janus_moe.plan.activation import AmaxGrid
 from janus_moe.plan.memory import attention_need, expert_need, monolithic_need
+from janus_moe.plan.prefill import MixedStep, most_sequences, tpot_s
 from janus_moe.plan.problem import MonolithicStyle, PoolStyle, Problem
 
 Ints = NDArray[np.int64]
@@ -50,7 +51,7 @@ class Pools:
         problem, oracle = self.problem, self.problem.oracle
         need = attention_need(oracle, self.num_attention, problem.context)
         most = need.most_tokens(problem.memory.usable * oracle.attention_side.device.memory_bytes)
-        return np.minimum(most, problem.batching.most_tokens(self.num_attention))
+        return np.minimum(most, most_sequences(problem, self.num_attention))
 
     @cached_property
     def most_of_experts(self) -> Array:
@@ -64,8 +65,13 @@ class Pools:
         return self.amax.at(self.rows, batch / self.micro_batches)
 
     def tpot_s(self, batch: Array) -> Array:
-        """batch: tokens of all attention instances."""
-        return self.problem.oracle.step_s(self.load(batch, self.activated(batch)))
+        """batch: sequences that decode on all attention instances."""
+        decode_s = self.problem.oracle.step_s(self.load(batch, self.activated(batch)))
+        return tpot_s(self.problem, batch, self.num_attention, decode_s, self._mixed_s)
+
+    def _mixed_s(self, step: MixedStep) -> Array:
+        load = self.load(step.rows, self.activated(step.rows))
+        return self.problem.oracle.step_s(with_prompts(load, step))
 
     def load(self, batch: Numbers, activated: Numbers) -> StepLoad:
         """What the oracle is asked about."""
@@ -99,21 +105,33 @@ class Monoliths:
         problem, oracle = self.problem, self.problem.oracle
         need = monolithic_need(oracle, self.num_devices, self.slots, problem.context)
         most = need.most_tokens(problem.memory.usable * oracle.attention_side.device.memory_bytes)
-        return np.minimum(most, problem.batching.most_tokens(self.num_devices))
+        return np.minimum(most, most_sequences(problem, self.num_devices))
 
     def activated(self, batch: Array) -> Array:
         return self.amax.at(self.rows, batch / self.micro_batches)
 
     def tpot_s(self, batch: Array) -> Array:
-        oracle = self.problem.oracle
-        load = oracle.monolithic_load(
+        """batch: sequences that decode on all devices."""
+        decode_s = self.problem.oracle.step_s(self._load(batch))
+        return tpot_s(self.problem, batch, self.num_devices, decode_s, self._mixed_s)
+
+    def _mixed_s(self, step: MixedStep) -> Array:
+        return self.problem.oracle.step_s(with_prompts(self._load(step.rows), step))
+
+    def _load(self, batch: Array) -> StepLoad:
+        load = self.problem.oracle.monolithic_load(
             batch,
             self.problem.context,
             self.num_devices,
             self.activated(batch),
             micro_batches=self.micro_batches,
         )
-        return oracle.step_s(replace(load, slots=self.slots))
+        return replace(load, slots=self.slots)
+
+
+def with_prompts(load: StepLoad, step: MixedStep) -> StepLoad:
+    """The same rows for the experts, with chunks of prompts among them."""
+    return replace(load, attention_tokens=step.tokens, context=step.context, logits=step.logits)
 
 
 def slot_options(problem: Problem, style: PoolStyle, num_expert: Ints, fit: int) -> list[Ints]:

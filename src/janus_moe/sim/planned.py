@@ -1,9 +1,9 @@
 """Planners as policies of scaling: each decides on shapes of its own kind for the demand it sees.
 
 A decision asks the planner for the fewest GPUs at `headroom` times the mean rate of the interval
-before, plus what serves the requests that wait within `DRAIN_S`, with the mean lengths of requests.
-What it answers is simulated in its own style: slots,
-scheduling policy with its placement, gating, exchange plan, micro-batches.
+before, or the rate of its busiest minute if that is asked for and higher, plus what serves the
+requests that wait within `DRAIN_S`, with the mean lengths of requests. What it answers is simulated
+in its own style: slots, scheduling policy with its placement, gating, exchange plan, micro-batches.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from janus_moe.sim.deployment import Deployment, Deployments, Style
 from janus_moe.sim.scaling import Choice, Demand
 from janus_moe.sim.state import Limits
 from janus_moe.sim.step_table import PoolSize
+
+Provision = Literal["mean", "peak"]
 
 OBSERVED_TOKENS = 16_384
 OPTIONS = 8
@@ -52,17 +55,21 @@ def planning_problem(
         demand=Rate(1.0),
         tpot_s=tpot_s,
         max_gpus=max_gpus,
-        batching=Batching(max_sequences=limits.max_num_seqs),
+        batching=Batching(
+            max_sequences=limits.max_num_seqs, max_prompt_tokens=limits.max_num_batched_tokens
+        ),
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """One planner. headroom: rate to provide for over the rate that was seen."""
+    """One planner. headroom: rate to provide for over the mean rate that was seen. provide_for:
+    peak: at least the rate of the busiest minute."""
 
     planner: BaselinePlanner
     deployments: Deployments
     headroom: float = 1.3
+    provide_for: Provision = "mean"
     _known: dict[tuple[int, int, int], tuple[tuple[answers.Deployment, ...], bool]] = field(
         default_factory=dict, repr=False
     )
@@ -81,8 +88,9 @@ class Planned:
         return (
             *self.planner.config.lines(),
             f"objective: {1e3 * problem.tpot_s:g} ms per token on up to {problem.max_gpus} GPUs",
-            f"demand: {self.headroom:g} times the mean rate of the interval before, and those who "
-            f"wait within {DRAIN_S:g} s",
+            f"demand: {self.headroom:g} times the mean rate of the interval before"
+            + (", or its busiest minute" if self.provide_for == "peak" else "")
+            + f", and those who wait within {DRAIN_S:g} s",
             f"a_max: {problem.activation.name}",
         )
 
@@ -99,7 +107,10 @@ class Planned:
 
     def _answers(self, demand: Demand) -> tuple[tuple[answers.Deployment, ...], bool]:
         waiting = demand.num_waiting * demand.output_tokens / DRAIN_S
-        rate = max(self.headroom * demand.output_tokens_per_s + waiting, LEAST_TOKENS_PER_S)
+        rate = self.headroom * demand.output_tokens_per_s
+        if self.provide_for == "peak":
+            rate = max(rate, demand.peak_requests_per_s * demand.output_tokens)
+        rate = max(rate + waiting, LEAST_TOKENS_PER_S)
         key = (
             _steps_up(rate, RATE_STEP),
             _steps_up(demand.prompt_tokens, LENGTH_STEP),

@@ -15,7 +15,7 @@ from janus_moe.errors import ConfigError
 from janus_moe.plan.baselines import BaselineName, BaselinePlanner
 from janus_moe.plan.problem import Problem
 from janus_moe.sim.deployment import Deployment, Deployments
-from janus_moe.sim.planned import Planned
+from janus_moe.sim.planned import Planned, Provision
 from janus_moe.sim.scaling import ScalingPolicy, Static
 from janus_moe.sim.simulate import demand_between
 from janus_moe.sim.step_table import PoolSize
@@ -27,12 +27,14 @@ KNOWN = f"{', '.join(PLANNERS)}, static, static:SIZE"
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What all policies choose from. problem: see `planned.planning_problem`. changes: fields of
-    the planners' styles to change, where they have them."""
+    """What all policies choose from. problem: see `planned.planning_problem`. headroom,
+    provide_for: see `planned.Planned`. changes: fields of the planners' styles to change, where
+    they have them."""
 
     deployments: Deployments
     problem: Problem
     headroom: float = 1.3
+    provide_for: Provision = "mean"
     changes: tuple[tuple[str, object], ...] = ()
 
 
@@ -46,7 +48,7 @@ def named_policy(
         if name not in PLANNERS:
             raise ConfigError(f"there is no policy {name!r}; known are {KNOWN}")
         planner = BaselinePlanner.of(name, choices.problem, **dict(choices.changes))
-        return Planned(planner, choices.deployments, choices.headroom)
+        return Planned(planner, choices.deployments, choices.headroom, choices.provide_for)
     janus = named_policy("janus", choices, workload, interval_s)
     number = int(workload.duration_s // interval_s) + 1
     demands = [

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
 from janus_moe.perf import Oracle
-from janus_moe.perf.coefficients import Operation
 from janus_moe.perf.links import Gating, Plan
-from janus_moe.perf.models import GqaFacts
+from janus_moe.perf.prompts import pair_cost
 
 Array = NDArray[np.float64]
 
@@ -108,7 +107,7 @@ def tabulate_attention(oracle: Oracle, max_tokens: int, max_kv_tokens: int) -> A
         shared=oracle.shared_expert_s(tokens),
         dense=oracle.dense_layer_s(tokens),
         head=oracle.lm_head_s(tokens),
-        pair_cost=_pair_cost(oracle),
+        pair_cost=pair_cost(oracle),
     )
 
 
@@ -159,18 +158,6 @@ def _grid(first: float, last: float, ratio: float) -> Array:
     """Whole numbers from `first` to `last`, each about `ratio` times the one before."""
     count = int(np.ceil(np.log(last / first) / np.log(ratio))) + 1
     return np.unique(np.rint(np.geomspace(first, last, max(count, 2))))
-
-
-def _pair_cost(oracle: Oracle) -> float:
-    """A chunk of a prompt reads each key once for many queries: arithmetic counts, not reading."""
-    attention, device = oracle.model.attention, oracle.attention_side.device
-    kind: Operation = "gqa" if isinstance(attention, GqaFacts) else "mla"
-    law = oracle.attention_side.law(kind, "bfloat16")
-    read = oracle.model.kv_bytes_per_token_layer(oracle.kv_format) / device.memory_bytes_per_s
-    computed = attention.flops_per_position * max(
-        law.s_per_flop, 1 / device.flops_for(oracle.model.weight_dtype)
-    )
-    return float(min(1.0, computed / read))
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,87 @@
+"""Prompts among the steps of decoding: how often a step has a chunk of one, and what it costs.
+
+As in `policy.batching`, an attention instance adds chunks of prompts to the sequences that decode.
+B sequences of `osl` tokens each bring x = B / (osl n) * isl prompt tokens per step to each of n
+attention instances, in lumps:
+
+    chunk   c = min(max(isl, x / MOST_BUSY), max_prompt_tokens)
+    busy    q = x / c                              chance that an instance has one in a step
+    share   P = 1 - (1 - q)^n                      chance that any has
+    TPOT    (1 - P) * step(decoding) + P * step(decoding, with n q / P chunks)
+
+All instances wait in lockstep for the one with a chunk, and the experts get all chunks. B is at
+most what makes q `MOST_BUSY`: closer to 1, prompts queue for long. The queue itself is not in TPOT.
+What a step takes is the oracle's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from janus_moe.perf.arrays import Array, Numbers
+from janus_moe.perf.prompts import chunk_positions, pair_cost
+from janus_moe.plan.problem import Problem
+
+MOST_BUSY = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixedStep:
+    """A step in which prompts are computed. rows: tokens on all attention instances. tokens,
+    context, logits: of an instance that has a chunk, as in `perf.step.StepLoad`."""
+
+    rows: Array
+    tokens: Array
+    context: Array
+    logits: Array
+
+
+def most_sequences(problem: Problem, num_attention: Numbers) -> Array:
+    """That may decode at once by the limits of a step, whatever memory holds."""
+    batching = problem.batching
+    most = np.inf if batching.max_sequences is None else float(batching.max_sequences)
+    if _counted(problem):
+        per_sequence = problem.workload.isl / problem.workload.osl
+        most = min(most, MOST_BUSY * batching.max_prompt_tokens / per_sequence)
+    return np.asarray(most * np.asarray(num_attention, np.float64))
+
+
+def tpot_s(
+    problem: Problem,
+    batch: Numbers,
+    num_attention: Numbers,
+    decode_s: Array,
+    step_s: Callable[[MixedStep], Array],
+) -> Array:
+    """Time per output token, a mean over steps with and without prompts. All broadcast.
+
+    batch: sequences that decode. decode_s: a step without prompts. step_s: of a step with them.
+    """
+    if not _counted(problem):
+        return decode_s
+    isl, most = problem.workload.isl, float(problem.batching.max_prompt_tokens)
+    sequences, instances = np.asarray(batch, np.float64), np.asarray(num_attention, np.float64)
+    each = sequences / instances
+    arriving = each / problem.workload.osl * isl
+    chunk = np.minimum(np.maximum(isl, arriving / MOST_BUSY), most)
+    busy = np.minimum(arriving / chunk, 1 - 1e-12)
+    share = -np.expm1(instances * np.log1p(-busy))
+    tokens = each + chunk
+    prompts = np.maximum(chunk / isl, 1.0)  # short ones, several in a chunk
+    work = prompts * chunk_positions(pair_cost(problem.oracle), chunk / prompts, isl)
+    mixed = MixedStep(
+        rows=np.asarray(sequences + instances * busy / share * chunk),
+        tokens=np.asarray(tokens),
+        context=np.asarray((each * problem.context + work) / tokens),
+        logits=np.asarray(each),
+    )
+    longer = np.maximum(step_s(mixed) - decode_s, 0.0)
+    return np.asarray(decode_s + share * longer)
+
+
+def _counted(problem: Problem) -> bool:
+    """Less than a token is no prompt."""
+    return problem.prefill == "included" and problem.workload.isl >= 1
