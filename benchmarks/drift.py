@@ -166,9 +166,9 @@ def recovery(run: dict[str, Any], level: float) -> dict[str, float | None]:
 def verdict(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the rounds."""
 
-    def of(name: str, key: str) -> float:
+    def of(name: str, key: str) -> float | None:
         values = [run[key] for run in runs if run["rebalancing"] == name]
-        return float("nan") if None in values else median(values)
+        return None if None in values else median(values)
 
     pairs = [
         (one["p99 ms"], other["p99 ms"])
@@ -179,8 +179,8 @@ def verdict(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         **{f"a_max at the end, {name}": of(name, "at the end") for name in COLOURS},
         "worst mean of 64 steps, on": of("on", "worst"),
-        "steps to recover": of("on", "steps to recover"),
-        "s to recover": of("on", "s to recover"),
+        **{f"steps to recover, {name}": of(name, "steps to recover") for name in ("on", "bound")},
+        "s to recover, on": of("on", "s to recover"),
         "p99 between tokens, on / off": median(one / other for one, other in pairs),
     }
 
@@ -222,7 +222,7 @@ def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
     with picture(path, size=(9, 4)) as (_, [[axes]]):
         for name, colour in COLOURS.items():
             for number, run in enumerate(r for r in runs if r["rebalancing"] == name):
-                start = next(i for i, step in enumerate(run["steps"]) if step >= RUNNING - 400)
+                start = RUNNING // 10 + 1  # not the means of fewer steps
                 label = None if number else labels[name]
                 axes.plot(
                     run["steps"][start:], run["running mean"][start:], c=colour, lw=1.2, label=label
