@@ -37,7 +37,7 @@ from janus_moe.policy.synthetic import SyntheticRouter
 SHAPE, INSTANCES = "2A+2E+2E", 4
 EXPERTS, TOP_K, SLOTS, WIDTH = 128, 8, 48, 384
 BATCHES = (64, 256, 512)
-ROUTINGS, ROUNDS, LAYERS = 8, 5, 3
+ROUTINGS, ROUNDS, LAYERS = 8, 25, 3
 VARIANTS: dict[str, tuple[str, str, Policy]] = {
     "1PC + AGate": ("1pc", "agate", "random"),
     "1PC + EGate": ("1pc", "egate", "random"),
@@ -168,7 +168,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         grid[0][0].invert_yaxis()
         for axis in grid[-1]:
             axis.set_xlabel("one MoE layer, ms")
-        grid[0][0].legend(fontsize=8, loc="lower right")
+        grid[0][-1].legend(fontsize=8, loc="lower right")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """How fast live rebalancing follows a change of topic.
 
-    python -m benchmarks.drift [--json FILE] [--plot FILE.png]
+    python -m benchmarks.drift [--before 300 --after 1000] [--json FILE] [--plot FILE.png]
 
 The model is synthetic (`benchmarks.topical_model`): its two topics have other favourite experts in
 every layer. 2 attention and 4 expert instances in processes of their own, 80 slots for 64 experts
@@ -33,7 +33,7 @@ from typing import Any, get_args
 import numpy as np
 from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.drift_serving import Log, fitted_slots, serve_change
-from benchmarks.pictures import picture
+from benchmarks.pictures import legend_below, picture
 from benchmarks.placement import even_split
 from benchmarks.topical_model import NUM_TOPICS, make_checkpoint, prompt
 from msgspec import to_builtins
@@ -166,9 +166,9 @@ def recovery(run: dict[str, Any], level: float) -> dict[str, float | None]:
 def verdict(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the rounds."""
 
-    def of(name: str, key: str) -> float:
+    def of(name: str, key: str) -> float | None:
         values = [run[key] for run in runs if run["rebalancing"] == name]
-        return float("nan") if None in values else median(values)
+        return None if None in values else median(values)
 
     pairs = [
         (one["p99 ms"], other["p99 ms"])
@@ -179,8 +179,8 @@ def verdict(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         **{f"a_max at the end, {name}": of(name, "at the end") for name in COLOURS},
         "worst mean of 64 steps, on": of("on", "worst"),
-        "steps to recover": of("on", "steps to recover"),
-        "s to recover": of("on", "s to recover"),
+        **{f"steps to recover, {name}": of(name, "steps to recover") for name in ("on", "bound")},
+        "s to recover, on": of("on", "s to recover"),
         "p99 between tokens, on / off": median(one / other for one, other in pairs),
     }
 
@@ -219,10 +219,10 @@ def record(model: Path, topic: int) -> RoutingTrace:
 
 def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
     labels = {"on": "rebalancing", "off": "no rebalancing", "bound": "planned on the second topic"}
-    with picture(path, size=(9, 4)) as (_, [[axes]]):
+    with picture(path, size=(9, 4.3), bottom=0.07) as (figure, [[axes]]):
         for name, colour in COLOURS.items():
             for number, run in enumerate(r for r in runs if r["rebalancing"] == name):
-                start = next(i for i, step in enumerate(run["steps"]) if step >= RUNNING - 400)
+                start = RUNNING // 10 + 1  # not the means of fewer steps
                 label = None if number else labels[name]
                 axes.plot(
                     run["steps"][start:], run["running mean"][start:], c=colour, lw=1.2, label=label
@@ -237,7 +237,7 @@ def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
         title = "Synthetic model, 2 attention and 4 expert instances, 80 slots for 64 experts"
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8)
+        legend_below(figure, axes, columns=5, fontsize=8)
 
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ async def fitted_slots(config: EngineConfig, topic: int, streams: int) -> Slots:
 async def serve_change(config: EngineConfig, start: Slots, options: Namespace) -> Log:
     """Serves the first topic from the placement `start` on, then the second."""
     async with _logged(config) as (service, log):
+        await _settled(service)  # the schedule may have moved something already
         await service.rebalancer.rebalance(start)
         await _settled(service)
         log.forget()

@@ -22,7 +22,8 @@ BASIS = (
     "Modelled: every message of the exchange plans on 4 nodes of 8 H100, data sheet links (between "
     "nodes) and fitted ones (inside), fitted kernels, Monte Carlo of a_max. 2PC is the fastest of "
     "three plans. The cost of packing rows per expert under AGate, and congestion, are not "
-    "modelled."
+    "modelled. Measured on CPUs between hosts: "
+    "[the same steps](transport.md#figure-12-measured)."
 )
 PANELS = (1, 2)
 SHAPES, BATCHES = ((8, 24), (4, 8)), (256, 512)
