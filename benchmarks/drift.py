@@ -1,6 +1,6 @@
 """How fast live rebalancing follows a change of topic.
 
-    python -m benchmarks.drift [--json FILE] [--plot FILE.png]
+    python -m benchmarks.drift [--before 300 --after 1000] [--json FILE] [--plot FILE.png]
 
 The model is synthetic (`benchmarks.topical_model`): its two topics have other favourite experts in
 every layer. 2 attention and 4 expert instances in processes of their own, 80 slots for 64 experts
@@ -33,7 +33,7 @@ from typing import Any, get_args
 import numpy as np
 from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.drift_serving import Log, fitted_slots, serve_change
-from benchmarks.pictures import picture
+from benchmarks.pictures import legend_below, picture
 from benchmarks.placement import even_split
 from benchmarks.topical_model import NUM_TOPICS, make_checkpoint, prompt
 from msgspec import to_builtins
@@ -219,7 +219,7 @@ def record(model: Path, topic: int) -> RoutingTrace:
 
 def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
     labels = {"on": "rebalancing", "off": "no rebalancing", "bound": "planned on the second topic"}
-    with picture(path, size=(9, 4)) as (_, [[axes]]):
+    with picture(path, size=(9, 4.3), bottom=0.07) as (figure, [[axes]]):
         for name, colour in COLOURS.items():
             for number, run in enumerate(r for r in runs if r["rebalancing"] == name):
                 start = RUNNING // 10 + 1  # not the means of fewer steps
@@ -237,7 +237,7 @@ def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
         title = "Synthetic model, 2 attention and 4 expert instances, 80 slots for 64 experts"
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8)
+        legend_below(figure, axes, columns=5, fontsize=8)
 
 
 if __name__ == "__main__":

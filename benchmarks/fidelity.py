@@ -7,6 +7,12 @@ most 10 % (median) and 20 % (p90). The machine is profiled first (`janus profile
 names a file that it wrote. Of each run the predictor gets shape, transport, batch, mean context and
 the mean number of activated experts on the busiest instance, which a routing trace would give.
 Measured is the mean step in which all requests decode; each cell is the median of --rounds.
+
+Memory bandwidth of a shared machine drifts by factors within minutes. So a reference, the sum of
+an array that no cache holds, is timed around the profile and before every run, and errors are given
+twice: as measured, and with each run divided by how much longer the reference took than it did
+around the profile (`normalised`). The second is no claim about a quiet machine: it only says
+how much of the error goes with the drift.
 """
 
 from __future__ import annotations
@@ -14,12 +20,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import time
+from functools import cache
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 from benchmarks.common import machine_facts, print_table, write_json
+from numpy.typing import NDArray
 
 from janus_moe.config import EngineConfig
 from janus_moe.control.profiling import plan_profile, run_profile
@@ -42,6 +52,18 @@ CELLS: tuple[tuple[str, int, int, tuple[int, ...]], ...] = (
 1A1E, 1A2E and 2A2E."""
 
 
+@cache
+def reference_array() -> NDArray[np.float32]:
+    return np.ones(64 * 2**20, np.float32)
+
+
+class Run(NamedTuple):
+    """slower: how much longer the reference took before it than around the profile."""
+
+    done: Decoded
+    slower: float
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="bundled")
@@ -52,6 +74,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     config = EngineConfig(model=options.model, tokenizer=options.tokenizer)
+    references = [reference_s()]
     if options.profile:
         profile = read_profile(options.profile)
     else:
@@ -59,17 +82,36 @@ def main() -> None:
         profile = asyncio.run(run_profile(plan, lambda text: print(text, flush=True)))
     if options.save_profile:
         write_profile(options.save_profile, profile)
-    rows = asyncio.run(measure(profile, config, options.rounds))
+    references.append(reference_s())
+    rows = asyncio.run(measure(profile, config, options.rounds, sum(references) / 2))
     print_table(rows)
-    errors = [abs(row["error"]) for row in rows]
-    summary = {"median": median(errors), "p90": quantiles(errors, n=10)[-1], "worst": max(errors)}
-    print(summary)
+    summaries = {name: summary([row[name] for row in rows]) for name in ("error", "normalised")}
+    print(summaries, f"reference around the profile: {references}")
     if options.json:
-        write_json(options.json, {"machine": machine_facts(), "errors": summary, "rows": rows})
+        content = {"machine": machine_facts(), "reference_s": references}
+        write_json(options.json, {**content, "errors": summaries, "rows": rows})
 
 
-async def measure(profile: Profile, config: EngineConfig, rounds: int) -> list[dict[str, Any]]:
-    """One row per cell; services one after another, batches in turns."""
+def summary(errors: list[float]) -> dict[str, float]:
+    sizes = [abs(error) for error in errors]
+    return {"median": median(sizes), "p90": quantiles(sizes, n=10)[-1], "worst": max(sizes)}
+
+
+def reference_s() -> float:
+    """Seconds to read 256 MB once, the median of nine."""
+    array, times = reference_array(), []
+    for _ in range(9):
+        began = time.perf_counter()
+        array.sum()
+        times.append(time.perf_counter() - began)
+    return median(times)
+
+
+async def measure(
+    profile: Profile, config: EngineConfig, rounds: int, around_s: float
+) -> list[dict[str, Any]]:
+    """One row per cell; services one after another, batches in turns. around_s: the reference when
+    the machine was profiled."""
     rows = []
     for transport, attention, expert, batches in CELLS:
         changed = {
@@ -77,7 +119,7 @@ async def measure(profile: Profile, config: EngineConfig, rounds: int) -> list[d
             "attention_instances": attention,
             "expert_instances": expert,
         }
-        runs: dict[int, list[Decoded]] = {batch: [] for batch in batches}
+        runs: dict[int, list[Run]] = {batch: [] for batch in batches}
         generator = random.Random(attention * 10 + expert)
         async with running(msgspec.structs.replace(config, **changed)) as service:
             for turn in range(rounds + 1):
@@ -89,31 +131,36 @@ async def measure(profile: Profile, config: EngineConfig, rounds: int) -> list[d
                         ]
                         for _ in range(batch)
                     ]
+                    slower = reference_s() / around_s
                     done = await decode(service, prompts, DECODE_TOKENS)
                     if turn:  # the first one warms up
-                        runs[batch].append(done)
+                        runs[batch].append(Run(done, slower))
         oracle = Oracle.from_profile(profile, attention, expert, transport)
         rows += [row(oracle, f"{attention}A{expert}E {transport}", b, runs[b]) for b in batches]
         print(f"{attention}A{expert}E over {transport} done", flush=True)
     return rows
 
 
-def row(oracle: Oracle, name: str, batch: int, runs: list[Decoded]) -> dict[str, Any]:
+def row(oracle: Oracle, name: str, batch: int, runs: list[Run]) -> dict[str, Any]:
     """Predicted and measured milliseconds of one cell."""
     shape = name.split()[0]
     attention, expert = (int(part) for part in shape.rstrip("E").split("A"))
-    activated = median(run.activated for run in runs)
-    load = oracle.pools_load(batch, runs[0].context, attention, expert, activated, plan="1pc")
+    activated = median(run.done.activated for run in runs)
+    context = runs[0].done.context
+    load = oracle.pools_load(batch, context, attention, expert, activated, plan="1pc")
     predicted = float(oracle.step_s(load))
-    measured = median(run.seconds for run in runs)
+    measured = median(run.done.seconds for run in runs)
+    steady = median(run.done.seconds / run.slower for run in runs)
     return {
         "cell": name,
         "B": batch,
         "a_max": activated,
         "measured ms": 1e3 * measured,
-        "fastest ms": 1e3 * min(run.seconds for run in runs),
+        "fastest ms": 1e3 * min(run.done.seconds for run in runs),
+        "reference": median(run.slower for run in runs),
         "predicted ms": 1e3 * predicted,
         "error": predicted / measured - 1,
+        "normalised": predicted / steady - 1,
     }
 
 

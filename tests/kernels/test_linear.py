@@ -49,11 +49,13 @@ def test_linear_takes_weights_that_need_a_gradient_and_strided_inputs() -> None:
         torch.testing.assert_close(linear(x, weight), linear_reference(x, weight))
 
 
-def test_streaming_rule_depends_on_tokens_and_bfloat16_products() -> None:
-    assert prefers_streaming(64, torch.float32, native_bfloat16=True)
-    assert prefers_streaming(64, torch.bfloat16, native_bfloat16=False)
-    assert not prefers_streaming(64, torch.bfloat16, native_bfloat16=True)
-    assert not prefers_streaming(0, torch.float32, native_bfloat16=False)
+def test_streaming_rule_depends_on_inputs_vectors_and_bfloat16_products() -> None:
+    assert prefers_streaming((64, 1024), torch.float32, native_bfloat16=True, vector_lanes=8)
+    assert prefers_streaming((64, 1024), torch.bfloat16, native_bfloat16=False, vector_lanes=8)
+    assert not prefers_streaming((64, 1024), torch.bfloat16, native_bfloat16=True, vector_lanes=8)
+    assert not prefers_streaming((0, 1024), torch.float32, native_bfloat16=False, vector_lanes=8)
+    assert prefers_streaming((2048, 1024), torch.float32, native_bfloat16=False, vector_lanes=16)
+    assert not prefers_streaming((2048, 1024), torch.float32, native_bfloat16=False, vector_lanes=8)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -42,7 +42,7 @@ def profile() -> Profile:
         model=model_facts("bundled"),
         attention={1: tables, 2: tables},
         expert={1: experts, 2: experts},
-        host=HostLaw(step_s=100 * US, token_s=3 * US),
+        hosts={"shm": HostLaw(step_s=100 * US, token_s=3 * US)},
         exchanges={"shm": LinkLaw(latency_s=20 * US, message_s=US, s_per_byte=0.0)},
     )
 
@@ -97,6 +97,14 @@ def test_grids_never_say_that_more_takes_less(
     assert float(grid.seconds(within[0], within[1] * more)) >= base - 1e-12
 
 
+def test_one_slow_measurement_does_not_lift_all_larger_sizes() -> None:
+    values = iter([1.0, 9.0, 3.0, 4.0, 5.0])
+    grid = Grid.measured([(1, 2, 3, 4, 5)], lambda _: next(values))
+    assert grid.values == (1.0, 6.0, 6.0, 6.5, 7.0)
+    values = iter([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert Grid.measured([(1, 2, 3, 4, 5)], lambda _: next(values)).values == (1, 2, 3, 4, 5)
+
+
 def test_grids_give_their_points_and_lines_between_them() -> None:
     grid = Grid(axes=((1, 3), (10, 20)), values=(1, 2, 5, 6))
     assert grid.seconds(np.array([1, 3, 2, 5]), np.array([10, 20, 15, 10])).tolist() == [
@@ -121,10 +129,11 @@ def test_calibration_finds_host_and_exchange_of_an_exact_service() -> None:
     def cell(transport: str, batch: int, messages: int) -> LiveCell:
         counts = ExchangeCounts(intra_hops=1, intra_messages=messages, intra_bytes=1000 * batch)
         away = 0.0 if transport == "loopback" else 2 * 6 * (20 + messages * 2 + batch * 0.5) * US
+        step = 100 if transport == "loopback" else 300
         return LiveCell(
             transport=transport,
             batch=batch,
-            measured_s=(300 + 4 * batch + 1000) * US + away,
+            measured_s=(step + 4 * batch + 1000) * US + away,
             explained_s=1000 * US,
             counts=(counts, counts),
             num_exchanges=6,
@@ -132,12 +141,15 @@ def test_calibration_finds_host_and_exchange_of_an_exact_service() -> None:
 
     cells = [cell("loopback", b, 1) for b in (2, 32)]
     cells += [cell("shm", b, m) for m in (1, 2, 3) for b in (2, 16, 64)]
-    host, links = calibrate(cells)
-    assert (host.step_s, host.token_s) == pytest.approx((300 * US, 4 * US))
-    shm = links["shm"]
-    assert (shm.latency_s, shm.message_s) == pytest.approx((20 * US, 2 * US))
-    assert shm.s_per_byte == pytest.approx(0.5 * US / 1000)
+    hosts, links = calibrate(cells)
+    alone = hosts["loopback"]
+    assert (alone.step_s, alone.token_s) == pytest.approx((100 * US, 4 * US))
     assert links["loopback"].latency_s == 0
+    host, shm = hosts["shm"], links["shm"]
+    assert shm.message_s == pytest.approx(2 * US)
+    # A constant, and what grows with the batch, are the host's or the exchange's: the sum is known.
+    assert host.step_s + 12 * shm.latency_s == pytest.approx((300 + 12 * 20) * US)
+    assert host.token_s + 12_000 * shm.s_per_byte == pytest.approx((4 + 12 * 0.5) * US)
 
 
 def test_nothing_measured_is_refused() -> None:

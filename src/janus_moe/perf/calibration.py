@@ -32,25 +32,28 @@ class LiveCell:
     num_exchanges: int
 
 
-def calibrate(cells: Sequence[LiveCell]) -> tuple[HostLaw, dict[str, LinkLaw]]:
-    """Non-negative least squares of the unexplained times, relative to the measured ones.
+def calibrate(cells: Sequence[LiveCell]) -> tuple[dict[str, HostLaw], dict[str, LinkLaw]]:
+    """(host, exchange) of each transport, by non-negative least squares of the unexplained times,
+    relative to the measured ones.
 
-    In one process (loopback) an exchange is a call and counts to the host; the host's time is the
-    same for all transports.
+    One process (loopback) and several do different things between operations, so each transport
+    has its own host time; in one process an exchange is a call and counts to it. Of several
+    processes a constant part may be given to the host or to the exchange: only their sum is known.
     """
     if not cells:
         raise ConfigError("nothing was measured; a profile needs at least one run of a service")
-    away = sorted({cell.transport for cell in cells} - {"loopback"})
-    matrix = np.array([_row(cell, away) for cell in cells])
-    rest = np.array([cell.measured_s - cell.explained_s for cell in cells])
-    weights = 1 / np.array([cell.measured_s for cell in cells])
-    found = non_negative_least_squares(matrix * weights[:, None], rest * weights)
-    nothing = LinkLaw(latency_s=0.0, message_s=0.0, s_per_byte=0.0)
-    links = {"loopback": nothing} if any(c.transport == "loopback" for c in cells) else {}
-    for index, name in enumerate(away):
-        latency, message, per_byte = found[2 + 3 * index : 5 + 3 * index].tolist()
-        links[name] = LinkLaw(latency_s=latency, message_s=message, s_per_byte=per_byte)
-    return HostLaw(step_s=float(found[0]), token_s=float(found[1])), links
+    hosts, links = {}, {}
+    for transport in sorted({cell.transport for cell in cells}):
+        own = [cell for cell in cells if cell.transport == transport]
+        matrix = np.array([_row(cell) for cell in own])
+        rest = np.array([cell.measured_s - cell.explained_s for cell in own])
+        weights = 1 / np.array([cell.measured_s for cell in own])
+        found = non_negative_least_squares(matrix * weights[:, None], rest * weights)
+        padded = np.append(found, np.zeros(5 - len(found)))  # loopback has two
+        step_s, token_s, latency, message, per_byte = map(float, padded)
+        hosts[transport] = HostLaw(step_s=step_s, token_s=token_s)
+        links[transport] = LinkLaw(latency_s=latency, message_s=message, s_per_byte=per_byte)
+    return hosts, links
 
 
 def non_negative_least_squares(matrix: Array, target: Array) -> Array:
@@ -73,11 +76,15 @@ def non_negative_least_squares(matrix: Array, target: Array) -> Array:
     return best
 
 
-def _row(cell: LiveCell, away: Sequence[str]) -> list[float]:
-    row = [1.0, float(cell.batch), *[0.0] * (3 * len(away))]
-    if cell.transport in away:
-        at = 2 + 3 * away.index(cell.transport)
-        for name, offset in (("intra_hops", 0), ("intra_messages", 1), ("intra_bytes", 2)):
-            both = sum(float(np.asarray(getattr(counts, name))) for counts in cell.counts)
-            row[at + offset] = cell.num_exchanges * both
-    return row
+def _row(cell: LiveCell) -> list[float]:
+    """Factors of step, token and, between processes, of hops, messages and bytes."""
+    if cell.transport == "loopback":
+        return [1.0, float(cell.batch)]
+    return [
+        1.0,
+        float(cell.batch),
+        *(
+            cell.num_exchanges * sum(float(np.asarray(getattr(c, name))) for c in cell.counts)
+            for name in ("intra_hops", "intra_messages", "intra_bytes")
+        ),
+    ]

@@ -101,7 +101,7 @@ class Oracle:
 
         Raises ConfigError for a transport that was not measured.
         """
-        if transport not in profile.exchanges:
+        if transport not in profile.exchanges or transport not in profile.hosts:
             raise ConfigError(
                 f"the profile has no transport {transport!r}, only {', '.join(profile.exchanges)}"
             )
@@ -114,8 +114,8 @@ class Oracle:
             expert_side=side,
             links=LinkModel.of_one_host(profile.exchanges[transport], device),
             overheads=Overheads(
-                step_s=profile.host.step_s,
-                token_s=profile.host.token_s,
+                step_s=profile.hosts[transport].step_s,
+                token_s=profile.hosts[transport].token_s,
                 confidence="interpolated",
             ),
             kv_format=profile.model.weight_dtype,

@@ -58,7 +58,8 @@ class HostLaw(Spec, frozen=True):
 
 class Profile(Spec, frozen=True):
     """attention, expert: number of instances on the machine -> tables of each of them.
-    exchanges: transport -> one direction of an exchange. machine: what it was measured on.
+    hosts, exchanges: transport -> the host's time, one direction of an exchange. machine: what it
+    was measured on.
     """
 
     machine: dict[str, str]
@@ -66,7 +67,7 @@ class Profile(Spec, frozen=True):
     model: ModelFacts
     attention: dict[int, AttentionTables]
     expert: dict[int, ExpertTables]
-    host: HostLaw
+    hosts: dict[str, HostLaw]
     exchanges: dict[str, LinkLaw]
 
     def __post_init__(self) -> None:

@@ -34,13 +34,17 @@ class Grid(Spec, frozen=True):
     @classmethod
     def measured(cls, axes: Sequence[Sequence[float]], measure: Callable[..., float]) -> Grid:
         """measure: (size, ...) -> seconds, called once per combination. More never takes less:
-        what noise turned around is levelled upwards."""
+        what noise turned around becomes the middle of levelling upwards and downwards, so that
+        neither a slow nor a fast measurement moves all others to its side."""
         shape = tuple(map(len, axes))
         values = np.empty(shape)
         for place in np.ndindex(shape):
             values[place] = measure(*(axis[i] for axis, i in zip(axes, place, strict=True)))
-        for dimension in range(len(shape)):
-            values = np.maximum.accumulate(values, axis=dimension)
+        upwards, downwards = values, values
+        for axis in range(len(shape)):
+            upwards = np.maximum.accumulate(upwards, axis=axis)
+            downwards = np.flip(np.minimum.accumulate(np.flip(downwards, axis), axis=axis), axis)
+        values = (upwards + downwards) / 2
         return cls(
             axes=tuple(tuple(map(float, axis)) for axis in axes),
             values=tuple(values.ravel().tolist()),

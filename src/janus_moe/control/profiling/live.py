@@ -15,7 +15,7 @@ from janus_moe.messages import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """seconds: of a step, median over the steps in which every request was decoding.
+    """seconds: of a step, a mean over those in which every request was decoding.
     activated: mean of the busiest expert instance, per layer. context: mean positions."""
 
     seconds: float

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from janus_moe.control.profiling.live import decode, running
+from janus_moe.control.profiling.live import Decoded, decode, running
 from janus_moe.control.profiling.plan import (
     TOKENS_PER_EXPERT,
     Cell,
@@ -29,7 +29,7 @@ from janus_moe.perf.tables import Grid
 
 Say = Callable[[str], None]
 
-PROMPT_TOKENS, DECODE_TOKENS, LIVE_ROUNDS = 32, 24, 2
+PROMPT_TOKENS, DECODE_TOKENS, LIVE_ROUNDS = 32, 24, 4
 DEVICES = {"cpu": "cpu", "cuda": "h200_sxm"}
 """Facts that stand for the device where tables say nothing, such as memory."""
 
@@ -50,21 +50,21 @@ async def run_profile(plan: ProfilePlan, say: Say) -> Profile:
         model=facts_of_spec(plan.spec, plan.config.model),
         attention=attention,
         expert=expert,
-        host=HostLaw(step_s=0.0, token_s=0.0),
+        hosts={run.config.transport: HostLaw(step_s=0.0, token_s=0.0) for run in plan.live},
         exchanges={run.config.transport: nothing for run in plan.live},
     )
     cells: list[LiveCell] = []
     for live in plan.live:
         say(f"live: {live.config.shape} over {live.config.transport}, batches {live.batches}")
         cells += await live_cells(profile, live)
-    host, links = calibrate(cells)
+    hosts, links = calibrate(cells)
     return Profile(
         machine=profile.machine,
         device=profile.device,
         model=profile.model,
         attention=attention,
         expert=expert,
-        host=host,
+        hosts=hosts,
         exchanges=links,
     )
 
@@ -96,11 +96,12 @@ async def expert_tables(plan: ProfilePlan, jobs: Sequence[Job]) -> ExpertTables:
 
 
 async def live_cells(profile: Profile, live: LiveRun) -> list[LiveCell]:
-    """Decodes with one service; the rest of each step is what the tables leave unexplained."""
+    """Decodes with one service, each batch in its median round; the rest of each step is what the
+    tables leave unexplained."""
     config, model = live.config, profile.model
     shape, transport = config.shape, config.transport
     oracle = Oracle.from_profile(profile, shape.attention, shape.expert, transport)
-    cells = []
+    runs: dict[int, list[Decoded]] = {batch: [] for batch in live.batches}
     async with running(config) as service:
         generator = random.Random(0)
         for _ in range(LIVE_ROUNDS + 1):  # the first round warms up
@@ -109,21 +110,24 @@ async def live_cells(profile: Profile, live: LiveRun) -> list[LiveCell]:
                     [generator.randrange(model.vocab_size) for _ in range(PROMPT_TOKENS)]
                     for _ in range(batch)
                 ]
-                done = await decode(service, prompts, DECODE_TOKENS)
-                load = oracle.pools_load(
-                    batch, done.context, shape.attention, shape.expert, done.activated, plan="1pc"
-                )
-                cells.append(
-                    LiveCell(
-                        transport=transport,
-                        batch=batch,
-                        measured_s=done.seconds,
-                        explained_s=float(oracle.step_s(load)),
-                        counts=oracle.counts(batch, shape.attention, shape.expert, plan="1pc"),
-                        num_exchanges=model.num_moe_layers,
-                    )
-                )
-    return cells[len(live.batches) :]
+                runs[batch].append(await decode(service, prompts, DECODE_TOKENS))
+    cells = []
+    for batch, rounds in runs.items():
+        done = sorted(rounds[1:], key=lambda one: one.seconds)[LIVE_ROUNDS // 2]
+        load = oracle.pools_load(
+            batch, done.context, shape.attention, shape.expert, done.activated, plan="1pc"
+        )
+        cells.append(
+            LiveCell(
+                transport=transport,
+                batch=batch,
+                measured_s=done.seconds,
+                explained_s=float(oracle.step_s(load)),
+                counts=oracle.counts(batch, shape.attention, shape.expert, plan="1pc"),
+                num_exchanges=model.num_moe_layers,
+            )
+        )
+    return cells
 
 
 def machine() -> dict[str, str]:

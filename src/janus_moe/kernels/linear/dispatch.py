@@ -2,11 +2,11 @@
 
 import torch
 
-from janus_moe.kernels.cpu.ir import has_bfloat16_products
+from janus_moe.kernels.cpu.ir import has_bfloat16_products, lanes
 from janus_moe.kernels.linear.reference import linear_reference
 from janus_moe.kernels.linear.streaming import linear_streaming
 
-STREAMING_MAX_TOKENS = 256  # measured cross-overs, see `prefers_streaming`
+STREAMING_MAX_INPUTS_PER_LANE = 1 << 17  # measured cross-overs, see `prefers_streaming`
 NATIVE_BFLOAT16_MAX_TOKENS = 8
 
 
@@ -22,20 +22,24 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         same
         and supported
         and weight.numel() > 0
-        and prefers_streaming(x.shape[0], x.dtype, has_bfloat16_products())
+        and prefers_streaming(x.shape, x.dtype, has_bfloat16_products(), lanes())
     ):
         return linear_streaming(x, weight, bias)
     return linear_reference(x, weight, bias)
 
 
-def prefers_streaming(tokens: int, dtype: torch.dtype, native_bfloat16: bool) -> bool:
-    """Whether the streaming kernel beats torch on a CPU for so many tokens.
+def prefers_streaming(
+    shape: tuple[int, ...], dtype: torch.dtype, native_bfloat16: bool, vector_lanes: int
+) -> bool:
+    """Whether the streaming kernel beats torch on a CPU for x of this shape, [tokens, in].
 
-    Measured with one thread and a 1024 x 1024 weight, torch's time over the kernel's for 1, 4,
-    16, 64, 256, 1024 tokens: float32 1.2, 1.6, 1.5, 1.5, 1.4, 1.1 with AVX-512 and 1.1, 1.4, 1.2,
-    1.1, 1.0, 1.0 with AVX2; bfloat16 1.3, 1.5, 0.8, 0.5, 0.4, 0.3 where the CPU multiplies
-    bfloat16 and 1.2, 2.7, 3.1, 3.3, 3.5, 3.7 where it does not.
+    Measured on an EPYC with one thread and a 1024 x 1024 weight, torch's time over the kernel's for
+    1, 4, 16, 64, 256, 1024 tokens: float32 1.4, 1.8, 1.8, 2.0, 2.0, 1.9 with AVX-512 and 1.5, 1.9,
+    1.2, 1.1, 1.1, 1.1 with AVX2; bfloat16 1.4, 1.2, 0.8, 0.6, 0.5, 0.4 where the CPU multiplies
+    bfloat16. Inputs of 4096 leave the caches sooner: 64, 256, 512, 1024 tokens 1.5, 1.1, 1.1, 0.8
+    with AVX-512 and 1.1, 0.8, 0.9, 0.6 with AVX2.
     """
+    tokens, in_size = shape
     if dtype == torch.bfloat16 and native_bfloat16:
         return 0 < tokens <= NATIVE_BFLOAT16_MAX_TOKENS
-    return 0 < tokens <= STREAMING_MAX_TOKENS
+    return 0 < tokens * in_size <= STREAMING_MAX_INPUTS_PER_LANE * vector_lanes
