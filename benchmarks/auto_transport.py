@@ -26,7 +26,7 @@ from janus_moe.control.service import Service
 
 SHAPES = ((1, 2), (2, 2))
 BATCHES = (4, 32)
-PROMPT_TOKENS, DECODE_STEPS = 8, 24
+PROMPT_TOKENS, DECODE_STEPS = 8, 12
 VARIANTS = {"shm": "shm", "shm again": "shm", "auto": "auto"}
 
 
@@ -85,7 +85,7 @@ async def measure_all(shapes: Sequence[tuple[int, int]], rounds: int) -> list[di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=36)
     parser.add_argument("--json", type=Path, help="JSON with machine, commit and all figures")
     options = parser.parse_args()
     rows = asyncio.run(measure_all(SHAPES, options.rounds))

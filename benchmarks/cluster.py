@@ -33,8 +33,8 @@ CASES = {
     "1A,1A,2E,2E": ((0.2,), (32, 512)),
     "2A,2E,2E": ((0.2, 1.0), (32, 512)),
 }
-"""Hosts -> rates of their links and batches; within 12 minutes on two cores."""
-LEARN_STEPS = 25
+"""Hosts -> rates of their links and batches; within 15 minutes on two cores."""
+LEARN_STEPS = 64
 VISIT_S = 1.5
 MIN_STEPS, MAX_STEPS = 5, 24
 NAMES = ("local", "b", "c", "d")

@@ -5,7 +5,7 @@
 Two attention and two expert instances on two hosts (network namespaces, needs root). Each attention
 instance computes for a given time (a matrix product, repeated) either before `dispatch`, or between
 `dispatch` and `combine` as the engine does; both take turns, exchange by exchange. `saved_ms` is
-the difference; it cannot be more than the computation. Experts answer at once.
+the difference; what is more than the computation is noise. Experts answer at once.
 """
 
 from __future__ import annotations

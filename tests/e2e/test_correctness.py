@@ -12,7 +12,7 @@ from tests.e2e.harness import complete, running, running_in_threads
 
 SHAPES = {"1A1E": (1, 1), "2A3E": (2, 3), "3A2E": (3, 2)}
 NUM_PROMPTS = 28
-NUM_TOKENS = 50
+NUM_TOKENS = 75
 KV_BLOCKS = 40  # of 4 tokens, per attention instance: far below what the requests want
 
 
@@ -30,7 +30,7 @@ def prompts() -> list[list[int]]:
 @pytest.mark.parametrize("transport", ["loopback", "shm"])
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_pools_match_undivided_model(model: Model, shape: str, transport: str) -> None:
-    """1,400 greedy tokens and their logits, through chunked prefill, prefix hits, preemption."""
+    """2,100 greedy tokens and their logits, through chunked prefill, prefix hits, preemption."""
     attention, expert = SHAPES[shape]
     spec_bytes = _kv_bytes_per_block(model)
     async with running_in_threads(
