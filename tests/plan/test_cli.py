@@ -145,3 +145,23 @@ def test_what_is_impossible_is_said_with_the_nearest_plan(
     assert "not possible" in text and said in text
     assert ("nearest" in text) == ("reach" in said or "fastest" in said)
     assert main([*command, "--strict-sla"]) == 1
+
+
+def test_prices_of_two_kinds_of_devices_decide_and_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prices = ["--expert-system", "h20", "--gpu-price", "H100=4,h20=1", "--objective", "price"]
+    path = tmp_path / "plan.json"
+    assert main([*ASK, *RATE, *prices, "--json", str(path)]) == 0
+    assert "$/Mtok" in capsys.readouterr().out
+    best = json.loads(path.read_text())["pools"][0]
+    dollars = best["copies"] * (4 * best["num_attention"] + best["num_expert"])
+    assert best["dollars_per_hour"] == pytest.approx(dollars) == best["cost"]
+    per_million = dollars / (best["tokens_per_s"] * 3600 / 1e6)
+    assert best["dollars_per_million_tokens"] == pytest.approx(per_million)
+
+
+@pytest.mark.parametrize("text", ["H100", "H100=free", "H100=-1", "B200=3", "=2"])
+def test_prices_that_are_none_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ASK, *RATE, "--gpu-price", text]) == 1
+    assert "--gpu-price" in capsys.readouterr().err

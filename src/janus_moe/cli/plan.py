@@ -10,6 +10,7 @@ from typing import get_args
 from rich.console import Console
 
 from janus_moe.cli import plan_report
+from janus_moe.cli.prices import priced
 from janus_moe.config import parse_human_int
 from janus_moe.errors import ConfigError
 from janus_moe.perf import Oracle, device_names, model_names
@@ -33,7 +34,7 @@ from janus_moe.plan.sampled import from_trace
 from janus_moe.policy.routing_trace import RoutingTrace
 
 DEFAULT_GPUS = 1024
-MIN_WIDTH = 130
+MIN_WIDTH = 150
 """Columns that the tables need, also in a pipe."""
 
 
@@ -56,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--target-concurrency", type=float, metavar="C", help="requests at once")
     asked.add_argument("--total-gpus", type=_count, metavar="N", help="at most so many GPUs")
     asked.add_argument("--objective", choices=("gpus", "price"), default="gpus")
+    asked.add_argument(
+        "--gpu-price", metavar="H100=2.5,H20=1.2", help="dollars per hour, for --objective price"
+    )
     detail = parser.add_argument_group("details")
     formats = get_args(Format)
     detail.add_argument("--weights", choices=formats, help="default: as published")
@@ -137,6 +141,8 @@ def problem_of(arguments: argparse.Namespace) -> Problem:
     )
     if arguments.isl < 1:
         raise ConfigError(f"--isl must be 1 or more tokens, got {arguments.isl}")
+    if arguments.gpu_price is not None:
+        oracle = priced(oracle, arguments.gpu_price)
     workload = Workload(isl=arguments.isl, osl=arguments.osl)
     positions = oracle.model.max_position
     if positions and workload.isl + workload.osl > positions:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from janus_moe.cli.plan_plots import plot_frontiers, text_frontiers
+from janus_moe.cli.prices import dollars_per_hour, dollars_per_million
 from janus_moe.errors import ConfigError
 from janus_moe.plan.answers import Deployment
 from janus_moe.plan.explain import memory_parts, prefill_s, step_estimate
@@ -163,13 +164,14 @@ class Report:
         )
 
     def _table(self, title: str, deployments: Sequence[Deployment]) -> Table:
-        priced = self.plan.problem.objective == "price"
+        prices = [self._dollars(one) for one in deployments]
+        priced = any(price is not None for price, _ in prices)
         table = Table(title=title, **_PLAIN)
         names = ["shape", "GPUs", "batch", "TPOT ms", "tok/s", "/GPU", "/user"]
         names += ["a_max", "slots", "exchange", "micro", "TTFT ms", "confidence"]
-        for name in names + (["$/h"] if priced else []):
+        for name in names + (["$/h", "$/Mtok"] if priced else []):
             table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=True)
-        for one in deployments:
+        for one, price in zip(deployments, prices, strict=True):
             cells = [
                 one.shape + (", one piece" if one.kind == "monolithic" else ""),
                 str(one.gpus),
@@ -185,7 +187,8 @@ class Report:
                 f"{1e3 * self._prefill_s(one):,.0f}",
                 step_estimate(self._problem_of(one), one).tpot.confidence,
             ]
-            table.add_row(*cells, *([f"{one.cost:,.2f}"] if priced else []))
+            shown = ["-" if value is None else f"{value:,.2f}" for value in price]
+            table.add_row(*cells, *(shown if priced else []))
         return table
 
     def _explain(self, console: Console, one: Deployment) -> None:
@@ -236,6 +239,8 @@ class Report:
             "tokens_per_s_per_gpu": one.tokens_per_s_per_gpu,
             "tokens_per_s_per_user": one.tokens_per_s_per_user,
             "ttft_s": self._prefill_s(one),
+            "dollars_per_hour": self._dollars(one)[0],
+            "dollars_per_million_tokens": self._dollars(one)[1],
             "confidence": step.tpot.confidence,
             "microseconds": {
                 part: {"step": micros, "share": share, "confidence": confidence}
@@ -249,6 +254,11 @@ class Report:
 
     def _problem_of(self, one: Deployment) -> Problem:
         return alike(self.plan.problem) if one.kind == "monolithic" else self.plan.problem
+
+    def _dollars(self, one: Deployment) -> tuple[float | None, float | None]:
+        """(per hour, per million output tokens), None where a price is not known."""
+        problem = self._problem_of(one)
+        return dollars_per_hour(problem, one), dollars_per_million(problem, one)
 
     def _prefill_s(self, one: Deployment) -> float:
         return prefill_s(self._problem_of(one), one)

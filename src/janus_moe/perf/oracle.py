@@ -8,7 +8,7 @@ of one instance, except in a `StepLoad`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -126,12 +126,8 @@ class Oracle:
         """The same with experts on the attention device; itself where they already are."""
         if self.attention_side.device.name == self.expert_side.device.name:
             return self
-        return Oracle.build(
-            self.model,
-            self.attention_side.device.name,
-            kv_format=self.kv_format,
-            overheads=self.overheads,
-        )
+        side = self.attention_side
+        return replace(self, expert_side=side, links=_links(side, side))
 
     # One operation, arrays
 

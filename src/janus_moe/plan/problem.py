@@ -164,7 +164,8 @@ class Problem:
             for side in (self.oracle.attention_side, self.oracle.expert_side):
                 if side.device.price_per_hour is None:
                     raise ConfigError(
-                        f"there is no price of {side.device.name}; plan for the number of GPUs"
+                        f"there is no price of {side.device.name}; give one (--gpu-price) or plan "
+                        "for the number of GPUs"
                     )
 
     @property
