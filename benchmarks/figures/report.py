@@ -23,7 +23,7 @@ class Entry(NamedTuple):
     @property
     def title(self) -> str:
         number = self.module.NUMBER
-        name = f"Figure {number}" if number.isdigit() else number.capitalize()
+        name = f"Figure {number}" if number.isdigit() else number.capitalize().replace("-", " ")
         return f"{name}. {self.module.TITLE}"
 
     @property
