@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from benchmarks import hosts
 from benchmarks.hosts import HostsUnavailable, Link, network, why_unavailable
+
+from benchmarks import hosts
 
 needs_namespaces = pytest.mark.skipif(
     why_unavailable(Link(rate_gbps=1.0)) is not None,
