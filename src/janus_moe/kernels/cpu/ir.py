@@ -29,6 +29,7 @@ def has_bfloat16_products() -> bool:
     return bool(host_features() & {"avx512bf16", "amx-bf16"})
 
 
+@cache
 def lanes() -> int:
     """float32 lanes of one vector register."""
     features = host_features()
