@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,7 +56,8 @@ class Order(msgspec.Struct, frozen=True):
     steps: int
 
 
-def live(order: Order) -> None:
+def live(order: Order, drive: Callable[[AttentionPort, Any], object]) -> None:
+    """One instance until the last layer. drive: what attention instances do, and print."""
     torch.set_num_threads(1)
     meeting = FolderRendezvous(Path(order.meeting))
     end = DistExchange(order.layout, order.instance, meeting, order.bind)
@@ -93,24 +94,38 @@ def measure(
     layout: DistLayout, hosts: list[Host], tokens: tuple[int, ...], steps: int
 ) -> dict[int, list[float]]:
     """Of attention instance 0, which sees the slowest of all."""
+    said = first_answer(
+        "benchmarks.exchange",
+        layout,
+        hosts,
+        lambda instance, meeting, bind: Order(layout, instance, meeting, bind, tokens, steps),
+    )
+    return {int(count): seconds for count, seconds in said.items()}
+
+
+def first_answer(
+    module: str,
+    layout: DistLayout,
+    hosts: list[Host],
+    order: Callable[[InstanceId, str, str], Order],
+) -> Any:
+    """What attention instance 0 prints; one process `module --order ...` per instance, none of
+    which stays. order: of (instance, folder to meet in, address to bind to)."""
     shape = layout.shape
     instances = [InstanceId(pool="attention", index=i) for i in range(shape.attention)]
     instances += [InstanceId(pool="expert", index=e) for e in range(shape.expert)]
-    nodes = (*layout.attention_nodes, *layout.expert_nodes)
     with tempfile.TemporaryDirectory() as meeting, contextlib.ExitStack() as stack:
         processes: list[Any] = []
-        for instance, node in zip(instances, nodes, strict=True):
+        for instance, node in zip(instances, layout.topology.nodes, strict=True):
             bind = hosts[node].address if hosts else "127.0.0.1"
-            order = Order(layout, instance, meeting, bind, tokens, steps)
-            told = msgspec.json.encode(order).decode()
-            command = [sys.executable, "-m", "benchmarks.exchange", "--order", told]
+            told = msgspec.json.encode(order(instance, meeting, bind)).decode()
+            command = [sys.executable, "-m", module, "--order", told]
             start = hosts[node].popen if hosts else subprocess.Popen
             process = start(command, stdout=subprocess.PIPE, text=True)
             stack.callback(process.wait, 30)
             stack.callback(process.kill)
             processes.append(process)
-        said = processes[0].communicate(timeout=600)[0]
-    return {int(count): seconds for count, seconds in json.loads(said).items()}
+        return json.loads(processes[0].communicate(timeout=600)[0])
 
 
 @contextlib.contextmanager
@@ -184,7 +199,7 @@ def main() -> None:
     parser.add_argument("--order", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.order:
-        live(msgspec.json.decode(options.order, type=Order))
+        live(msgspec.json.decode(options.order, type=Order), drive)
         return
     rows = measure_all(options)
     print_table(rows)

@@ -11,10 +11,6 @@ the difference; what is more than the computation is noise. Experts answer at on
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import sys
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
@@ -23,51 +19,23 @@ from typing import Any
 import msgspec
 import torch
 from benchmarks.common import machine_facts, print_table, write_json
-from benchmarks.exchange import NOTE, RULE
+from benchmarks.exchange import Order, first_answer, live
 from benchmarks.exchange_adaptive import layout_of
 from benchmarks.hosts import HostsUnavailable, Link, network
 
-from janus_moe.errors import ExchangeClosed
-from janus_moe.spec import InstanceId
-from janus_moe.transport import AttentionPort, DistExchange, DistLayout
-from janus_moe.transport.rendezvous import FolderRendezvous
+from janus_moe.transport import AttentionPort
 
 SHAPE = "2A+2E"
 LAYERS = 20
 
 
-class Order(msgspec.Struct, frozen=True):
-    """What one instance is told. tokens: per attention instance. compute_s: of each layer."""
+class TimedOrder(Order, frozen=True):
+    """compute_s: of each layer."""
 
-    layout: DistLayout
-    instance: InstanceId
-    meeting: str
-    bind: str
-    tokens: tuple[int, ...]
-    steps: int
     compute_s: float
 
 
-def live(order: Order) -> None:
-    torch.set_num_threads(1)
-    end = DistExchange(
-        order.layout, order.instance, FolderRendezvous(Path(order.meeting)), order.bind
-    )
-    index = order.instance.index
-    with contextlib.suppress(ExchangeClosed):
-        if order.instance.pool == "attention":
-            print(json.dumps(drive(end.attention_port(index, RULE), order)))
-            time.sleep(0.5)  # the others end with the last layer too
-        else:
-            port = end.expert_port(index, RULE)
-            while True:
-                work = port.accept()
-                if work is not None:
-                    port.reply(work, work.hidden.float(), NOTE)
-    end.close()
-
-
-def drive(port: AttentionPort, order: Order) -> list[dict[str, Any]]:
+def drive(port: AttentionPort, order: TimedOrder) -> list[dict[str, Any]]:
     """Median milliseconds of a layer by tokens, for both orders; the first step warms up."""
     weight = torch.randn(256, 256)
     products = products_in(order.compute_s, weight)
@@ -120,26 +88,22 @@ def compute(weight: torch.Tensor, products: int) -> None:
 
 def measure(gbps: float, options: argparse.Namespace) -> list[dict[str, Any]]:
     layout = layout_of(SHAPE, 2 * max(options.tokens))
-    instances = [InstanceId(pool="attention", index=i) for i in range(layout.shape.attention)]
-    instances += [InstanceId(pool="expert", index=e) for e in range(layout.shape.expert)]
-    with contextlib.ExitStack() as stack:
-        hosts = stack.enter_context(network(1 + max(layout.topology.nodes), Link(gbps)))
-        meeting = stack.enter_context(tempfile.TemporaryDirectory())
-        processes = []
-        for instance, node in zip(instances, layout.topology.nodes, strict=True):
-            order = Order(
-                layout=msgspec.structs.replace(layout, plan="2pc-sharded"),
-                instance=instance,
-                meeting=meeting,
-                bind=hosts[node].address,
-                tokens=tuple(options.tokens),
-                steps=options.steps,
-                compute_s=options.compute_ms / 1e3,
-            )
-            told = msgspec.json.encode(order).decode()
-            command = [sys.executable, "-m", "benchmarks.overlap", "--order", told]
-            processes.append(hosts[node].popen(command, stdout=-1, text=True))
-        rows = json.loads(processes[0].communicate(timeout=600)[0])
+    layout = msgspec.structs.replace(layout, plan="2pc-sharded")
+    with network(1 + max(layout.topology.nodes), Link(gbps)) as hosts:
+        rows = first_answer(
+            "benchmarks.overlap",
+            layout,
+            list(hosts),
+            lambda instance, meeting, bind: TimedOrder(
+                layout,
+                instance,
+                meeting,
+                bind,
+                tuple(options.tokens),
+                options.steps,
+                options.compute_ms / 1e3,
+            ),
+        )
     return [{"gbps": gbps, **row} for row in rows]
 
 
@@ -153,7 +117,7 @@ def main() -> None:
     parser.add_argument("--order", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.order:
-        live(msgspec.json.decode(options.order, type=Order))
+        live(msgspec.json.decode(options.order, type=TimedOrder), drive)
         return
     rows: list[dict[str, Any]] = []
     for gbps in options.rates:

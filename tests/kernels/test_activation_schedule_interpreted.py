@@ -58,13 +58,13 @@ else:
     def ids_of(*rows: list[int]) -> torch.Tensor:
         return torch.tensor(rows, dtype=torch.int32)
 
-    @pytest.mark.parametrize(("policy", "layouts"), [("exact", 12), ("aebs", 5)])
+    @pytest.mark.parametrize(("policy", "layouts"), [("exact", 40), ("aebs", 15)])
     def test_kernel_vs_reference(policy: DevicePolicy, layouts: int) -> None:
         """On many layouts; often enough the greedy answer has to be repaired."""
-        rng = np.random.default_rng(3)
+        rng = np.random.default_rng(0)
         repaired = 0
         for _ in range(layouts):
-            experts, instances = int(rng.integers(1, 48)), int(rng.integers(1, 12))
+            experts, instances = int(rng.integers(1, 70)), int(rng.integers(1, 12))
             tables = random_tables(rng, experts, instances)
             made = ActivationScheduleKernel(tables, policy, "cpu")
             for _ in range(2):  # the second one must find nothing of the first

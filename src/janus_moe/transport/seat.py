@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from janus_moe.errors import ExchangeClosed, ExchangeError, ExchangeTimeout, PeerLost
 from janus_moe.spec import InstanceId, PoolShape
-from janus_moe.transport.bells import Bell, ThreadBell
+from janus_moe.transport.bells import ThreadBell
 from janus_moe.transport.board import Board, board_bytes
 from janus_moe.transport.channel import Channel
 from janus_moe.transport.executor import Executor
@@ -25,15 +25,6 @@ from janus_moe.transport.ports import Wiring
 Late = Callable[[float], ExchangeTimeout | None]
 _NEWS_S = 1.0
 _LIMIT = 1.5  # of a wait, in timeouts; the watch ends it after 1 to 1.25
-
-
-class _Nobody:
-    """The bell of an instance in another process: news wake it."""
-
-    def ring(self) -> None: ...
-
-    def park(self, timeout_s: float | None) -> None:
-        raise NotImplementedError("only its own process waits for an instance")
 
 
 class Seat:
@@ -71,8 +62,9 @@ class Seat:
             on_farewell=self._hear_farewell,
             on_lost=self._lose,
         )
-        bells: list[Bell] = [
-            self.bell if other == rank else _Nobody() for other in range(topology.num_ranks)
+        # News wake the others, in their own processes; nobody parks at their bells here.
+        bells = [
+            self.bell if other == rank else ThreadBell() for other in range(topology.num_ranks)
         ]
         self.wiring = Wiring(
             attention_bells=bells[: topology.num_attention],

@@ -16,9 +16,10 @@ from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_regi
 from janus_moe.kernels.cpu.math import exp
 from janus_moe.kernels.cpu.rows import new_counters
 from janus_moe.kernels.linear.streaming import project_units
+from janus_moe.kernels.route.reference import NORMALIZER_EPS
 from janus_moe.spec import RouterSpec
 
-NORMALIZER_EPS = np.float32(1e-20)
+_NORMALIZER_EPS = np.float32(NORMALIZER_EPS)
 _NO_BIAS = np.empty(0, np.float32)
 _LOWEST = np.float32(-np.inf)
 
@@ -99,7 +100,7 @@ def _choose(logits: Any, bias: Any, rule: Any, ids: Any, weights: Any) -> None:
     for k in range(ids.size):
         weights[k] = scores[ids[k]]
         total += weights[k]
-    divisor = total + NORMALIZER_EPS if normalize else np.float32(1)
+    divisor = total + _NORMALIZER_EPS if normalize else np.float32(1)
     for k in range(ids.size):
         weights[k] *= factor / divisor
 
