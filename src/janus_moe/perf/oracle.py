@@ -107,7 +107,8 @@ class Oracle:
             )
         device = device_profile(profile.device)
         side = Side(device, Coefficients(device=profile.device, source="profile", laws={}))
-        measured = Measured.of(profile, num_attention, num_expert)
+        slower = profile.hosts[transport].slower
+        measured = Measured.of(profile, num_attention, num_expert, slower)
         return cls(
             model=profile.model,
             attention_side=side,
