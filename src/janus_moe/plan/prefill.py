@@ -55,10 +55,12 @@ def tpot_s(
     num_attention: Numbers,
     decode_s: Array,
     step_s: Callable[[MixedStep], Array],
+    tp: Numbers = 1,
 ) -> Array:
     """Time per output token, a mean over steps with and without prompts. All broadcast.
 
     batch: sequences that decode. decode_s: a step without prompts. step_s: of a step with them.
+    tp: devices that share the heads of an attention instance.
     """
     if not _counted(problem):
         return decode_s
@@ -71,7 +73,7 @@ def tpot_s(
     share = -np.expm1(instances * np.log1p(-busy))
     tokens = each + chunk
     prompts = np.maximum(chunk / isl, 1.0)  # short ones, several in a chunk
-    work = prompts * chunk_positions(pair_cost(problem.oracle), chunk / prompts, isl)
+    work = prompts * chunk_positions(pair_cost(problem.oracle, tp), chunk / prompts, isl)
     mixed = MixedStep(
         rows=np.asarray(sequences + instances * busy / share * chunk),
         tokens=np.asarray(tokens),

@@ -126,13 +126,16 @@ class PoolStyle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonolithicStyle:
-    """Expert parallelism without pools: every device has all of attention and a share of the
-    experts. sizes: devices of one copy that are tried."""
+    """Expert parallelism without pools: every device has attention and a share of the experts.
+    sizes: devices of one copy that are tried. attention_tp: devices that share the heads of
+    attention, of which those are tried that divide the size and the heads; 1: every device has all
+    of attention (data parallel)."""
 
     policy: ReplicaPolicy = "token-split"
     sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     micro_batches: tuple[int, ...] = (1, 2)
     redundancy: float = 1.0
+    attention_tp: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,11 +90,13 @@ class Pools:
 
 @dataclass(frozen=True, eq=False)
 class Monoliths:
-    """Expert parallelism of `num_devices` devices. rows: of `amax`."""
+    """Expert parallelism of `num_devices` devices, of which `tp` each share the heads of an
+    attention instance. rows: of `amax`."""
 
     problem: Problem
     style: MonolithicStyle
     num_devices: Ints
+    tp: Ints
     slots: Ints
     rows: Ints
     amax: AmaxGrid
@@ -103,9 +105,14 @@ class Monoliths:
     @cached_property
     def most_tokens(self) -> Array:
         problem, oracle = self.problem, self.problem.oracle
-        need = monolithic_need(oracle, self.num_devices, self.slots, problem.context)
+        need = monolithic_need(oracle, self.num_devices, self.slots, problem.context, self.tp)
         most = need.most_tokens(problem.memory.usable * oracle.attention_side.device.memory_bytes)
-        return np.minimum(most, most_sequences(problem, self.num_devices))
+        return np.minimum(most, most_sequences(problem, self.num_attention))
+
+    @property
+    def num_attention(self) -> Ints:
+        """Attention instances of a copy."""
+        return self.num_devices // self.tp
 
     def activated(self, batch: Array) -> Array:
         return self.amax.at(self.rows, batch / self.micro_batches)
@@ -113,7 +120,7 @@ class Monoliths:
     def tpot_s(self, batch: Array) -> Array:
         """batch: sequences that decode on all devices."""
         decode_s = self.problem.oracle.step_s(self._load(batch))
-        return tpot_s(self.problem, batch, self.num_devices, decode_s, self._mixed_s)
+        return tpot_s(self.problem, batch, self.num_attention, decode_s, self._mixed_s, self.tp)
 
     def _mixed_s(self, step: MixedStep) -> Array:
         return self.problem.oracle.step_s(with_prompts(self._load(step.rows), step))
@@ -125,6 +132,7 @@ class Monoliths:
             self.num_devices,
             self.activated(batch),
             micro_batches=self.micro_batches,
+            attention_tp=self.tp,
         )
         return replace(load, slots=self.slots)
 
