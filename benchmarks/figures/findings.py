@@ -101,8 +101,8 @@ def _alone(data: Mapping[str, Data]) -> str:
         )
     return (
         "Each idea alone, as a factor on a monolithic deployment in steps of 8/16/32 GPUs (B=256): "
-        f"{'; '.join(parts)}. Below 1 the monolithic deployment, which shares the heads of attention "
-        "among GPUs where that is better, serves more on each GPU."
+        f"{'; '.join(parts)}. Below 1 the monolithic deployment, which shares the heads of "
+        "attention among GPUs where that is better, serves more on each GPU."
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from benchmarks.figures import fig11_day
 from benchmarks.figures.figure import Axes, Comparison, Data
+from benchmarks.figures.planning import SYSTEMS
 from benchmarks.figures.routing import NUM_EXPERTS, SLOTS, like_paper
 from benchmarks.figures.settings import OUTPUT, PROMPT, oracle
 
@@ -46,7 +47,6 @@ KEYS = (
     *("gpu_hours", "slo_attainment", "slo_tpot_attainment", "slo_ttft_attainment"),
     *("max_gpus", "num_decisions", "num_short", "mean_tpot_ms", "median_ttft_ms"),
 )
-SYSTEMS: tuple[BaselineName, ...] = fig11_day.SYSTEMS
 
 
 def data(seed: int = 0) -> Data:
@@ -183,7 +183,9 @@ def compare(data: Data) -> list[Comparison]:
                     f"GPU hours saved against {system}, {share} of requests within 150 ms",
                     "" if paper is None else f"{paper} % (its trace, changes cost nothing)",
                     saving(ours, theirs),
-                    WHY if system == "sglang" and share == "90%" else "",
+                    {"sglang": fig11_day.SHARED_HEADS, "sglang-dp": WHY}.get(system, "")
+                    if share == "90%"
+                    else "",
                 )
             )
     return rows

@@ -17,7 +17,8 @@ class Deployment:
     copy has as many devices as `num_attention` and `num_expert` say, each of them both.
 
     slots: experts per instance and layer. activated: a_max of a micro-batch. tpot_s: a decode
-    step. most_tokens: batch of a copy that memory allows. cost: in GPUs, or dollars per hour.
+    step. ttft_s: mean time to the first token, queue included (`plan.prefill`). most_tokens: batch
+    of a copy that memory allows. cost: in GPUs, or dollars per hour.
     attention_tp: devices of a monolithic copy that share the heads of an attention instance.
     """
 
@@ -36,6 +37,7 @@ class Deployment:
     most_tokens: float
     cost: float
     attention_tp: int = 1
+    ttft_s: float = 0.0
 
     @property
     def shape(self) -> str:

@@ -17,8 +17,9 @@ import numpy as np
 from janus_moe.perf.arrays import Array
 from janus_moe.plan.activation import AmaxGrid
 from janus_moe.plan.answers import Deployment
-from janus_moe.plan.feasible import judged_at
+from janus_moe.plan.feasible import judged_at, starts_in_time
 from janus_moe.plan.fixed_point import fixed_points, largest_batches
+from janus_moe.plan.prefill import StepTimes
 from janus_moe.plan.problem import Concurrency, MonolithicStyle, Problem, Rate, Saturate
 from janus_moe.plan.shapes import Ints, Monoliths
 
@@ -51,7 +52,11 @@ class MonolithSearch:
         keeps_up = np.zeros(len(rows), np.bool_)
         for shapes in self.candidates(rows, tp):
             batch, limit = judged_at(self.problem, copies, shapes.most_tokens)
-            keeps_up |= (batch >= 1) & (shapes.tpot_s(np.maximum(batch, 1.0)) <= limit)
+            good = (batch >= 1) & (shapes.tpot_s(np.maximum(batch, 1.0)) <= limit)
+            if self.problem.ttft_s is not None:
+                usable = np.maximum(batch, 1.0)
+                good &= starts_in_time(self.problem, shapes.times, copies, usable)
+            keeps_up |= good
         for level in np.unique(gpus[keeps_up]):
             chosen = keeps_up & (gpus == level)
             found = self._solve(rows[chosen], tp[chosen], copies[chosen])
@@ -127,15 +132,15 @@ class MonolithSearch:
             else:
                 batch = self._batches(shapes, copies)
             usable = np.where(np.isnan(batch), 1.0, batch)
-            tpot = shapes.tpot_s(usable)
+            times = shapes.times(usable)
             good = ~np.isnan(batch)
             if not alone:
-                good &= tpot <= problem.tpot_s
-            found += self._deployments(shapes, np.flatnonzero(good), copies, usable, tpot)
+                good &= times.strain(problem) <= problem.tpot_s
+            found += self._deployments(shapes, np.flatnonzero(good), copies, usable, times)
         return found
 
     def _deployments(
-        self, shapes: Monoliths, chosen: Ints, copies: Ints, batch: Array, tpot: Array
+        self, shapes: Monoliths, chosen: Ints, copies: Ints, batch: Array, times: StepTimes
     ) -> list[Deployment]:
         activated, most = shapes.activated(batch), shapes.most_tokens
         price = self.problem.weight_of("attention")
@@ -152,10 +157,11 @@ class MonolithSearch:
                 copies=int(copies[index]),
                 batch=float(batch[index]),
                 activated=float(activated[index]),
-                tpot_s=float(tpot[index]),
+                tpot_s=float(times.tpot[index]),
                 most_tokens=float(most[index]),
                 cost=float(copies[index] * shapes.num_devices[index] * price),
                 attention_tp=int(shapes.tp[index]),
+                ttft_s=float(times.ttft[index]),
             )
             for index in chosen
         ]
@@ -163,7 +169,9 @@ class MonolithSearch:
     def _batches(self, shapes: Monoliths, copies: Ints) -> Array:
         demand, most = self.problem.demand, shapes.most_tokens
         if isinstance(demand, Saturate):
-            return largest_batches(shapes.tpot_s, self.problem.tpot_s, most)
+            return largest_batches(
+                lambda batch: shapes.times(batch).strain(self.problem), self.problem.tpot_s, most
+            )
         if isinstance(demand, Rate):
             each = demand.tokens_per_s / copies
             limit = np.minimum(most, np.maximum(1.0, each * self.problem.tpot_s))

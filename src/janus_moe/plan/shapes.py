@@ -17,7 +17,7 @@ from janus_moe.perf.links import Plan
 from janus_moe.perf.step import StepLoad
 from janus_moe.plan.activation import AmaxGrid
 from janus_moe.plan.memory import attention_need, expert_need, monolithic_need
-from janus_moe.plan.prefill import MixedStep, most_sequences, tpot_s
+from janus_moe.plan.prefill import MixedStep, StepTimes, most_sequences, step_times
 from janus_moe.plan.problem import MonolithicStyle, PoolStyle, Problem
 
 Ints = NDArray[np.int64]
@@ -66,8 +66,11 @@ class Pools:
 
     def tpot_s(self, batch: Array) -> Array:
         """batch: sequences that decode on all attention instances."""
+        return self.times(batch).tpot
+
+    def times(self, batch: Array) -> StepTimes:
         decode_s = self.problem.oracle.step_s(self.load(batch, self.activated(batch)))
-        return tpot_s(self.problem, batch, self.num_attention, decode_s, self._mixed_s)
+        return step_times(self.problem, batch, self.num_attention, decode_s, self._mixed_s)
 
     def _mixed_s(self, step: MixedStep) -> Array:
         load = self.load(step.rows, self.activated(step.rows))
@@ -119,8 +122,11 @@ class Monoliths:
 
     def tpot_s(self, batch: Array) -> Array:
         """batch: sequences that decode on all devices."""
-        decode_s = self.problem.oracle.step_s(self._load(batch))
-        return tpot_s(self.problem, batch, self.num_attention, decode_s, self._mixed_s, self.tp)
+        return self.times(batch).tpot
+
+    def times(self, batch: Array) -> StepTimes:
+        decode_s, problem = self.problem.oracle.step_s(self._load(batch)), self.problem
+        return step_times(problem, batch, self.num_attention, decode_s, self._mixed_s, self.tp)
 
     def _mixed_s(self, step: MixedStep) -> Array:
         return self.problem.oracle.step_s(with_prompts(self._load(step.rows), step))
