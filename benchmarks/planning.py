@@ -34,6 +34,7 @@ QUESTIONS: tuple[tuple[str, str, Demand, float, int], ...] = (
     ("deepseek-v2", "h100_sxm", Rate(2_000_000), 100, 1024),
     ("deepseek-v3", "h200_sxm", Rate(500_000), 50, 1024),
     ("deepseek-v3", "h200_sxm", Rate(1e9), 50, 1024),  # impossible: everything is looked at
+    ("deepseek-v3", "h200_sxm", Rate(1_000), 1, 1024),  # impossible: no shape is as fast
     ("deepseek-v3", "h200_sxm", Saturate(), 50, 1024),
     ("qwen3-235b-a22b", "h100_sxm", Concurrency(20_000), 50, 1024),
     ("qwen3-30b-a3b", "h100_sxm", Rate(20_000), 30, 64),

@@ -12,11 +12,16 @@ from tests.plan.models import problem
 
 from janus_moe.perf.arrays import Array
 from janus_moe.plan.answers import Deployment
+from janus_moe.plan.coarse import CLOSE, throughput
 from janus_moe.plan.explain import memory_parts, step_estimate
+from janus_moe.plan.feasible import judged_at, keeping_up
 from janus_moe.plan.fixed_point import fixed_point, fixed_points
-from janus_moe.plan.problem import Batching, Concurrency, PoolStyle, Problem, Rate
+from janus_moe.plan.grid import Grid
+from janus_moe.plan.problem import Batching, Concurrency, PoolStyle, Problem, Rate, Saturate
 from janus_moe.plan.reference import brute_force
 from janus_moe.plan.search import PoolSearch, best_of_shapes
+from janus_moe.plan.shapes import Ints
+from janus_moe.plan.stack import Stack
 
 SMALL = PoolStyle(redundancies=(1.0, 1.25), plans=("1pc", "2pc-sharded"))
 
@@ -153,37 +158,94 @@ def test_the_capacity_of_gpus_is_a_full_batch_within_the_objective() -> None:
     assert again is not None and again.gpus <= 8
 
 
-def test_the_fast_grid_takes_the_steps_of_the_best_plan() -> None:
-    for style in (PoolStyle(), PoolStyle(gating="agate", plans=("1pc",), micro_batches=(2, 3))):
-        search = PoolSearch(problem(2000.0, 30.0, 24), style)
-        grid = search.grid
-        assert grid is not None
-        for first in grid._one_of_each_plan:
-            batch = np.full((1, 1), 900.0)
-            fast = grid._step_s(first, batch, (slice(None), slice(None)))
-            row, column = np.indices(fast.shape).reshape(2, -1)
-            mixed = grid._tpot_s(first, batch[0], (row, column)).reshape(fast.shape)
-            alike = [
-                one.tpot_s(batch)
-                for one in grid.options
-                if one.micro_batches == first.micro_batches
-                and np.array_equal(one.slots, first.slots)
-            ]
-            np.testing.assert_allclose(mixed, np.minimum.reduce(alike), rtol=1e-9)
-            assert (fast < mixed).all()
+STYLES = (PoolStyle(), PoolStyle(gating="agate", plans=("1pc",), micro_batches=(2, 3)))
 
 
-def test_the_fast_grid_asks_the_oracle_the_same() -> None:
-    """The grid takes an exchange apart into a constant and a share per token."""
-    search = PoolSearch(problem(2000.0, 30.0, 40), PoolStyle())
+def flat(search: PoolSearch) -> tuple[Grid, Ints, Ints]:
+    """The grid, and the positions of all pairs in it."""
     grid = search.grid
     assert grid is not None
-    n, m = grid.shape
+    row, column = np.indices(grid.gpus.shape).reshape(2, -1)
+    return grid, row, column
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_candidates_take_the_steps_of_the_best_plan(style: PoolStyle) -> None:
+    search = PoolSearch(problem(2000.0, 30.0, 24), style)
+    grid, row, column = flat(search)
+    batch = np.full(len(row), 900.0)
+    shapes = list(search.shapes(grid.num_attention[row, 0], grid.num_expert[0, column]))
+    for option in range(grid.num_options):
+        one = grid.at(np.full(len(row), option), row, column)
+        alike = [
+            pools.tpot_s(batch)
+            for pools in shapes
+            if pools.micro_batches == one.micro_batches[0]
+            and np.array_equal(pools.slots, one.slots)
+        ]
+        assert len(alike) == len(style.plans)
+        with_prompts = one.tpot_s(batch)
+        np.testing.assert_allclose(with_prompts, np.minimum.reduce(alike), rtol=1e-9)
+        assert (one.step_s(batch) < with_prompts).all()
+
+
+def test_an_exchange_is_a_constant_and_a_share_per_token() -> None:
+    search = PoolSearch(problem(2000.0, 30.0, 40), PoolStyle())
+    grid, row, column = flat(search)
+    one = grid.at(np.zeros_like(row), row, column)
+    shapes = list(search.shapes(grid.num_attention[row, 0], grid.num_expert[0, column]))
     for tokens in (3.0, 700.0, 9000.0):
-        split = grid._exchange_s(np.full((1, 1), tokens), (slice(0, n), slice(0, m)))
         whole = []
-        for pools in grid.options:
+        for pools in shapes:
             if pools.micro_batches == 1:
                 load = pools.load(tokens, 1.0)
                 whole.append(np.asarray(load.dispatch_s) + load.combine_s)
+        split = np.min(one.fixed_s + tokens * one.token_s, axis=0)
         np.testing.assert_allclose(split, np.minimum.reduce(whole), rtol=1e-9)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_stack_is_what_its_options_are_one_by_one(style: PoolStyle) -> None:
+    search = PoolSearch(problem(2000.0, 30.0, 24), style)
+    grid, row, column = flat(search)
+    options = tuple(search.shapes(grid.num_attention[row, 0], grid.num_expert[0, column]))
+    stack = Stack(options)
+    batch = np.geomspace(1, 3000, len(row)) * np.ones((len(options), 1))
+    for own, one in zip(batch, options, strict=True):
+        np.testing.assert_allclose(one.tpot_s(own), stack.tpot_s(batch)[options.index(one)], 1e-12)
+    np.testing.assert_array_equal(stack.most_tokens, [one.most_tokens for one in options])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_ruled_out_does_not_keep_up(name: str) -> None:
+    """Every pair and option, evaluated, against the scan that leaves most of them out."""
+    question = dataclasses.replace(CASES[name], max_gpus=40)
+    grid, row, column = flat(PoolSearch(question, SMALL))
+    for low, high in ((0, 12), (12, 40)):
+        expected = set()
+        for copies in range(1, high // grid.least + 1):
+            gpus = copies * grid.gpus[row, column]
+            for option in range(grid.num_options):
+                one = grid.at(np.full(len(row), option), row, column)
+                batch, limit = judged_at(question, np.full(len(row), copies), one.most_tokens)
+                good = (low < gpus) & (gpus <= high) & (batch >= 1)
+                good &= one.tpot_s(np.maximum(batch, 1.0)) <= limit
+                expected |= {(r, c, copies) for r, c in zip(row[good], column[good], strict=True)}
+        where, numbers = keeping_up(grid, low, high, question.max_copies)
+        found = [(r, c, copies) for (r, c), copies in zip(where, numbers, strict=True)]
+        assert len(set(found)) == len(found) and set(found) == expected
+        assert sorted(numbers.tolist(), reverse=True) == numbers.tolist()
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_shapes_are_dropped_only_where_others_serve_more(count: int) -> None:
+    question = problem(Saturate(), 20.0, 40)
+    grid, row, column = flat(PoolSearch(question, SMALL))
+    where, copies = np.stack([row, column], axis=1), 40 // grid.gpus[row, column]
+    where, copies = where[copies > 0], copies[copies > 0]
+    everything = throughput(grid, where, copies, None)
+    best = np.sort(everything)[-count]
+    found = throughput(grid, where, copies, count)
+    near = everything >= (1 - CLOSE) * best
+    np.testing.assert_array_equal(found[near], everything[near])
+    assert (found <= everything).all() and count <= near.sum() <= (found > 0).sum() < len(found) / 2

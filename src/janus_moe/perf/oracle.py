@@ -41,9 +41,7 @@ from janus_moe.perf.step import (
     LayerParts,
     StepEstimate,
     StepLoad,
-    dependency_bound,
-    layer_seconds,
-    shares_of_time,
+    StepParts,
 )
 from janus_moe.perf.times import LawTimes, Times
 
@@ -107,7 +105,8 @@ class Oracle:
             )
         device = device_profile(profile.device)
         side = Side(device, Coefficients(device=profile.device, source="profile", laws={}))
-        measured = Measured.of(profile, num_attention, num_expert)
+        slower = profile.hosts[transport].slower
+        measured = Measured.of(profile, num_attention, num_expert, slower)
         return cls(
             model=profile.model,
             attention_side=side,
@@ -170,7 +169,7 @@ class Oracle:
 
     def step_s(self, load: StepLoad) -> Array:
         """Seconds of whole steps: the time per output token."""
-        return self._step(load)["tpot"]
+        return self._parts(load).tpot_s
 
     # Loads
 
@@ -300,7 +299,7 @@ class Oracle:
 
     def step(self, load: StepLoad) -> StepEstimate:
         """A step of numbers, not arrays, with its parts."""
-        values = {name: float(value) for name, value in self._step(load).items()}
+        values = {name: float(value) for name, value in self._parts(load).by_name().items()}
         sure: Mapping[str, Confidence] = {
             "attention": self._times.attention_confidence,
             "shared expert": self._times.product_confidence,
@@ -328,7 +327,7 @@ class Oracle:
 
     # Inside
 
-    def _step(self, load: StepLoad) -> dict[str, Array]:
+    def _parts(self, load: StepLoad) -> StepParts:
         model, over = self.model, self.overheads
         m = np.asarray(load.micro_batches, np.float64)
         rows = np.asarray(load.batch, np.float64) / m  # of one micro-batch, all instances
@@ -343,33 +342,25 @@ class Oracle:
         slots = model.num_experts / load.num_expert if load.slots is None else load.slots
         host_s = over.attention_layer_s + over.attention_token_s * each
         attention = self.attention_layer_s(each, load.context) + host_s
-        parts = LayerParts(
+        layer = LayerParts(
             attention=attention,
             shared=self.shared_expert_s(each),
             dispatch=np.asarray(load.dispatch_s, np.float64),
             experts=self.moe_layer_s(load.activated, pairs, arriving, slots) + over.expert_layer_s,
             combine=np.asarray(load.combine_s, np.float64),
         )
-        layer = layer_seconds(parts, m, load.deployment)
-        dense = model.num_dense_layers * (m * (attention + self.dense_layer_s(each)))
-        head = m * self.lm_head_s(logits)
-        moe = model.num_moe_layers
-        host = over.step_s + over.token_s * np.asarray(load.batch, np.float64)
-        tpot = moe * layer + dense + head + host
-        bound = moe * dependency_bound(parts, load.deployment) + (dense + head) / m + host
-        return {
-            **shares_of_time(parts, layer, moe, load.deployment),
-            "dense layers": dense,
-            "lm head": head,
-            "host": host,
-            "tpot": tpot,
-            "bound": bound,
-            "layer attention": np.asarray(parts.attention),
-            "layer shared expert": np.asarray(parts.shared),
-            "layer dispatch": np.asarray(parts.dispatch),
-            "layer experts": np.asarray(parts.experts),
-            "layer combine": np.asarray(parts.combine),
-        }
+        dense = np.zeros(())
+        if model.num_dense_layers:
+            dense = model.num_dense_layers * (m * (attention + self.dense_layer_s(each)))
+        return StepParts(
+            layer=layer,
+            num_layers=model.num_moe_layers,
+            deployment=load.deployment,
+            micro_batches=m,
+            dense=dense,
+            head=m * self.lm_head_s(logits),
+            host=over.step_s + over.token_s * np.asarray(load.batch, np.float64),
+        )
 
     def _reached(self, batch: Numbers, micro_batches: Numbers, instances: Numbers) -> Array:
         """Rows of a micro-batch that arrive at one of the instances when each goes only where it

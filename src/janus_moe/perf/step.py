@@ -120,6 +120,47 @@ def shares_of_time(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepParts:
+    """Seconds of a whole step; numbers or arrays. layer: one MoE layer and micro-batch of
+    `num_layers` and `micro_batches`. dense, head, host: all that is beside these."""
+
+    layer: LayerParts
+    num_layers: int
+    deployment: Deployment
+    micro_batches: Array
+    dense: Array
+    head: Array
+    host: Array
+
+    @property
+    def tpot_s(self) -> Array:
+        return self._with(layer_seconds(self.layer, self.micro_batches, self.deployment))
+
+    def by_name(self) -> dict[str, Array]:
+        """What overlaps is shared out as in `shares_of_time`; "layer ..." are of one layer and
+        micro-batch; "bound" is what dependencies alone take."""
+        own, number = self.layer, self.num_layers
+        layer = layer_seconds(own, self.micro_batches, self.deployment)
+        bound = number * dependency_bound(own, self.deployment)
+        return {
+            **shares_of_time(own, layer, number, self.deployment),
+            "dense layers": self.dense,
+            "lm head": self.head,
+            "host": self.host,
+            "tpot": self._with(layer),
+            "bound": bound + (self.dense + self.head) / self.micro_batches + self.host,
+            "layer attention": np.asarray(own.attention),
+            "layer shared expert": np.asarray(own.shared),
+            "layer dispatch": np.asarray(own.dispatch),
+            "layer experts": np.asarray(own.experts),
+            "layer combine": np.asarray(own.combine),
+        }
+
+    def _with(self, layer: Array) -> Array:
+        return np.asarray(self.num_layers * layer + self.dense + self.head + self.host)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepEstimate:
     """A decode step. tpot: the whole step, which is the time per output token of each request.
 

@@ -132,16 +132,16 @@ def why_no_pools(search: PoolSearch) -> Infeasible:
             f"output fill the steps of all {problem.max_gpus - least} attention instances with "
             f"{problem.batching.max_prompt_tokens} tokens each; exclude prefill, or have more GPUs"
         )
-    fastest = search.fastest()
-    if fastest is not None and fastest.tpot_s > problem.tpot_s:
+    largest = search.largest(problem.max_gpus)
+    if not largest:
+        fastest = search.fastest()
+        if fastest is None or fastest.tpot_s <= problem.tpot_s:
+            return Infeasible(reason="no shape of this style meets the objective", nearest=fastest)
         return Infeasible(
             reason=f"a TPOT of {1e3 * problem.tpot_s:.1f} ms cannot be met: the fastest of all "
             f"shapes takes {1e3 * fastest.tpot_s:.1f} ms ({fastest.shape}) with a single request",
             nearest=fastest,
         )
-    largest = search.largest(problem.max_gpus)
-    if not largest:
-        return Infeasible(reason="no shape of this style meets the objective", nearest=fastest)
     return Infeasible(
         reason=f"{problem.max_gpus} GPUs reach at most {reached(largest[0], problem.demand)} "
         f"within {1e3 * problem.tpot_s:.1f} ms per token, less than the "

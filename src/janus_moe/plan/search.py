@@ -18,21 +18,25 @@ import numpy as np
 from janus_moe.perf.arrays import Array
 from janus_moe.plan.activation import AmaxGrid
 from janus_moe.plan.answers import Deployment
+from janus_moe.plan.candidates import stacked
+from janus_moe.plan.coarse import CLOSE, throughput
+from janus_moe.plan.feasible import keeping_up
 from janus_moe.plan.fixed_point import fixed_points, largest_batches
 from janus_moe.plan.grid import Bools, Grid
 from janus_moe.plan.memory import most_slots
 from janus_moe.plan.problem import Concurrency, PoolStyle, Problem, Rate
 from janus_moe.plan.shapes import Ints, Pools, slot_options
-
-CLOSE = 0.01
-"""Shapes whose coarse throughput is less than this below the best are solved as well."""
+from janus_moe.plan.stack import Stack
 
 FASTEST = 16
 """Shapes with the shortest steps, of which the one with the lowest TPOT is taken."""
 
+FIRST_GPUS = 32
+"""Of the first portion of shapes that is looked at."""
+
 _SIDES: tuple[Literal["attention", "expert"], ...] = ("attention", "expert")
 
-Solver = Callable[[Pools], Array]
+Solver = Callable[[Stack], Array]
 """The batch of each shape, nan where there is none."""
 
 
@@ -70,15 +74,17 @@ class PoolSearch:
     def cheapest(self, count: int = 1) -> list[Deployment]:
         """The best deployment of each of the `count` best shapes that keep up with the demand
         within the objective; fewer where there are fewer."""
-        costs, places, copies = self._feasible(count)
         found: list[Deployment] = []
-        done = 0
-        while done < costs.size and len(best_of_shapes(found)) < count:
-            # All shapes up to a cost, as many as are wanted or more; next time the rest.
-            level = costs[min(done + count, costs.size) - 1]
-            end = int(np.searchsorted(costs, level, "right"))
-            found += self._solve(places[done:end], copies[done:end])
-            done = end
+        for costs, places, copies in self._feasible():
+            done = 0
+            while done < costs.size and len(best_of_shapes(found)) < count:
+                # All shapes up to a cost, as many as are wanted or more; next time the rest.
+                level = costs[min(done + count, costs.size) - 1]
+                end = int(np.searchsorted(costs, level, "right"))
+                found += self._solve(places[done:end], copies[done:end])
+                done = end
+            if len(best_of_shapes(found)) >= count:
+                break
         return best_of_shapes(found)[:count]
 
     def largest(self, gpus: int, count: int = 1) -> list[Deployment]:
@@ -88,18 +94,21 @@ class PoolSearch:
         if grid is None:
             return []
         places, copies = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.int64)]
+        column = np.arange(grid.num_expert.shape[1])[::-1]
         for number in range(1, min(self.problem.max_copies, gpus // 2) + 1):
             step = self.style.gpu_step
             each = gpus // number // step * step
-            where = np.argwhere(grid.gpus == each)
+            row = each - grid.num_expert[0, column] - grid.num_attention[0, 0]
+            where = np.stack([row, column], axis=1)[(row >= 0) & (row < len(grid.num_attention))]
             places.append(where)
             copies.append(np.full(len(where), number))
         where, numbers = np.concatenate(places), np.concatenate(copies)
         if not len(where):
             return []
-        coarse = numbers * grid.throughput(where)
+        balanced = self.style.balance is None
+        coarse = throughput(grid, where, numbers, count if balanced else None)
         least = np.sort(coarse)[-min(count, len(coarse))]
-        worth = coarse >= (1 - CLOSE) * least if self.style.balance is None else coarse > 0
+        worth = (coarse > 0) & ((coarse >= (1 - CLOSE) * least) | (not balanced))
         found = self._solve(where[worth], numbers[worth], self._most)
         best = best_of_shapes(found, _throughput)
         return best[:count]
@@ -129,10 +138,14 @@ class PoolSearch:
         attention = np.arange(1, min(top, self.style.max_instances or top) + 1, dtype=np.int64)
         if not attention.size:
             return None
-        attention, experts = attention[:, None], self.num_expert[None, :]
-        rows = experts - experts[0, 0]
-        options = list(self._all(attention, experts, rows))
-        return Grid(self.problem, attention, experts, options)
+        return Grid(
+            self.problem,
+            self.style,
+            attention[:, None],
+            self.num_expert[None, :],
+            np.stack([slots for slots, _ in self.options]),
+            stacked([amax for _, amax in self.options]),
+        )
 
     @cached_property
     def _stepped(self) -> Bools:
@@ -141,32 +154,28 @@ class PoolSearch:
         stepped: Bools = self.grid.gpus % self.style.gpu_step == 0
         return stepped
 
-    def _feasible(self, count: int) -> tuple[Array, Ints, Ints]:
-        """(cost, [position in the grid], copies) of feasible shapes, cheapest first; without those
-        that `count` others undercut, where all of those are sure to be solved."""
+    def _feasible(self) -> Iterator[tuple[Array, Ints, Ints]]:
+        """(cost, [shapes, 2] position in the grid, copies) of feasible shapes, cheapest first; each
+        portion costs more than the one before. Portions are made as they are asked for, each of
+        shapes on up to twice as many GPUs."""
         grid, problem = self.grid, self.problem
+        if grid is None:
+            return
+        cheapest_gpu = min(problem.weight_of(side) for side in _SIDES)
         costs, copies = np.zeros(0), np.zeros(0, np.int64)
         places = np.zeros((0, 2), np.int64)
-        if grid is None:
-            return costs, places, copies
-        bound, least = np.inf, int(grid.gpus[0, 0])
-        cheapest_gpu = min(problem.weight_of("attention"), problem.weight_of("expert"))
-        for number in range(min(problem.max_copies, problem.max_gpus // least), 0, -1):
-            affordable = bound / (number * cheapest_gpu) if np.isfinite(bound) else np.inf
-            most = int(min(problem.max_gpus // number, affordable))
-            if most < least:
-                continue
-            good = grid.feasible(problem.demand.divided(number), most)
-            where = np.argwhere(good & self._stepped[: good.shape[0], : good.shape[1]])
-            costs = np.concatenate([costs, number * grid.cost[where[:, 0], where[:, 1]]])
-            places = np.concatenate([places, where])
-            copies = np.concatenate([copies, np.full(len(where), number)])
-            if self.style.balance is None and costs.size >= count:
-                bound = float(np.partition(costs, count - 1)[count - 1])
-                keep = costs <= bound
-                costs, places, copies = costs[keep], places[keep], copies[keep]
-        order = np.argsort(costs, kind="stable")
-        return costs[order], places[order], copies[order]
+        done, most = grid.least - 1, problem.max_gpus
+        while done < most:
+            high = min(most, max(2 * done, FIRST_GPUS))
+            where, numbers = keeping_up(grid, done, high, problem.max_copies)
+            costs = np.concatenate([costs, numbers * grid.cost(where[:, 0], where[:, 1])])
+            places, copies = np.concatenate([places, where]), np.concatenate([copies, numbers])
+            done = high
+            later = np.inf if done == most else (done + 1) * cheapest_gpu
+            order = np.argsort(costs, kind="stable")
+            now, rest = order[costs[order] < later], order[costs[order] >= later]
+            yield costs[now], places[now], copies[now]
+            costs, places, copies = costs[rest], places[rest], copies[rest]
 
     def shapes(self, num_attention: Ints, num_expert: Ints) -> Iterator[Pools]:
         """Given pairs with every plan, number of micro-batches and option of slots."""
@@ -203,22 +212,35 @@ class PoolSearch:
             return []
         num_attention = grid.num_attention[where[:, 0], 0]
         num_expert, rows = grid.num_expert[0, where[:, 1]], where[:, 1]
-        found: list[Deployment] = []
-        for pools in self._all(num_attention, num_expert, rows):
-            batch = solver(pools) if solver else self._batches(pools, copies)
-            usable = np.where(np.isnan(batch), 1.0, batch)
-            tpot = pools.tpot_s(usable)
-            good = ~np.isnan(batch) & self._balanced(pools, usable)
-            if solver is None:
-                good &= tpot <= self.problem.tpot_s
-            found += self._deployments(pools, np.flatnonzero(good), copies, usable, tpot)
-        return found
+        stack = Stack(tuple(self._all(num_attention, num_expert, rows)))
+        batch = solver(stack) if solver else self._batches(stack, copies)
+        usable = np.where(np.isnan(batch), 1.0, batch)
+        tpot = stack.tpot_s(usable)
+        good = ~np.isnan(batch) & self._balanced(stack, usable)
+        if solver is None:
+            good &= tpot <= self.problem.tpot_s
+        activated = stack.activated(usable)
+        return [
+            one
+            for option, pools in enumerate(stack.options)
+            for one in self._deployments(
+                pools,
+                np.flatnonzero(good[option]),
+                copies,
+                *(a[option] for a in (usable, activated, tpot)),
+            )
+        ]
 
     def _deployments(
-        self, pools: Pools, chosen: Ints, copies: Ints, batch: Array, tpot: Array
+        self,
+        pools: Pools,
+        chosen: Ints,
+        copies: Ints,
+        batch: Array,
+        activated: Array,
+        tpot: Array,
     ) -> list[Deployment]:
-        activated = np.broadcast_to(pools.activated(batch), batch.shape)
-        most = np.broadcast_to(pools.most_tokens, batch.shape)
+        most = pools.most_tokens
         attention, expert = (self.problem.weight_of(side) for side in _SIDES)
         cost = copies * (pools.num_attention * attention + pools.num_expert * expert)
         return [
@@ -241,7 +263,7 @@ class PoolSearch:
             for index in chosen
         ]
 
-    def _batches(self, pools: Pools, copies: Ints) -> Array:
+    def _batches(self, pools: Stack, copies: Ints) -> Array:
         demand, most = self.problem.demand, pools.most_tokens
         if isinstance(demand, Rate):
             each = demand.tokens_per_s / copies
@@ -251,10 +273,10 @@ class PoolSearch:
         wanted = np.maximum(1.0, demand.requests / copies)
         return np.where(most >= wanted, wanted, np.nan)
 
-    def _most(self, pools: Pools) -> Array:
+    def _most(self, pools: Stack) -> Array:
         return largest_batches(pools.tpot_s, self.problem.tpot_s, pools.most_tokens)
 
-    def _balanced(self, pools: Pools, batch: Array) -> Bools:
+    def _balanced(self, pools: Stack, batch: Array) -> Bools:
         """Whether the pools' busy times are as equal as the style wants, or as they can be: one
         attention instance more or less would not bring them closer."""
         limit = self.style.balance
@@ -266,15 +288,16 @@ class PoolSearch:
         return np.asarray((here <= limit) | ((here <= more) & (here <= fewer)))
 
 
-def _one_token(pools: Pools) -> Array:
+def _one_token(pools: Stack) -> Array:
     return np.where(pools.most_tokens >= 1, 1.0, np.nan)
 
 
-def _imbalance(pools: Pools, batch: Array, num_attention: Ints) -> Array:
+def _imbalance(pools: Stack, batch: Array, num_attention: Ints) -> Array:
     """Difference of the pools' computing times of a layer and micro-batch over the longer one."""
-    oracle, rows = pools.problem.oracle, batch / pools.micro_batches
+    problem, rows = pools.options[0].problem, batch / pools.micro_batches
+    oracle = problem.oracle
     each = rows / num_attention
-    attention = oracle.attention_layer_s(each, pools.problem.context)
+    attention = oracle.attention_layer_s(each, problem.context)
     attention = attention + oracle.shared_expert_s(each)
     pairs = rows * oracle.model.top_k / pools.num_expert
     experts = oracle.moe_layer_s(pools.activated(batch), pairs, rows, pools.slots)
