@@ -14,21 +14,29 @@ from torch import Tensor
 from janus_moe.messages import ExpertActivity
 from janus_moe.model.attention_block import AttentionModel, KvCache, StepInput
 from janus_moe.tracing import SpanLog
-from janus_moe.transport import AttentionPort, ReplyNote
+from janus_moe.transport import AttentionPort, ReplyNote, Ticket, read_notes
 
 
 @dataclass(slots=True)
 class ExchangeLog:
-    """What one pass saw of the expert pool. epoch: the placement it used. plan: of its messages
-    over the network. notices: for the log. spans: of time."""
+    """What one pass saw of the expert pool.
+
+    tickets, notes: [MoE layers]. epoch: the placement it used. plan: of its messages over the
+    network. notices: for the log. spans: of time.
+    """
 
     dispatch_seconds: float = 0.0
     combine_seconds: float = 0.0
+    tickets: list[Ticket] = field(default_factory=list)
     notes: list[tuple[ReplyNote, ...]] = field(default_factory=list)
     epoch: int = 0
     plan: str = ""
     notices: list[str] = field(default_factory=list)
     spans: SpanLog = field(default_factory=SpanLog)
+
+    def read(self) -> None:
+        """Reads and checks what the pool left on a device. Before it, no token may go out."""
+        self.notes = read_notes(self.tickets, self.notes)
 
     @property
     def scheduler_seconds(self) -> float:
@@ -78,6 +86,7 @@ def _through_experts(
     combined = port.combine(ticket)
     log.combine_seconds += time.perf_counter() - start
     log.spans.mark("combine", layer)
+    log.tickets.append(ticket)
     log.notes.append(combined.notes)
     log.plan = combined.plan
     if combined.notice:

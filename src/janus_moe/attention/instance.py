@@ -101,6 +101,7 @@ class AttentionInstance:
             self._spans.mark("announce")
             hidden = forward(self._model, self._cache, step_input, self.port, log)
             outputs = self._produce(plan, hidden)
+            log.read()  # sampling has waited for the device already
             self._spans.mark("sample")
         self._epoch = log.epoch
         return msgspec.structs.replace(

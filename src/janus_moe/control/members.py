@@ -211,6 +211,7 @@ class _Builder:
             setup.spec.moe_layer_ids,
             on_load=self._send if index == 0 else None,  # all see the same routing
             spans=spans,
+            device=self._device,
         )
         preparer = EpochPreparer(
             instance,

@@ -20,6 +20,7 @@ from janus_moe.control.host_facts import HostFacts, host_facts
 from janus_moe.control.hosts.shares import HostShare, nodes, whole
 from janus_moe.control.memory_budget import MemoryBudget
 from janus_moe.errors import ConfigError
+from janus_moe.experts.scheduling import runs_on_device
 from janus_moe.model.checkpoint import Checkpoint, validate
 from janus_moe.model.config import read_spec
 from janus_moe.model.memory import attention_bytes, expert_pool_bytes, kv_block_bytes
@@ -111,6 +112,11 @@ def resolve_run(config: EngineConfig, hosts: Sequence[Host]) -> RunPlan:
     choices: list[str] = []
     if config.dtype == "auto":
         choices.append(f"dtype {spec.dtype}")
+    if config.device == "cuda" and not runs_on_device(config.activation_policy):
+        choices.append(
+            f"--activation-policy {config.activation_policy} runs on the CPU, which waits for the "
+            "GPU in every layer (exact and aebs do not)"
+        )
     transport = _transport(config, hosts, choices)
     budget = _free_after_weights(config, spec, hosts)
     one_slot = spec.expert_bytes * len(spec.moe_layer_ids)

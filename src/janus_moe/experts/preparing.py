@@ -105,9 +105,7 @@ class EpochPreparer:
         )
         if not self._load_all(arrivals, inbox):
             return False
-        instance.offer(
-            make_epoch(placement, instance.index, tables, instance.rule, self._wait_for_step)
-        )
+        instance.offer(make_epoch(placement, tables, instance.schedulers, self._wait_for_step))
         return True
 
     def _load_all(self, arrivals: Sequence[Arrival], inbox: queue.SimpleQueue[ToWorker]) -> bool:

@@ -24,8 +24,9 @@ from janus_moe.transport.choosing import PlanSource, lower_quartile, plan_in
 from janus_moe.transport.executor import BoundProgram
 from janus_moe.transport.inlets import Inlet, NearInlet
 from janus_moe.transport.message_buffers import note_words, notes_of
+from janus_moe.transport.notes import check_routing
 from janus_moe.transport.plans import PlanName, egate_programs
-from janus_moe.transport.ports import AttentionSteps, ExpertExchanges, Port, check_routing
+from janus_moe.transport.ports import AttentionSteps, ExpertExchanges, Port
 from janus_moe.transport.seat import Seat
 
 Programs = tuple[BoundProgram, BoundProgram]

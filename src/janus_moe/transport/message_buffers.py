@@ -106,4 +106,4 @@ def note_words(notes: tuple[ReplyNote, ...]) -> list[int]:
 def notes_of(words: list[int]) -> tuple[ReplyNote, ...]:
     """The inverse of `note_words`."""
     starts = range(0, len(words), _NOTE_WORDS)
-    return tuple(ReplyNote(*words[start : start + _NOTE_WORDS]) for start in starts)
+    return tuple(ReplyNote(words[i], words[i + 1], words[i + 2]) for i in starts)
