@@ -9,7 +9,7 @@ nothing of steps and peers that are late: `dist_ports` decides when a program ru
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,10 @@ from janus_moe.transport.base import Ticket
 from janus_moe.transport.channel import Channel, ChannelAborted, Pending
 from janus_moe.transport.inlets import FarInlet, Inlet, NearInlet
 from janus_moe.transport.message_buffers import MessageBuffer, RowFormat, buffer_bytes
+from janus_moe.transport.moves import BoundMove, bind, fused, make
 from janus_moe.transport.neighbours import TAGS, Alone, Neighbours
 from janus_moe.transport.plans.program import (
-    Add,
     Buffer,
-    Clear,
     Direction,
     Message,
     Move,
@@ -38,7 +37,6 @@ from janus_moe.transport.plans.topology import Topology
 
 Lane = tuple[int, Direction, int]  # peer, direction, number
 Record = Callable[[int, str, int, str, int, int], None]
-BoundMove = tuple[str, Any, Any, Any, Any]  # kind, target, its rows, source, its rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ class BoundStage:
     def __init__(self, executor: Executor, stage: Stage, direction: Direction) -> None:
         self.sends = [executor.bind_send(send, direction) for send in stage.sends]
         self.receives = [(m, executor.inlet(m, direction)) for m in stage.receives]
-        self.moves = [executor.bind_move(move, direction) for move in stage.moves]
+        self.moves = executor.bind_moves(stage.moves, direction)
 
 
 class BoundProgram:
@@ -142,15 +140,10 @@ class Executor:
         buffer = inlet.buffer if isinstance(inlet, FarInlet) else self.outlet(message, direction)
         return BoundSend(message, buffer, buffer.wire(message.num_rows), passed_on, origin)
 
-    def bind_move(self, move: Move, direction: Direction) -> BoundMove:
-        target = self._rows(move.target, direction)
-        if isinstance(move, Clear):
-            return "clear", target, slice(0, move.target.num_rows), None, None
-        kind = "add" if isinstance(move, Add) else "copy"
-        into, out_of = self._index(move.target_rows), self._index(move.source_rows)
-        if kind == "add" and not isinstance(into, slice):
-            kind = "add at"
-        return kind, target, into, self._rows(move.source, direction), out_of
+    def bind_moves(self, moves: Sequence[Move], direction: Direction) -> list[BoundMove]:
+        return [
+            bind(move, lambda b: self._rows(b, direction), self._index) for move in fused(moves)
+        ]
 
     def _rows(self, buffer: Buffer, direction: Direction) -> Any:
         """An array, a neighbour's message, or the name of a buffer that a run brings along."""
@@ -241,7 +234,7 @@ class Executor:
                 if isinstance(inlet, FarInlet):
                     inlet.pending = None
             for move in stage.moves:
-                _make(move, arrays)
+                make(move, arrays)
         for inlet in program.borrowed:
             inlet.release()
 
@@ -311,22 +304,3 @@ class Executor:
 
 def _tag(direction: Direction, lane: int) -> int:
     return 2 * lane + (direction == "reply")
-
-
-def _make(move: BoundMove, local: Mapping[str, Any]) -> None:
-    kind, target, into, source, out_of = move
-    if isinstance(target, str):
-        target = local[target]
-    if isinstance(source, str):
-        source = local[source]
-    elif isinstance(source, NearInlet):
-        source = source.buffer.rows
-    if kind == "copy":
-        target[into] = source[out_of]
-    elif kind == "add":
-        part = target[into]
-        part += source[out_of]
-    elif kind == "add at":
-        target[into] += source[out_of]
-    else:
-        target[into] = 0
