@@ -51,7 +51,7 @@ def fused(moves: Sequence[Move]) -> list[Move | Sum]:
     """The same result with fewer moves: a copy becomes a sum with the first add to the same rows.
 
     Adds come earlier by that. They may, as no source but scratch changes while moves are made, and
-    as long as nothing else is done to those rows in between.
+    as long as those rows are neither read nor changed in between.
     """
     made: list[Move | Sum] = []
     copies: dict[tuple[Buffer, range], int] = {}  # to rows that nothing was added to: their place
@@ -64,11 +64,13 @@ def fused(moves: Sequence[Move]) -> list[Move | Sum]:
             assert key is not None and isinstance(copy, Copy)
             made[place] = Sum(*key, copy.source, copy.source_rows, move.source, move.source_rows)
             continue
+        read = None if isinstance(move, Clear) else move.source
         among = rows if isinstance(move, Copy) and isinstance(rows, range) else None
         copies = {
             known: place
             for known, place in copies.items()
-            if known[0] != move.target or (among is not None and _apart(known[1], among))
+            if known[0] != read
+            and (known[0] != move.target or (among is not None and _apart(known[1], among)))
         }
         if isinstance(move, Copy) and key is not None and not _is_scratch(move.source):
             copies[key] = len(made)

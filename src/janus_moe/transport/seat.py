@@ -26,6 +26,7 @@ from janus_moe.transport.ports import Wiring
 
 Late = Callable[[float], ExchangeTimeout | None]
 _NEWS_S = 1.0
+_JOIN_S = 2.0
 _LIMIT = 1.5  # of a wait, in timeouts; the watch ends it after 1 to 1.25
 
 
@@ -133,9 +134,9 @@ class Seat:
     def close(self) -> None:
         """Leaves, and waits for the seat's threads to end."""
         self.fail(ExchangeClosed("the exchange was shut down"))
-        self.news.join(5.0)
+        self.news.join(_JOIN_S)
         if self._watch is not None and self._watch is not threading.current_thread():
-            self._watch.join(5.0)
+            self._watch.join(_JOIN_S)
         self._near.close()
 
     def _board_close(self) -> None:
