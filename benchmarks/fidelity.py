@@ -3,10 +3,16 @@
     python -m benchmarks.fidelity --json benchmarks/results/fidelity.json
 
 Claim: over shapes and batches that the profile was not calibrated with, the oracle's error is at
-most 10 % (median) and 20 % (p90). The machine is profiled first (`janus profile`), unless --profile
-names a file that it wrote. Of each run the predictor gets shape, transport, batch, mean context and
-the mean number of activated experts on the busiest instance, which a routing trace would give.
-Measured is the mean step in which all requests decode; each cell is the median of --rounds.
+most 10 % (median) and 20 % (p90). Of each run the predictor gets shape, transport, batch, mean
+context and the mean number of activated experts on the busiest instance, which a routing trace
+would give. Measured is the mean step in which all requests decode; each cell is the median of the
+--rounds of --starts services, because a service keeps the luck of its start (where its processes
+and huge pages are).
+
+The tables of operations are measured first, as `janus profile` does. The batches that calibrate and
+those that are predicted then take turns in the same services, so that a machine that is faster in
+one minute than in another is so for both. --profile compares with a file that `janus profile` wrote
+instead.
 
 Memory bandwidth of a shared machine drifts by factors within minutes. So a reference, the sum of
 an array that no cache holds, is timed around the profile and before every run, and errors are given
@@ -32,14 +38,19 @@ from benchmarks.common import machine_facts, print_table, write_json
 from numpy.typing import NDArray
 
 from janus_moe.config import EngineConfig
-from janus_moe.control.profiling import plan_profile, run_profile
+from janus_moe.control.profiling import plan_profile
 from janus_moe.control.profiling.live import Decoded, decode, running
+from janus_moe.control.profiling.plan import LiveRun, ProfilePlan
+from janus_moe.control.profiling.run import calibrated, run_tables
+from janus_moe.control.service import Service
 from janus_moe.perf import Oracle, Profile, read_profile
 from janus_moe.perf.profile import write_profile
 
 PROMPT_TOKENS, DECODE_TOKENS = 48, 32
 MAX_BATCH = 32
-CELLS: tuple[tuple[str, int, int, tuple[int, ...]], ...] = (
+Key = tuple[str, int, int]
+Shape = tuple[str, int, int, tuple[int, ...]]
+CELLS: tuple[Shape, ...] = (
     ("loopback", 1, 1, (1, 6, 24)),
     ("shm", 1, 1, (1, 6, 24)),
     ("shm", 1, 2, (1, 6, 24)),
@@ -48,8 +59,8 @@ CELLS: tuple[tuple[str, int, int, tuple[int, ...]], ...] = (
     ("shm", 1, 3, (1, 6, 24)),
     ("shm", 2, 3, (6, 24)),
 )
-"""(transport, attention, expert, batches). Profiles are calibrated with batches 2, 16 and 32 of
-1A1E, 1A2E and 2A2E."""
+"""(transport, attention, expert, batches). Profiles are calibrated with other batches: 2, 8 and 32
+of 1A1E and 1A2E, 2, 16 and 64 of 2A2E."""
 
 
 @cache
@@ -70,20 +81,29 @@ def main() -> None:
     parser.add_argument("--tokenizer")
     parser.add_argument("--profile", type=Path, help="of this machine and model")
     parser.add_argument("--save-profile", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of each start")
+    parser.add_argument("--starts", type=int, default=2, help="of each service")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     config = EngineConfig(model=options.model, tokenizer=options.tokenizer)
+    plan = plan_profile(config, max_batch=MAX_BATCH)
     references = [reference_s()]
-    if options.profile:
-        profile = read_profile(options.profile)
-    else:
-        plan = plan_profile(config, max_batch=MAX_BATCH)
-        profile = asyncio.run(run_profile(plan, lambda text: print(text, flush=True)))
+    profile = (
+        read_profile(options.profile) if options.profile else asyncio.run(run_tables(plan, say))
+    )
+    references.append(reference_s())
+    lives = services(plan, config)
+    around_s = sum(references) / 2
+    runs = asyncio.run(measure(lives, profile, options.rounds, options.starts, around_s))
+    if not options.profile:
+        calibration = {
+            live: {b: [run.done for run in runs[key(live.config)][b]] for b in live.batches}
+            for live in plan.live
+        }
+        profile = calibrated(profile, calibration)
     if options.save_profile:
         write_profile(options.save_profile, profile)
-    references.append(reference_s())
-    rows = asyncio.run(measure(profile, config, options.rounds, sum(references) / 2))
+    rows = [row(profile, cell, runs[cell[:3]][batch], batch) for cell in CELLS for batch in cell[3]]
     print_table(rows)
     summaries = {name: summary([row[name] for row in rows]) for name in ("error", "normalised")}
     print(summaries, f"reference around the profile: {references}")
@@ -107,44 +127,64 @@ def reference_s() -> float:
     return median(times)
 
 
-async def measure(
-    profile: Profile, config: EngineConfig, rounds: int, around_s: float
-) -> list[dict[str, Any]]:
-    """One row per cell; services one after another, batches in turns. around_s: the reference when
-    the machine was profiled."""
-    rows = []
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def key(config: EngineConfig) -> Key:
+    return config.transport, config.attention_instances, config.expert_instances
+
+
+def services(plan: ProfilePlan, config: EngineConfig) -> list[LiveRun]:
+    """Every shape with the batches that calibrate it, if any, and those that are predicted."""
+    calibrating = {key(live.config): live.batches for live in plan.live}
+    lives = []
     for transport, attention, expert, batches in CELLS:
-        changed = {
-            "transport": transport,
-            "attention_instances": attention,
-            "expert_instances": expert,
-        }
-        runs: dict[int, list[Run]] = {batch: [] for batch in batches}
-        generator = random.Random(attention * 10 + expert)
-        async with running(msgspec.structs.replace(config, **changed)) as service:
-            for turn in range(rounds + 1):
-                for batch in batches:
-                    prompts = [
-                        [
-                            generator.randrange(profile.model.vocab_size)
-                            for _ in range(PROMPT_TOKENS)
-                        ]
-                        for _ in range(batch)
-                    ]
-                    slower = reference_s() / around_s
-                    done = await decode(service, prompts, DECODE_TOKENS)
-                    if turn:  # the first one warms up
-                        runs[batch].append(Run(done, slower))
-        oracle = Oracle.from_profile(profile, attention, expert, transport)
-        rows += [row(oracle, f"{attention}A{expert}E {transport}", b, runs[b]) for b in batches]
-        print(f"{attention}A{expert}E over {transport} done", flush=True)
-    return rows
+        shaped = msgspec.structs.replace(
+            config, transport=transport, attention_instances=attention, expert_instances=expert
+        )
+        every = {*batches, *calibrating.get(key(shaped), ())}
+        lives.append(LiveRun(config=shaped, batches=tuple(sorted(every))))
+    return lives
 
 
-def row(oracle: Oracle, name: str, batch: int, runs: list[Run]) -> dict[str, Any]:
-    """Predicted and measured milliseconds of one cell."""
-    shape = name.split()[0]
-    attention, expert = (int(part) for part in shape.rstrip("E").split("A"))
+async def measure(
+    lives: list[LiveRun], profile: Profile, rounds: int, starts: int, around_s: float
+) -> dict[Key, dict[int, list[Run]]]:
+    """batch -> runs, of each service. around_s: the reference when the machine was profiled."""
+    runs: dict[Key, dict[int, list[Run]]] = {
+        key(live.config): {batch: [] for batch in live.batches} for live in lives
+    }
+    for _ in range(starts):
+        for live in lives:
+            own = runs[key(live.config)]
+            async with running(live.config) as service:
+                await measure_service(service, profile.model.vocab_size, rounds, around_s, own)
+            say(f"{live.config.shape} over {live.config.transport} done")
+    return runs
+
+
+async def measure_service(
+    service: Service, vocab_size: int, rounds: int, around_s: float, runs: dict[int, list[Run]]
+) -> None:
+    """Adds to `runs`; batches take turns."""
+    generator = random.Random(0)
+    for turn in range(rounds + 1):
+        for batch, done in runs.items():
+            prompts = [
+                [generator.randrange(vocab_size) for _ in range(PROMPT_TOKENS)]
+                for _ in range(batch)
+            ]
+            slower = reference_s() / around_s
+            decoded = await decode(service, prompts, DECODE_TOKENS)
+            if turn:  # the first one warms up
+                done.append(Run(decoded, slower))
+
+
+def row(profile: Profile, cell: Shape, runs: list[Run], batch: int) -> dict[str, Any]:
+    """Predicted and measured milliseconds."""
+    transport, attention, expert, _ = cell
+    oracle = Oracle.from_profile(profile, attention, expert, transport)
     activated = median(run.done.activated for run in runs)
     context = runs[0].done.context
     load = oracle.pools_load(batch, context, attention, expert, activated, plan="1pc")
@@ -152,7 +192,7 @@ def row(oracle: Oracle, name: str, batch: int, runs: list[Run]) -> dict[str, Any
     measured = median(run.done.seconds for run in runs)
     steady = median(run.done.seconds / run.slower for run in runs)
     return {
-        "cell": name,
+        "cell": f"{attention}A{expert}E {transport}",
         "B": batch,
         "a_max": activated,
         "measured ms": 1e3 * measured,

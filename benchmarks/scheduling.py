@@ -59,20 +59,8 @@ def _many(count, batches, state, labels, rewritten):  # type: ignore[no-untyped-
 
 
 def compiled_call(scheduler: Scheduler, batches: Batches) -> Callable[[int], object]:
-    state = (
-        scheduler._hosts,
-        scheduler._single_host,
-        scheduler._movable_experts,
-        scheduler._choice,
-        scheduler._max_repairs,
-        scheduler._seed,
-        scheduler._instance_of_expert,
-        scheduler._activated,
-        scheduler._by_expert,
-        scheduler._by_instance,
-    )
     rewritten = np.empty_like(batches[0])
-    return lambda count: _many(count, batches, state, scheduler._labels, rewritten)
+    return lambda count: _many(count, batches, scheduler._state, scheduler._labels, rewritten)
 
 
 def python_call(call: Callable[[Any], object], batches: Batches) -> Callable[[int], object]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
 from janus_moe.experts.epoch import Arrival, first_tables, make_epoch, place_arrivals
+from janus_moe.experts.scheduling import Schedulers
 from janus_moe.policy.placement import Placement
 
 
@@ -35,7 +37,7 @@ def test_a_slot_in_use_is_never_taken_even_if_its_expert_leaves() -> None:
 def test_labels_are_the_physical_slots_of_this_instance() -> None:
     placement = Placement(epoch=2, num_experts=6, slots=(((0, 1, 2), (3, 4, 5)),))
     moved = table(e3=2, e4=0, e5=3)
-    epoch = make_epoch(placement, 1, [moved], "exact")
-    ids = np.array([[0, 3], [5, -1]], np.int32)
-    assert epoch.schedulers[0].rewrite(ids).labels.tolist() == [[-1, 2], [3, -1]]
+    epoch = make_epoch(placement, [moved], Schedulers(1, "exact"))
+    ids = torch.tensor([[0, 3], [5, -1]], dtype=torch.int32)
+    assert epoch.schedulers[0].schedule(ids).slot_ids.tolist() == [[-1, 2], [3, -1]]
     assert np.array_equal(first_tables(placement, 1)[0], table(e3=0, e4=1, e5=2))

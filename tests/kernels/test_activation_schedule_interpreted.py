@@ -21,6 +21,13 @@ from tests.kernels.test_activation_schedule import (
     random_tables,
 )
 
+from janus_moe.experts.epoch import place_arrivals
+from janus_moe.experts.scheduling import (
+    DeviceDigest,
+    DeviceScheduler,
+    Schedulers,
+    physical_tables,
+)
 from janus_moe.kernels.activation_schedule import (
     ActivationScheduleKernel,
     DevicePolicy,
@@ -28,6 +35,8 @@ from janus_moe.kernels.activation_schedule import (
     kernel,
 )
 from janus_moe.policy.activation import schedule
+from janus_moe.policy.placement import place_experts
+from janus_moe.transport import Ticket, read_notes
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -133,6 +142,25 @@ else:
             for name, one, other in zip(again._fields, first, again, strict=True):
                 moved = name in ("slot_ids", "replica_ids")
                 assert torch.equal(one[order] if moved else one, other), name
+
+    @pytest.mark.parametrize("policy", ["exact", "aebs"])
+    def test_an_instance_gets_the_hosts_slots_in_every_epoch(policy: DevicePolicy) -> None:
+        """Through the schedulers that a service makes: physical slots with gaps, other replicas."""
+        rng, digest = np.random.default_rng(3), DeviceDigest("cpu")
+        table = np.full(40, -1, np.int32)
+        for epoch in range(3):
+            placement = place_experts("janus", rng.random((1, 40)), [13, 15, 12, 14], epoch=epoch)
+            [table], _ = place_arrivals([table], [placement.slots[0][1]], [60])
+            host = Schedulers(1, policy).make(placement, 0, table)
+            tables = physical_tables(placement, 0, 1, table)
+            made = ActivationScheduleKernel(tables, policy, "cpu")
+            device = DeviceScheduler(made, 1, epoch, digest)
+            for tokens in (0, 9):
+                ids = random_ids(rng, 40, tokens, 4)
+                one, other = host.schedule(ids), device.schedule(ids)
+                assert torch.equal(one.slot_ids, other.slot_ids)
+                [[note]] = read_notes([Ticket(epoch, 0, 0)], [(other.note,)])
+                assert note.activated == one.note.activated
 
     def test_ids_out_of_range_are_told_and_ignored_and_forgotten() -> None:
         tables = ReplicaTables.from_slots([[0, 1], [1, 2]], 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -132,6 +133,7 @@ def test_calibration_finds_host_and_exchange_of_an_exact_service() -> None:
         step = 100 if transport == "loopback" else 300
         return LiveCell(
             transport=transport,
+            shape=f"1A{messages}E",
             batch=batch,
             measured_s=(step + 4 * batch + 1000) * US + away,
             explained_s=1000 * US,
@@ -150,6 +152,33 @@ def test_calibration_finds_host_and_exchange_of_an_exact_service() -> None:
     # A constant, and what grows with the batch, are the host's or the exchange's: the sum is known.
     assert host.step_s + 12 * shm.latency_s == pytest.approx((300 + 12 * 20) * US)
     assert host.token_s + 12_000 * shm.s_per_byte == pytest.approx((4 + 12 * 0.5) * US)
+
+
+def test_calibration_finds_how_much_longer_operations_take_in_a_service() -> None:
+    counts = ExchangeCounts(intra_hops=1, intra_messages=1, intra_bytes=0)
+    cells = [
+        LiveCell(
+            transport="loopback",
+            shape="1A1E",
+            batch=batch,
+            measured_s=(500 + 1.4 * explained) * US,
+            explained_s=explained * US,
+            counts=(counts, counts),
+            num_exchanges=6,
+        )
+        for batch, explained in ((2, 900), (8, 2500), (32, 4000))
+    ]
+    host = calibrate(cells)[0]["loopback"]
+    assert (host.step_s, host.token_s, host.slower) == pytest.approx((500 * US, 0.0, 1.4), abs=1e-9)
+
+
+def test_operations_of_a_service_take_longer_than_the_tables_say() -> None:
+    made = profile()
+    slow = msgspec.structs.replace(made, hosts={"shm": HostLaw(100 * US, 3 * US, slower=1.5)})
+    table, live = (Oracle.from_profile(p, 1, 2) for p in (made, slow))
+    assert live.moe_layer(4, 8).seconds == pytest.approx(1.5 * table.moe_layer(4, 8).seconds)
+    assert live.moe_layer(4, 8).confidence == "interpolated"
+    assert live.lm_head(4).seconds == pytest.approx(1.5 * table.lm_head(4).seconds)
 
 
 def test_nothing_measured_is_refused() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from janus_moe.config import EngineConfig
 from janus_moe.errors import ConfigError
-from janus_moe.experts.epoch import Rule
+from janus_moe.experts.scheduling import Rule
 from janus_moe.kernels.grouped_experts import grouped_experts
 from janus_moe.policy.activation import LayerCost
 from janus_moe.spec import ModelSpec

@@ -12,16 +12,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
-from janus_moe.policy.activation import LayerCost, Policy, Scheduler, TokenAwareScheduler
+from janus_moe.experts.scheduling import LayerScheduler, Schedulers, Table
 from janus_moe.policy.placement import Placement
-
-Rule = Policy | LayerCost
-"""How replicas are chosen: by a policy, or token-aware with these costs."""
-Table = NDArray[np.int32]
-"""[experts] int32, the expert's physical slot on this instance or -1."""
 
 
 class Arrival(NamedTuple):
@@ -34,12 +28,11 @@ class Arrival(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Epoch:
-    """slots: [moe layers] tables. schedulers: [moe layers], for one thread; they label each
-    (token, k) with its physical slot here, -1 for other instances."""
+    """slots: [moe layers] tables. schedulers: [moe layers], for one thread."""
 
     number: int
     slots: tuple[Table, ...]
-    schedulers: tuple[Scheduler | TokenAwareScheduler, ...]
+    schedulers: tuple[LayerScheduler, ...]
 
 
 def first_tables(placement: Placement, instance: int) -> list[Table]:
@@ -49,23 +42,16 @@ def first_tables(placement: Placement, instance: int) -> list[Table]:
 
 def make_epoch(
     placement: Placement,
-    instance: int,
     slots: Sequence[Table],
-    rule: Rule,
+    schedulers: Schedulers,
     before_layer: Callable[[], None] = lambda: None,
 ) -> Epoch:
     """before_layer: called before the tables of each layer are made, which takes a while."""
-    schedulers: list[Scheduler | TokenAwareScheduler] = []
+    made: list[LayerScheduler] = []
     for layer, table in enumerate(slots):
         before_layer()
-        layout = placement.layer_layout(layer)
-        labels = np.where(layout.hosts == instance, table[:, None], np.int32(-1))
-        schedulers.append(
-            TokenAwareScheduler(layout, rule, labels=labels)
-            if isinstance(rule, LayerCost)
-            else Scheduler(layout, rule, labels=labels)
-        )
-    return Epoch(placement.epoch, tuple(slots), tuple(schedulers))
+        made.append(schedulers.make(placement, layer, table))
+    return Epoch(placement.epoch, tuple(slots), tuple(made))
 
 
 def place_arrivals(

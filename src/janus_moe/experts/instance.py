@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from janus_moe.errors import ExchangeError
-from janus_moe.experts.epoch import Epoch, Rule, first_tables, make_epoch
+from janus_moe.experts.epoch import Epoch, first_tables, make_epoch
 from janus_moe.experts.recording import RoutingRecorder
+from janus_moe.experts.scheduling import Rule, Schedulers
+from janus_moe.experts.step_routing import Batch, StepRouting
 from janus_moe.messages import ExpertLoad
 from janus_moe.model.expert_block import ExpertModel
 from janus_moe.policy.placement import Placement
@@ -39,19 +39,21 @@ class Answer(NamedTuple):
     """partial: [tokens, hidden] float32 sums over the instance's replicas. expert_ids: [tokens,
     top_k] logical ids that the batch was routed to."""
 
-    partial: torch.Tensor
+    partial: Tensor
     note: ReplyNote
-    expert_ids: NDArray[np.int32]
+    expert_ids: Tensor
 
 
 class ExpertInstance:
     """Serves the MoE layers of a model with the replicas that a placement gives instance `index`.
 
+    device: where the model and the batches are.
     model: router weights of all experts, expert weights of this instance's slots.
     layers: model layer id -> MoE layer number, as in `ModelSpec.moe_layer_ids`.
     on_load: told about once a second what routing did; None: somebody else reports.
 
-    One thread serves. Another may `offer` and `withdraw` epochs and watch `stepped`.
+    Several threads may serve, each a port of its own: they compute one after another. Another may
+    `offer` and `withdraw` epochs and watch `stepped`.
     """
 
     def __init__(
@@ -63,21 +65,25 @@ class ExpertInstance:
         layers: tuple[int, ...],
         on_load: OnLoad | None = None,
         spans: SpanLog | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.index = index
         self.model = model
-        self.rule = rule
         self.layers = layers
+        self.schedulers = Schedulers(index, rule, device)
         self.stepped = threading.Event()  # set once per step, cleared by whoever watches
         self._moe_layer = {layer: number for number, layer in enumerate(layers)}
-        self._epoch = make_epoch(placement, index, first_tables(placement, index), rule)
+        self._device = torch.device(device)
+        self._epoch = make_epoch(placement, first_tables(placement, index), self.schedulers)
         self._offered: dict[int, Epoch] = {}
         self._latest = self._before_latest = self._epoch
         self._on_load = on_load
         self._spans = spans or SpanLog()
         self._window = _new_window(len(layers), placement.num_experts)
         self._recorder: RoutingRecorder | None = None
+        self._on_device = StepRouting()
         self._reported_at = 0.0
+        self._turn = threading.Lock()
 
     @property
     def epoch(self) -> Epoch:
@@ -112,25 +118,28 @@ class ExpertInstance:
         """Answers one exchange, or nothing when `port` was woken for another reason."""
         work = port.accept()
         if work is not None:
-            self._spans.step, self._spans.tokens = work.ticket.step, sum(work.num_tokens)
-            self._spans.mark("wait", work.ticket.layer)
-            answer = self.compute(work)
-            self._spans.mark("experts", work.ticket.layer)
-            port.reply(work, answer.partial, answer.note)
-            self._spans.mark("reply", work.ticket.layer)
-            self._observe(self._moe_layer[work.ticket.layer], answer.expert_ids)
-            self._spans.mark("statistics", work.ticket.layer)
-            if work.ticket.layer == self.layers[-1]:
-                self._end_of_step()
+            with self._turn:
+                self._answer(port, work)
+
+    def _answer(self, port: ExpertPort, work: Work) -> None:
+        self._spans.step, self._spans.tokens = work.ticket.step, sum(work.num_tokens)
+        self._spans.mark("wait", work.ticket.layer)
+        answer = self.compute(work)
+        self._spans.mark("experts", work.ticket.layer)
+        port.reply(work, answer.partial, answer.note)
+        self._spans.mark("reply", work.ticket.layer)
+        self._observe(self._moe_layer[work.ticket.layer], answer.expert_ids)
+        self._spans.mark("statistics", work.ticket.layer)
+        if work.ticket.layer == self.layers[-1]:
+            self._end_of_step()
 
     def warm_up(self) -> None:
         """Compiles what compiles on first use, for one token and for many."""
         spec, layer = self.model.spec, self.layers[0]
-        device = self.model.layers[layer].router.device
+        dtype = getattr(torch, spec.dtype)
+        self._epoch.schedulers[0].warm_up()
         for num_tokens in WARM_UP_TOKENS:
-            hidden = torch.ones(
-                num_tokens, spec.hidden_size, dtype=getattr(torch, spec.dtype), device=device
-            )
+            hidden = torch.ones(num_tokens, spec.hidden_size, dtype=dtype, device=self._device)
             ticket = Ticket(epoch=self._epoch.number, step=0, layer=layer)
             self.compute(Work(ticket=ticket, hidden=hidden, num_tokens=(num_tokens,)))
         self._window = _new_window(len(self.layers), spec.moe.num_experts)
@@ -139,30 +148,30 @@ class ExpertInstance:
         """What this instance's replicas contribute to one layer."""
         if work.ticket.epoch != self._epoch.number:
             self._switch(work.ticket)
-        number = self._moe_layer[work.ticket.layer]
+        layer = work.ticket.layer
         with torch.inference_mode():
-            expert_ids, weights = self.model.route(work.ticket.layer, work.hidden)
-            ids: NDArray[np.int32] = expert_ids.cpu().numpy()
-            self._spans.mark("route", work.ticket.layer)
-            start = time.perf_counter_ns()
-            slot_ids, activated, _ = self._epoch.schedulers[number].rewrite(ids)
-            scheduler_ns = time.perf_counter_ns() - start
-            self._spans.mark("schedule", work.ticket.layer)
-            partial = self.model.compute(
-                work.ticket.layer,
-                work.hidden,
-                torch.from_numpy(slot_ids).to(expert_ids.device),
-                weights,
-            )
-        digest = zlib.crc32(ids.tobytes(), self._epoch.number)
-        return Answer(partial, ReplyNote(digest, int(activated[self.index]), scheduler_ns), ids)
+            expert_ids, weights = self.model.route(layer, work.hidden)
+            self._spans.mark("route", layer)
+            scheduler = self._epoch.schedulers[self._moe_layer[layer]]
+            slot_ids, note = scheduler.schedule(expert_ids)
+            self._spans.mark("schedule", layer)
+            partial = self.model.compute(layer, work.hidden, slot_ids, weights)
+        return Answer(partial, note, expert_ids)
 
-    def _observe(self, number: int, expert_ids: NDArray[np.int32]) -> None:
+    def _observe(self, number: int, expert_ids: Tensor) -> None:
         """Statistics of a batch; nobody waits for them, so they come after the reply."""
+        if self._on_load is None and self._recorder is None:
+            return
+        if expert_ids.device.type == "cpu":
+            self._count(Batch(number, expert_ids.numpy()))
+        else:
+            self._on_device.add(number, expert_ids)
+
+    def _count(self, batch: Batch) -> None:
         if self._on_load is not None:
-            self._window.record(number, expert_ids)
+            self._window.record(*batch)
         if self._recorder is not None:
-            self._recorder.record(number, expert_ids)
+            self._recorder.record(*batch)
 
     def _switch(self, ticket: Ticket) -> None:
         """Serves with another epoch from now on; earlier ones never come again."""
@@ -176,6 +185,8 @@ class ExpertInstance:
 
     def _end_of_step(self) -> None:
         self.stepped.set()
+        for batch in self._on_device.end_of_step():
+            self._count(batch)
         if self._recorder is not None:
             self._recorder.end_of_step()
         now = time.monotonic()

@@ -25,6 +25,7 @@ class LiveCell:
     """
 
     transport: str
+    shape: str
     batch: int
     measured_s: float
     explained_s: float
@@ -37,8 +38,10 @@ def calibrate(cells: Sequence[LiveCell]) -> tuple[dict[str, HostLaw], dict[str, 
     relative to the measured ones.
 
     One process (loopback) and several do different things between operations, so each transport
-    has its own host time; in one process an exchange is a call and counts to it. Of several
-    processes a constant part may be given to the host or to the exchange: only their sum is known.
+    has its own host time; in one process an exchange is a call and counts to it. What grows with
+    the batch but less than in proportion is told by the operations' own times: they take longer in
+    a service than alone. Of several processes a constant part may be given to the host or to the
+    exchange: only their sum is known.
     """
     if not cells:
         raise ConfigError("nothing was measured; a profile needs at least one run of a service")
@@ -49,27 +52,28 @@ def calibrate(cells: Sequence[LiveCell]) -> tuple[dict[str, HostLaw], dict[str, 
         rest = np.array([cell.measured_s - cell.explained_s for cell in own])
         weights = 1 / np.array([cell.measured_s for cell in own])
         found = non_negative_least_squares(matrix * weights[:, None], rest * weights)
-        padded = np.append(found, np.zeros(5 - len(found)))  # loopback has two
-        step_s, token_s, latency, message, per_byte = map(float, padded)
-        hosts[transport] = HostLaw(step_s=step_s, token_s=token_s)
+        step_s, token_s, latency, message, per_byte, longer = map(float, found)
+        hosts[transport] = HostLaw(step_s=step_s, token_s=token_s, slower=1.0 + longer)
         links[transport] = LinkLaw(latency_s=latency, message_s=message, s_per_byte=per_byte)
     return hosts, links
 
 
 def non_negative_least_squares(matrix: Array, target: Array) -> Array:
-    """x >= 0 that minimises |matrix x - target|, by leaving out columns (all subsets: few columns).
+    """x >= 0 that minimises |matrix x - target|, by leaving out columns (all subsets: few columns);
+    of columns that say the same, the first.
 
     matrix: [rows, columns], at most a dozen columns.
     """
     columns = matrix.shape[1]
     best, best_error = np.zeros(columns), float(np.square(target).sum())
+    negligible = 1e-12 * best_error
     for subset in range(1, 2**columns):
         chosen = [i for i in range(columns) if subset >> i & 1]
         part = np.linalg.lstsq(matrix[:, chosen], target, rcond=None)[0]
         if (part < 0).any():
             continue
         error = float(np.square(matrix[:, chosen] @ part - target).sum())
-        if error < best_error * (1 - 1e-9):
+        if error < best_error - negligible:
             best_error = error
             best = np.zeros(columns)
             best[chosen] = part
@@ -77,14 +81,12 @@ def non_negative_least_squares(matrix: Array, target: Array) -> Array:
 
 
 def _row(cell: LiveCell) -> list[float]:
-    """Factors of step, token and, between processes, of hops, messages and bytes."""
-    if cell.transport == "loopback":
-        return [1.0, float(cell.batch)]
-    return [
-        1.0,
-        float(cell.batch),
-        *(
-            cell.num_exchanges * sum(float(np.asarray(getattr(c, name))) for c in cell.counts)
-            for name in ("intra_hops", "intra_messages", "intra_bytes")
-        ),
+    """Factors of step, token, hops, messages and bytes, and of how much longer operations take."""
+    names = ("intra_hops", "intra_messages", "intra_bytes")
+    exchange = [
+        cell.num_exchanges * sum(float(np.asarray(getattr(c, name))) for c in cell.counts)
+        for name in names
     ]
+    if cell.transport == "loopback":
+        exchange = [0.0] * len(names)
+    return [1.0, float(cell.batch), *exchange, cell.explained_s]

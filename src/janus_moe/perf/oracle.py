@@ -32,10 +32,7 @@ from janus_moe.perf.links import (
     share_reached,
 )
 from janus_moe.perf.models import ModelFacts, with_precision
-from janus_moe.perf.precision import (
-    BYTES_PER_ACTIVATION,
-    Format,
-)
+from janus_moe.perf.precision import BYTES_PER_ACTIVATION, Format
 from janus_moe.perf.profile import Measured, Profile
 from janus_moe.perf.sides import Overheads, Side
 from janus_moe.perf.step import (
@@ -107,7 +104,8 @@ class Oracle:
             )
         device = device_profile(profile.device)
         side = Side(device, Coefficients(device=profile.device, source="profile", laws={}))
-        measured = Measured.of(profile, num_attention, num_expert)
+        slower = profile.hosts[transport].slower
+        measured = Measured.of(profile, num_attention, num_expert, slower)
         return cls(
             model=profile.model,
             attention_side=side,

@@ -50,10 +50,15 @@ class ExpertTables(Spec, frozen=True):
 
 
 class HostLaw(Spec, frozen=True):
-    """Time of a step outside all operations: step_s + token_s * tokens of the whole batch."""
+    """What a service adds to its operations: step_s + token_s * tokens of the whole batch.
+
+    slower: how much longer operations take in a service than one kind of them again and again,
+    because others have used the caches and wake the threads in between; 1 or more.
+    """
 
     step_s: float
     token_s: float
+    slower: float = 1.0
 
 
 class Profile(Spec, frozen=True):
@@ -88,19 +93,30 @@ def write_profile(path: Path, profile: Profile) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """The tables that hold for a shape. *_factor: how much longer because more instances share
-    the machine than were measured."""
+    """The tables that hold for a shape. *_factor: how much longer operations take than in the
+    tables: in a service, and because more instances share the machine than were measured."""
 
     attention: AttentionTables
     expert: ExpertTables
     attention_factor: float
     expert_factor: float
+    attention_confidence: Confidence = "interpolated"
+    experts_confidence: Confidence = "interpolated"
 
     @classmethod
-    def of(cls, profile: Profile, num_attention: int, num_expert: int) -> Measured:
-        attention, attention_factor = _shared_by(profile.attention, num_attention)
-        expert, expert_factor = _shared_by(profile.expert, num_expert)
-        return cls(attention, expert, attention_factor, expert_factor)
+    def of(
+        cls, profile: Profile, num_attention: int, num_expert: int, slower: float = 1.0
+    ) -> Measured:
+        attention, attention_turns = _shared_by(profile.attention, num_attention)
+        expert, expert_turns = _shared_by(profile.expert, num_expert)
+        return cls(
+            attention,
+            expert,
+            slower * attention_turns,
+            slower * expert_turns,
+            "interpolated" if attention_turns == 1 else "roofline",
+            "interpolated" if expert_turns == 1 else "roofline",
+        )
 
     def attention_layer_s(self, tokens: Numbers, context: Numbers, tp: Numbers = 1) -> Array:
         _undivided(tp)
@@ -124,17 +140,8 @@ class Measured:
         return self.expert_factor * (gate + experts)
 
     @property
-    def attention_confidence(self) -> Confidence:
-        """Of sizes in general; a grid knows it of single ones."""
-        return "interpolated" if self.attention_factor == 1 else "roofline"
-
-    @property
     def product_confidence(self) -> Confidence:
         return self.attention_confidence
-
-    @property
-    def experts_confidence(self) -> Confidence:
-        return "interpolated" if self.expert_factor == 1 else "roofline"
 
 
 def _or_nothing(grid: Grid | None, tokens: Numbers) -> Array:

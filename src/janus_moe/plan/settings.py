@@ -17,6 +17,9 @@ def serve_settings(problem: Problem, one: Deployment, model: str) -> dict[str, s
     sequences = max(1, math.ceil(HEADROOM * one.batch / one.num_attention))
     longest = math.ceil(problem.workload.isl + problem.workload.osl)
     positions = problem.oracle.model.max_position
+    several: dict[str, str | int] = {}
+    if one.kind == "pools" and one.micro_batches > 1:  # where the oracle says that it pays
+        several = {"micro-batch-threshold": max(2, math.ceil(one.batch / one.num_attention))}
     return {
         "model": model,
         "attention-instances": one.num_attention,
@@ -27,6 +30,7 @@ def serve_settings(problem: Problem, one: Deployment, model: str) -> dict[str, s
         "max-num-batched-tokens": max(problem.batching.max_prompt_tokens, sequences),
         "max-model-len": min(longest, positions) if positions else longest,
         "dtype": "bfloat16",
+        **several,
     }
 
 

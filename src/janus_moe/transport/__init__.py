@@ -13,6 +13,7 @@ from janus_moe.transport.base import (
 )
 from janus_moe.transport.dist import DistExchange, DistLayout
 from janus_moe.transport.loopback import LoopbackExchange
+from janus_moe.transport.notes import read_notes
 from janus_moe.transport.shm import ShmAddress, ShmLayout, ShmRegion
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "Ticket",
     "WaitRule",
     "Work",
+    "read_notes",
     "spin_budget_us",
 ]

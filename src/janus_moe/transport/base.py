@@ -29,16 +29,19 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class ReplyNote:
-    """What travels with a reply; all are signed 64-bit.
+    """What travels with a reply; all numbers are signed 64-bit.
 
     routing_digest: equal on all expert instances when they agree on the routing of the batch.
     activated: distinct experts the instance activated.
     scheduler_ns: nanoseconds its activation scheduler took.
+    unread: [3] int64 on a device that nobody has waited for: the first two, which are 0 until
+        then, and 1 where an expert id was out of range. Only within one process; see `notes`.
     """
 
     routing_digest: int
     activated: int
     scheduler_ns: int = 0
+    unread: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,8 @@ class AttentionPort(Protocol):
     def combine(self, ticket: Ticket) -> Combined:
         """Waits for all expert instances and sums their replies.
 
-        Raises ExchangeTimeout naming whoever is late, RoutingDivergence, or ExchangeClosed.
+        Raises ExchangeTimeout naming whoever is late, RoutingDivergence, or ExchangeClosed. Notes
+        with something unread are not compared yet.
         """
         ...
 

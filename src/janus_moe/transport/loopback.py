@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from janus_moe.spec import PoolShape
 from janus_moe.transport.base import ExpertPort, WaitRule
 from janus_moe.transport.bells import ThreadBell
 from janus_moe.transport.board import Board, board_bytes
+from janus_moe.transport.notes import Notes
 from janus_moe.transport.ports import LockstepAttention, LockstepExpert, Wiring
 
 ServeOnce = Callable[[ExpertPort], None]
@@ -106,13 +108,15 @@ class _Tensors:
     """What is on its way.
 
     rows: [attention instances] each [tokens, hidden]; partials: [expert instances] each
-    [total tokens, hidden] float32. inline: every expert runs before the last dispatch returns.
+    [total tokens, hidden] float32; unread: [expert instances] what their notes have on a device.
+    inline: every expert runs before the last dispatch returns.
     """
 
     def __init__(self, shape: PoolShape) -> None:
         empty = torch.empty(0)
         self.rows = [empty] * shape.attention
         self.partials = [empty] * shape.expert
+        self.unread: list[Tensor | None] = [None] * shape.expert
         self.counts: tuple[int, ...] = ()
         self.batch = empty
         self.inline = False
@@ -152,6 +156,12 @@ class _AttentionTensors:
             total += partial[self._rows]
         return total
 
+    def notes(self, notes: Notes) -> Notes:
+        unread = self._tensors.unread
+        if all(tensor is None for tensor in unread):
+            return notes
+        return tuple(replace(note, unread=own) for note, own in zip(notes, unread, strict=True))
+
 
 class _ExpertTensors:
     def __init__(self, tensors: _Tensors, index: int) -> None:
@@ -161,5 +171,6 @@ class _ExpertTensors:
     def batch(self, counts: tuple[int, ...]) -> Tensor:
         return self._tensors.batch
 
-    def put(self, partial: Tensor) -> None:
+    def put(self, partial: Tensor, unread: Tensor | None) -> None:
         self._tensors.partials[self._index] = partial
+        self._tensors.unread[self._index] = unread

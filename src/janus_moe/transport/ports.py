@@ -14,11 +14,12 @@ from typing import Protocol
 
 from torch import Tensor
 
-from janus_moe.errors import ExchangeClosed, ExchangeError, ExchangeTimeout, RoutingDivergence
+from janus_moe.errors import ExchangeClosed, ExchangeError, ExchangeTimeout
 from janus_moe.spec import InstanceId
 from janus_moe.transport.base import Combined, ReplyNote, Ticket, WaitRule, Work
 from janus_moe.transport.bells import Bell
 from janus_moe.transport.board import MAX_LAYERS, Board, exchange_key, step_and_layer
+from janus_moe.transport.notes import Notes, check_routing
 
 
 class AttentionStore(Protocol):
@@ -36,13 +37,19 @@ class AttentionStore(Protocol):
 
     def combined(self) -> Tensor: ...
 
+    def notes(self, notes: Notes) -> Notes:
+        """The notes of the board, with what does not fit on it."""
+        ...
+
 
 class ExpertStore(Protocol):
     """Where one expert instance finds the batch and puts its partial sums."""
 
     def batch(self, counts: tuple[int, ...]) -> Tensor: ...
 
-    def put(self, partial: Tensor) -> None: ...
+    def put(self, partial: Tensor, unread: Tensor | None) -> None:
+        """unread: what the note has on a device."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +261,7 @@ class LockstepAttention(AttentionSteps):
             raise ValueError(f"{self._instance}: {ticket} is not in flight")
         self._wait_for(lambda: self._board.all_replied(key), self._late_reply)
         self._in_flight = False
-        notes = self._board.notes()
+        notes = self._store.notes(self._board.notes())
         check_routing(ticket, notes)
         return Combined(self._store.combined(), notes)
 
@@ -315,7 +322,7 @@ class LockstepExpert(ExpertExchanges):
 
     def reply(self, work: Work, partial: Tensor, note: ReplyNote) -> None:
         self._check_reply(work, partial)
-        self._store.put(partial)
+        self._store.put(partial, note.unread)
         self._done = key = exchange_key(work.ticket.step, work.ticket.layer)
         self._board.reply(self._index, key, note)
         if self._board.all_replied(key):  # the last one rings, as in dispatch
@@ -334,15 +341,3 @@ class LockstepExpert(ExpertExchanges):
         counts = self._board.counts(step_and_layer(key)[0])
         self._ready = (key, counts)
         return self._board.all_dispatched(key, counts)
-
-
-def check_routing(ticket: Ticket, notes: tuple[ReplyNote, ...]) -> None:
-    """Raises RoutingDivergence unless all expert instances have routed the batch alike."""
-    first = notes[0].routing_digest
-    if all(note.routing_digest == first for note in notes):
-        return
-    digests = ", ".join(f"expert {e}: {note.routing_digest}" for e, note in enumerate(notes))
-    raise RoutingDivergence(
-        f"expert instances disagree on the routing of step {ticket.step}, layer {ticket.layer} "
-        f"(digests: {digests})"
-    )

@@ -31,6 +31,7 @@ from janus_moe.spec import DTYPE_BYTES, Dtype, PoolShape, Spec
 from janus_moe.transport.base import WaitRule
 from janus_moe.transport.bells import FdBell
 from janus_moe.transport.board import Board, board_bytes
+from janus_moe.transport.notes import Notes
 from janus_moe.transport.ports import LockstepAttention, LockstepExpert, Wiring
 
 _ALIGNMENT = 64
@@ -222,6 +223,9 @@ class _AttentionRows:
                 np.add(total, partial, out=total)
         return self._result
 
+    def notes(self, notes: Notes) -> Notes:
+        return notes
+
 
 class _ExpertRows:
     """An `ExpertStore` in the region; views are kept while the number of rows stays the same."""
@@ -239,7 +243,9 @@ class _ExpertRows:
             self._partial = self._all[:total]
         return self._hidden
 
-    def put(self, partial: Tensor) -> None:
+    def put(self, partial: Tensor, unread: Tensor | None) -> None:
+        if unread is not None:
+            raise ValueError("a note that lies on a device cannot leave its process")
         if partial.dtype != torch.float32:
             raise ValueError(f"reply of {partial.dtype}, partial sums are float32")
         np.copyto(self._partial, partial.numpy())

@@ -143,11 +143,10 @@ def _live_runs(
             "attention_instances": attention,
             "expert_instances": expert,
         }
-        small, large = max(2, attention), max(2, max_batch // 2) * attention
+        batches = {max(2, attention), max(2, max_batch // 4) * attention, max_batch * attention}
         runs.append(
             LiveRun(
-                config=msgspec.structs.replace(config, **changed),
-                batches=(small, large) if large > small else (small,),
+                config=msgspec.structs.replace(config, **changed), batches=tuple(sorted(batches))
             )
         )
     return tuple(runs)

@@ -6,8 +6,10 @@ import itertools
 import os
 import platform
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 
+import msgspec
 import torch
 
 from janus_moe.control.profiling.live import Decoded, decode, running
@@ -28,14 +30,34 @@ from janus_moe.perf.profile import AttentionTables, ExpertTables, HostLaw
 from janus_moe.perf.tables import Grid
 
 Say = Callable[[str], None]
+Times = Mapping[LiveRun, dict[int, list[Decoded]]]
+"""batch -> what was measured of it"""
 
-PROMPT_TOKENS, DECODE_TOKENS, LIVE_ROUNDS = 32, 24, 4
+PROMPT_TOKENS, DECODE_TOKENS, LIVE_ROUNDS, LIVE_STARTS = 32, 32, 5, 2
 DEVICES = {"cpu": "cpu", "cuda": "h200_sxm"}
 """Facts that stand for the device where tables say nothing, such as memory."""
 
 
 async def run_profile(plan: ProfilePlan, say: Say) -> Profile:
-    """Takes a minute or two. say: told what is being measured."""
+    """Takes two or three minutes. say: told what is being measured, and how well it fits."""
+    tables = await run_tables(plan, say)
+    runs: Times = {live: {} for live in plan.live}
+    for _ in range(LIVE_STARTS):  # a service keeps the luck of its start: placing, huge pages
+        for live, done in runs.items():
+            say(f"live: {live.config.shape} over {live.config.transport}, batches {live.batches}")
+            for batch, times in (await live_times(live, tables.model.vocab_size)).items():
+                done.setdefault(batch, []).extend(times)
+    profile = calibrated(tables, runs)
+    for cell, fitted in zip(live_cells(tables, runs), live_cells(profile, runs), strict=True):
+        say(
+            f"{cell.shape} over {cell.transport}, batch {cell.batch}: "
+            f"{1e3 * cell.measured_s:.2f} ms a step, fitted {1e3 * fitted.explained_s:.2f}"
+        )
+    return profile
+
+
+async def run_tables(plan: ProfilePlan, say: Say) -> Profile:
+    """Single operations only: a profile whose services and exchanges take no time of their own."""
     attention, expert = {}, {}
     for count, jobs in plan.attention_jobs.items():
         say(f"attention side, {count} at once with {jobs[0].num_threads} threads each")
@@ -44,7 +66,7 @@ async def run_profile(plan: ProfilePlan, say: Say) -> Profile:
         say(f"expert side, {count} at once with {jobs[0].num_threads} threads each")
         expert[count] = await expert_tables(plan, jobs)
     nothing = LinkLaw(latency_s=0.0, message_s=0.0, s_per_byte=0.0)
-    profile = Profile(
+    return Profile(
         machine=machine(),
         device=DEVICES[plan.config.device],
         model=facts_of_spec(plan.spec, plan.config.model),
@@ -53,20 +75,12 @@ async def run_profile(plan: ProfilePlan, say: Say) -> Profile:
         hosts={run.config.transport: HostLaw(step_s=0.0, token_s=0.0) for run in plan.live},
         exchanges={run.config.transport: nothing for run in plan.live},
     )
-    cells: list[LiveCell] = []
-    for live in plan.live:
-        say(f"live: {live.config.shape} over {live.config.transport}, batches {live.batches}")
-        cells += await live_cells(profile, live)
-    hosts, links = calibrate(cells)
-    return Profile(
-        machine=profile.machine,
-        device=profile.device,
-        model=profile.model,
-        attention=attention,
-        expert=expert,
-        hosts=hosts,
-        exchanges=links,
-    )
+
+
+def calibrated(tables: Profile, runs: Times) -> Profile:
+    """With what the tables leave unexplained of live services."""
+    hosts, exchanges = calibrate(live_cells(tables, runs))
+    return msgspec.structs.replace(tables, hosts=hosts, exchanges=exchanges)
 
 
 async def attention_tables(plan: ProfilePlan, jobs: Sequence[Job]) -> AttentionTables:
@@ -95,38 +109,45 @@ async def expert_tables(plan: ProfilePlan, jobs: Sequence[Job]) -> ExpertTables:
         )
 
 
-async def live_cells(profile: Profile, live: LiveRun) -> list[LiveCell]:
-    """Decodes with one service, each batch in its median round; the rest of each step is what the
-    tables leave unexplained."""
-    config, model = live.config, profile.model
-    shape, transport = config.shape, config.transport
-    oracle = Oracle.from_profile(profile, shape.attention, shape.expert, transport)
-    runs: dict[int, list[Decoded]] = {batch: [] for batch in live.batches}
-    async with running(config) as service:
-        generator = random.Random(0)
-        for _ in range(LIVE_ROUNDS + 1):  # the first round warms up
+async def live_times(live: LiveRun, vocab_size: int) -> dict[int, list[Decoded]]:
+    """Decodes with one service, its batches by turns. batch -> what was measured of it."""
+    times: dict[int, list[Decoded]] = {batch: [] for batch in live.batches}
+    generator = random.Random(0)
+    async with running(live.config) as service:
+        for turn in range(LIVE_ROUNDS + 1):
             for batch in live.batches:
                 prompts = [
-                    [generator.randrange(model.vocab_size) for _ in range(PROMPT_TOKENS)]
+                    [generator.randrange(vocab_size) for _ in range(PROMPT_TOKENS)]
                     for _ in range(batch)
                 ]
-                runs[batch].append(await decode(service, prompts, DECODE_TOKENS))
+                done = await decode(service, prompts, DECODE_TOKENS)
+                if turn:  # the first one warms up
+                    times[batch].append(done)
+    return times
+
+
+def live_cells(profile: Profile, runs: Times) -> list[LiveCell]:
+    """Medians, beside what the profile explains of them."""
     cells = []
-    for batch, rounds in runs.items():
-        done = sorted(rounds[1:], key=lambda one: one.seconds)[LIVE_ROUNDS // 2]
-        load = oracle.pools_load(
-            batch, done.context, shape.attention, shape.expert, done.activated, plan="1pc"
-        )
-        cells.append(
-            LiveCell(
-                transport=transport,
-                batch=batch,
-                measured_s=done.seconds,
-                explained_s=float(oracle.step_s(load)),
-                counts=oracle.counts(batch, shape.attention, shape.expert, plan="1pc"),
-                num_exchanges=model.num_moe_layers,
+    for live, times in runs.items():
+        shape, transport = live.config.shape, live.config.transport
+        oracle = Oracle.from_profile(profile, shape.attention, shape.expert, transport)
+        for batch, rounds in times.items():
+            activated = median(done.activated for done in rounds)
+            load = oracle.pools_load(
+                batch, rounds[0].context, shape.attention, shape.expert, activated, plan="1pc"
             )
-        )
+            cells.append(
+                LiveCell(
+                    transport=transport,
+                    shape=str(shape),
+                    batch=batch,
+                    measured_s=median(done.seconds for done in rounds),
+                    explained_s=float(oracle.step_s(load)),
+                    counts=oracle.counts(batch, shape.attention, shape.expert, plan="1pc"),
+                    num_exchanges=profile.model.num_moe_layers,
+                )
+            )
     return cells
 
 

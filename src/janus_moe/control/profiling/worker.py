@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +20,7 @@ import torch
 from janus_moe.attention.sampler import SamplingRow, choose_tokens
 from janus_moe.control.profiling.plan import COLD_BYTES, Cell, Job
 from janus_moe.experts.epoch import first_tables, make_epoch
+from janus_moe.experts.scheduling import Schedulers
 from janus_moe.kernels.paged_attention import AttentionBatch
 from janus_moe.messages import SamplingParams
 from janus_moe.model.attention_block import AttentionModel, KvCache, StepInput
@@ -119,7 +119,8 @@ class ExpertBench:
             self._device,
         )
         tables = first_tables(placement, job.index)
-        self._schedulers = make_epoch(placement, job.index, tables, job.policy).schedulers  # type: ignore[arg-type]
+        schedulers = Schedulers(job.index, job.policy, self._device)  # type: ignore[arg-type]
+        self._schedulers = make_epoch(placement, tables, schedulers).schedulers
         self._turns: Iterator[tuple[int, int]] = itertools.cycle(enumerate(spec.moe_layer_ids))
 
     def call(self, cell: Cell) -> tuple[Call, int]:
@@ -140,10 +141,7 @@ class ExpertBench:
     def _gate(self, hidden: torch.Tensor) -> None:
         number, layer = next(self._turns)
         expert_ids, _ = self._model.route(layer, hidden)
-        ids = expert_ids.cpu().numpy()
-        slot_ids = self._schedulers[number].rewrite(ids).labels
-        torch.from_numpy(slot_ids).to(self._device)
-        zlib.crc32(ids.tobytes())
+        self._schedulers[number].schedule(expert_ids)
 
     def _hidden(self, tokens: int) -> torch.Tensor:
         dtype = getattr(torch, self._spec.dtype)

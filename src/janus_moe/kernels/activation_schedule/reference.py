@@ -28,6 +28,9 @@ class PolicyActivationSchedule:
         self._slot_of = tables.slot_of
         self._first_replica = tables.first_replica
 
+    def warm_up(self) -> None:
+        """Numba compiles for all sizes at once; the first batch does it."""
+
     def schedule(self, expert_ids: torch.Tensor, instance_index: int) -> ScheduleTensors:
         """Contract of `ActivationSchedule`."""
         num_experts, num_instances = self._slot_of.shape

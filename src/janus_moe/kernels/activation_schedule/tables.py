@@ -75,6 +75,10 @@ class ActivationSchedule(Protocol):
         """
         ...
 
+    def warm_up(self) -> None:
+        """Compiles and loads what the first schedule would."""
+        ...
+
 
 def check_arguments(
     expert_ids: torch.Tensor, instance_index: int, device: torch.device, num_instances: int

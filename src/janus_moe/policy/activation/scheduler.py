@@ -43,20 +43,23 @@ class Scheduler:
         num_experts, num_instances = layout.num_experts, layout.num_instances
         self.layout = layout
         self.policy = policy
-        self._hosts = layout.hosts
         self._labels = as_labels(labels, layout)
         self._num_replicas = layout.num_replicas
-        self._single_host = np.where(
-            self._num_replicas == 1, layout.hosts[:, 0], np.int32(num_instances)
-        )
-        self._movable_experts = np.flatnonzero(self._num_replicas > 1).astype(np.int32)
-        self._choice = _CHOICE.get(policy, fast.LEAST_LOADED_SINGLES_FIRST)
-        self._max_repairs = max_repairs if policy == "exact" else 0
-        self._seed = np.uint64(seed)
         self._instance_of_expert = np.empty(num_experts, np.int32)
         self._activated = np.empty(num_instances, np.int32)
-        self._by_expert = np.empty((fast.NUM_EXPERT_ROWS, num_experts + 1), np.int32)
-        self._by_instance = np.empty((fast.NUM_INSTANCE_ROWS, num_instances + 1), np.int32)
+        several = self._num_replicas > 1
+        self._state = (  # what `fast.run` takes besides the ids
+            layout.hosts,
+            np.where(several, np.int32(num_instances), layout.hosts[:, 0]),
+            np.flatnonzero(several).astype(np.int32),
+            _CHOICE.get(policy, fast.LEAST_LOADED_SINGLES_FIRST),
+            max_repairs if policy == "exact" else 0,
+            np.uint64(seed),
+            self._instance_of_expert,
+            self._activated,
+            np.empty((fast.NUM_EXPERT_ROWS, num_experts + 1), np.int32),
+            np.empty((fast.NUM_INSTANCE_ROWS, num_instances + 1), np.int32),
+        )
 
     def schedule(self, expert_ids: NDArray[np.int32]) -> Assignment:
         """expert_ids: [tokens, top_k] int32 logical ids, -1 = padding; no token is fine."""
@@ -66,19 +69,7 @@ class Scheduler:
             )
         if expert_ids.ndim != 2 or expert_ids.dtype != np.int32 or not expert_ids.flags.carray:
             expert_ids = as_ids(expert_ids)
-        status = fast.run(
-            expert_ids,
-            self._hosts,
-            self._single_host,
-            self._movable_experts,
-            self._choice,
-            self._max_repairs,
-            self._seed,
-            self._instance_of_expert,
-            self._activated,
-            self._by_expert,
-            self._by_instance,
-        )
+        status = fast.run(expert_ids, *self._state)
         if status == fast.INVALID_ID:
             raise ValueError(describe_invalid(expert_ids, self.layout.num_experts))
         return Assignment(self._instance_of_expert, self._activated, status == fast.OPTIMAL)
@@ -90,24 +81,15 @@ class Scheduler:
         labels = np.empty_like(expert_ids)
         if self.policy == "token-split":
             status = fast.split_tokens(
-                expert_ids, self._hosts, self._num_replicas, self._labels, self._activated, labels
-            )
-        else:
-            status = fast.run_and_rewrite(
                 expert_ids,
-                self._hosts,
-                self._single_host,
-                self._movable_experts,
-                self._choice,
-                self._max_repairs,
-                self._seed,
-                self._instance_of_expert,
-                self._activated,
-                self._by_expert,
-                self._by_instance,
+                self.layout.hosts,
+                self._num_replicas,
                 self._labels,
+                self._activated,
                 labels,
             )
+        else:
+            status = fast.run_and_rewrite(expert_ids, *self._state, self._labels, labels)
         if status == fast.INVALID_ID:
             raise ValueError(describe_invalid(expert_ids, self.layout.num_experts))
         return Rewrite(labels, self._activated, status == fast.OPTIMAL)

@@ -1,0 +1,58 @@
+"""The routing of whole steps, copied from a device to the host without a wait.
+
+Statistics and recordings are made on the host and nobody waits for them, so they may be a step
+late: by the end of the next step the copy has long arrived.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """layer: MoE layer number. expert_ids: [tokens, top_k] int32 logical ids."""
+
+    layer: int
+    expert_ids: NDArray[np.int32]
+
+
+class StepRouting:
+    """One thread calls `add` for each layer and `end_of_step`."""
+
+    def __init__(self) -> None:
+        self._layers: list[int] = []
+        self._ids: list[Tensor] = []
+        self._before: _Copy | None = None
+
+    def add(self, layer: int, expert_ids: Tensor) -> None:
+        """expert_ids: [tokens, top_k] int32 on a device; all of one step have the same shape."""
+        self._layers.append(layer)
+        self._ids.append(expert_ids)
+
+    def end_of_step(self) -> list[Batch]:
+        """Starts to copy what was added; returns the batches of the step before."""
+        before = [] if self._before is None else self._before.batches()
+        self._before = _Copy(self._layers, self._ids) if self._ids else None
+        self._layers, self._ids = [], []
+        return before
+
+
+class _Copy:
+    def __init__(self, layers: list[int], ids: list[Tensor]) -> None:
+        self._layers = layers
+        stacked = torch.stack(ids)
+        self._host = stacked.to("cpu", non_blocking=True)  # into pinned memory
+        self._arrived: torch.cuda.Event | None = None
+        if stacked.is_cuda:
+            self._arrived = torch.cuda.current_stream(stacked.device).record_event()
+
+    def batches(self) -> list[Batch]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        arrays: NDArray[np.int32] = self._host.numpy()
+        return [Batch(*pair) for pair in zip(self._layers, arrays, strict=True)]
