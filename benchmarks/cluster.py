@@ -5,7 +5,8 @@
 Needs root: the hosts are network namespaces with limited links (`benchmarks.hosts`). Each service
 is the engine in host 0 and `janus worker --join` in each other host, over TCP. One service per
 plan, all up at once; they take turns, round by round, while the others are idle. `auto` gets a new
-service for every rate, and steps to learn before each cell.
+service for every rate, and steps to learn before each cell. `1pc x2` computes steps in two
+micro-batches that take turns (`--micro-batch-threshold`).
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from statistics import median
 from typing import Any
 
 import msgspec
-from benchmarks.cluster_engine import Answer, Job, Order
+from benchmarks.cluster_engine import IN_TWO, Answer, Job, Order
 from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.hosts import HostsUnavailable, Link, Network, network
 
 PLANS = ("1pc", "2pc-direct", "2pc-relay", "2pc-sharded", "auto")
+ALL_PLANS = (*PLANS, *(plan + IN_TWO for plan in PLANS if plan != "auto"))
 CASES = {
     "2A,2E": ((0.2, 1.0, 10.0), (4, 32, 128, 512)),
     "1A,1A,2E,2E": ((0.2,), (32, 512)),
@@ -189,7 +191,7 @@ def main() -> None:
     parser.add_argument("--layouts", nargs="+", default=list(CASES))
     parser.add_argument("--rates-gbps", type=float, nargs="+")
     parser.add_argument("--batches", type=int, nargs="+")
-    parser.add_argument("--plans", nargs="+", choices=PLANS, default=list(PLANS))
+    parser.add_argument("--plans", nargs="+", choices=ALL_PLANS, default=list(PLANS))
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     if "1pc" not in options.plans:

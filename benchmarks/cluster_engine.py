@@ -63,6 +63,10 @@ class Answer(msgspec.Struct, frozen=True):
     plans: dict[str, int] = {}
 
 
+IN_TWO = " x2"
+"""After a plan: steps in two micro-batches that take turns."""
+
+
 class StepLog(EngineCounters):
     """Counters that also keep every step of attention instance 0, and when it was reported."""
 
@@ -94,7 +98,8 @@ class Engines:
             attention_instances=order.attention,
             expert_instances=order.experts,
             transport="gloo",
-            exchange=plan,
+            exchange=plan.removesuffix(IN_TWO),
+            micro_batch_threshold=2 if plan.endswith(IN_TWO) else 0,
             threads=1,
             max_model_len=256,
             max_num_seqs=per_instance,

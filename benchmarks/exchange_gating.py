@@ -34,6 +34,7 @@ from janus_moe.transport.choosing import lower_quartile
 from janus_moe.transport.executor import BoundProgram, Executor
 from janus_moe.transport.gloo import GlooChannel
 from janus_moe.transport.message_buffers import RowFormat
+from janus_moe.transport.neighbour_setup import meet_neighbours
 from janus_moe.transport.plans import Demand, EveryRow, ExchangePlan, PlanName, RoutedRows
 from janus_moe.transport.rendezvous import FolderRendezvous
 
@@ -66,7 +67,10 @@ class Node:
         dtype = getattr(torch, layout.dtype)
         rows = layout.shape.attention * layout.max_tokens
         format_ = RowFormat(rows, layout.hidden_size, layout.shape.expert, dtype)
-        self.executor = Executor(self.rank, self.topology, self.channel, format_, TIMEOUT_S)
+        self.near = meet_neighbours(self.rank, self.topology, self.meeting, TIMEOUT_S)
+        self.executor = Executor(
+            self.rank, self.topology, self.channel, format_, TIMEOUT_S, neighbours=self.near
+        )
         self.wide = torch.zeros(rows, layout.hidden_size)
         self.narrow = torch.zeros(rows, layout.hidden_size, dtype=dtype)
         self.notes = [0] * (3 * layout.shape.expert)
@@ -133,6 +137,7 @@ def live(order: Order) -> None:
             node.meeting.put(f"done {rank}", b"")
         node.meeting.get(f"done {rank}", TIMEOUT_S)
     node.channel.abort()
+    node.near.close()
 
 
 def measure(shape: str, link: Link, batches: Sequence[int], budget_s: float) -> list[Any]:

@@ -87,6 +87,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_num_batched_tokens: Annotated[
         int, Meta(description="tokens per step and attention instance")
     ] = 2048
+    micro_batch_threshold: Annotated[
+        int,
+        Meta(description="tokens of an instance's step from which its halves ping-pong; 0: never"),
+    ] = 0
     block_size: Annotated[int, Meta(description="tokens per KV block")] = 16
     kv_cache_memory_bytes: Annotated[
         int | None, Meta(description="KV cache of each attention instance; default: by free memory")
@@ -131,6 +135,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _require(self.threads >= 0, "threads", self.threads, "0 (automatic) or more")
         redundant = 0 if self.redundant_experts == "auto" else self.redundant_experts
         _require(redundant >= 0, "redundant_experts", redundant, "auto, 0 or more")
+        threshold = self.micro_batch_threshold
+        _require(threshold >= 0, "micro_batch_threshold", threshold, "0 (never) or more")
+        if threshold and (self.transport == "loopback" or self.device == "cuda"):
+            raise ConfigError(
+                "--micro-batch-threshold lets the pools compute at the same time, which they never "
+                "do in one process (--transport loopback, --device cuda); use shm or gloo"
+            )
+        if threshold and self.record_routing is not None:
+            raise ConfigError(
+                "--record-routing needs whole steps; leave out --micro-batch-threshold meanwhile"
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"--max-num-batched-tokens {self.max_num_batched_tokens} cannot hold one token of "
@@ -143,6 +158,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"use --transport loopback (or auto), not {self.transport}"
             )
         _ = self.shape
+
+    @property
+    def num_micro_batches(self) -> int:
+        """That may be under way at once."""
+        return 2 if self.micro_batch_threshold else 1
 
     @property
     def shape(self) -> PoolShape:

@@ -2,7 +2,8 @@
 
 Instances live in threads here; `tests/transport/test_shm_processes.py` and
 `test_dist_processes.py` repeat the core of it with processes. `threads 1pc` is an exchange of one
-end per instance under plan 1pc, over channels among threads; `gloo 1pc` is the same over gloo.
+end per instance under plan 1pc, over channels among threads; `gloo 1pc` is the same over gloo, and
+`hosts 1pc` over gloo between nodes and through shared memory within them, as services have it.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ PATIENT = WaitRule(timeout_s=20.0)
 HASTY = WaitRule(timeout_s=0.5)
 SHARED = ("loopback-inline", "loopback-threads", "shm")  # all instances look at one board
 DIST = tuple(f"threads {plan}" for plan in (*PLAN_NAMES, "auto"))
-GLOO = tuple(f"gloo {plan}" for plan in (*PLAN_NAMES, "auto"))
-BACKENDS = (*SHARED, "threads 2pc-direct", "gloo 2pc-relay")
-APART = ("loopback-threads", "shm", "threads 2pc-direct", "gloo 2pc-relay")  # nobody inline
+GLOO = tuple(f"{kind} {plan}" for kind in ("gloo", "hosts") for plan in (*PLAN_NAMES, "auto"))
+BACKENDS = (*SHARED, "threads 2pc-direct", "hosts 2pc-relay")
+APART = ("loopback-threads", "shm", "threads 2pc-direct", "hosts 2pc-relay")  # nobody inline
 
 Respond = Callable[[int, Work], tuple[Tensor, ReplyNote]]
 
@@ -117,6 +118,7 @@ class Fleet:
             attention_nodes=tuple(i % 2 for i in range(shape.attention)),
             expert_nodes=tuple(1 + (e * e) % 3 for e in range(shape.expert)),
             plan=cast(PlanName, plan),
+            within_nodes="gloo" if kind == "gloo" else "memory",
         )
         instances = [InstanceId(pool="attention", index=i) for i in range(shape.attention)]
         instances += [InstanceId(pool="expert", index=e) for e in range(shape.expert)]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from janus_moe.config import EngineConfig
-from janus_moe.control.exchanges import open_exchange
-from janus_moe.control.layout import create_region, setup_message, worker_layouts
+from janus_moe.control.exchanges import open_exchanges
+from janus_moe.control.layout import create_regions, setup_message, worker_layouts
 from janus_moe.control.members import build_members
 from janus_moe.control.service import Service
 from janus_moe.engine.engine import Engine
@@ -131,17 +131,17 @@ class ThreadWorkers:
     def __init__(self, service: Service, load_piece: LoadPiece) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[FromWorker] = asyncio.Queue()
-        self._region = create_region(service.plan)
-        shm = None if self._region is None else self._region.address
+        self._regions = create_regions(service.plan)
+        shm = [region.address for region in self._regions]
         rendezvous = MemoryRendezvous()
         setups = [setup_message(service.plan, layout) for layout in worker_layouts(service.plan)]
 
-        def meet(setup: Setup) -> Exchange:
-            return open_exchange(setup, shm, rendezvous, "127.0.0.1")
+        def meet(setup: Setup) -> tuple[Exchange, ...]:
+            return open_exchanges(setup, shm, rendezvous, "127.0.0.1")
 
         with ThreadPoolExecutor(len(setups)) as pool:  # over gloo they wait for each other
             exchanges = list(pool.map(meet, setups))
-        self._exchanges = [e for e in exchanges if isinstance(e, ChannelExchange)]
+        self._exchanges = [e for own in exchanges for e in own if isinstance(e, ChannelExchange)]
         self._members = {}
         for setup, exchange in zip(setups, exchanges, strict=True):
             for member in build_members(setup, exchange, self._emit, load_piece):
@@ -162,15 +162,15 @@ class ThreadWorkers:
     async def close(self) -> None:
         for member in self._members.values():
             member.post(Stop())
-        if self._region is not None:
-            self._region.shutdown()
+        for region in self._regions:
+            region.shutdown()
         for exchange in self._exchanges:
             await asyncio.to_thread(exchange.close)
         for thread in self._threads:
             await asyncio.to_thread(thread.join, 10)
             assert not thread.is_alive()
-        if self._region is not None:
-            self._region.close()
+        for region in self._regions:
+            region.close()
 
     def _live(self, member: Any) -> None:
         try:

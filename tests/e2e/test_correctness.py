@@ -10,7 +10,10 @@ from tests.checkpoints import NUM_BYTES, VOCAB_SIZE
 from tests.e2e.conftest import Model
 from tests.e2e.harness import complete, running, running_in_threads
 
+from janus_moe.policy.batching import StepPlan
+
 SHAPES = {"1A1E": (1, 1), "2A3E": (2, 3), "3A2E": (3, 2)}
+ALL_SHAPES = {**SHAPES, "2A2E": (2, 2)}
 NUM_PROMPTS = 28
 NUM_TOKENS = 75
 KV_BLOCKS = 40  # of 4 tokens, per attention instance: far below what the requests want
@@ -31,7 +34,30 @@ def prompts() -> list[list[int]]:
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_pools_match_undivided_model(model: Model, shape: str, transport: str) -> None:
     """2,100 greedy tokens and their logits, through chunked prefill, prefix hits, preemption."""
-    attention, expert = SHAPES[shape]
+    await _check_pools(model, shape, transport, NUM_TOKENS)
+
+
+@pytest.mark.parametrize(("shape", "transport"), [("2A3E", "shm"), ("2A2E", "gloo")])
+async def test_micro_batches_match_undivided_model(
+    model: Model, shape: str, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for steps in two parts that take turns, wherever there are two sequences."""
+    parts, split = list[int](), StepPlan.micro_batches
+
+    def counted(plan: StepPlan, threshold: int) -> tuple[StepPlan, ...]:
+        result = split(plan, threshold)
+        parts.append(len(result))
+        return result
+
+    monkeypatch.setattr(StepPlan, "micro_batches", counted)
+    await _check_pools(model, shape, transport, num_tokens=24, micro_batch_threshold=2)
+    assert parts.count(2) > len(parts) / 2
+
+
+async def _check_pools(
+    model: Model, shape: str, transport: str, num_tokens: int, micro_batch_threshold: int = 0
+) -> None:
+    attention, expert = ALL_SHAPES[shape]
     spec_bytes = _kv_bytes_per_block(model)
     async with running_in_threads(
         model.folder,
@@ -44,6 +70,7 @@ async def test_pools_match_undivided_model(model: Model, shape: str, transport: 
         max_num_batched_tokens=24,
         max_model_len=160,
         kv_cache_memory_bytes=spec_bytes * KV_BLOCKS,
+        micro_batch_threshold=micro_batch_threshold,
     ) as engine:
         everything = prompts()
 
@@ -52,12 +79,12 @@ async def test_pools_match_undivided_model(model: Model, shape: str, transport: 
                 engine,
                 name,
                 prompt_ids,
-                max_tokens=NUM_TOKENS,
+                max_tokens=num_tokens,
                 temperature=0,
                 ignore_eos=True,
                 logprobs=VOCAB_SIZE,
             )
-            assert len(completion.token_ids) == NUM_TOKENS
+            assert len(completion.token_ids) == num_tokens
             model.oracle.check_greedy(prompt_ids, completion)
             return completion.num_cached_tokens
 
@@ -65,7 +92,7 @@ async def test_pools_match_undivided_model(model: Model, shape: str, transport: 
         snapshot = engine.snapshot()
         assert snapshot.preemptions > 0, "the tiny cache must force preemption"
         assert snapshot.kv_usage == 0.0
-        assert snapshot.generation_tokens == NUM_PROMPTS * NUM_TOKENS
+        assert snapshot.generation_tokens == NUM_PROMPTS * num_tokens
         longest = max(everything, key=len)
         await one("fills the cache", longest)
         assert await one("meets it again", longest) >= len(longest) // 2

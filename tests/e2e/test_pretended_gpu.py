@@ -110,7 +110,7 @@ class OneThread:
         exchange = LoopbackExchange(config.shape)
         self._attention: Member
         self._attention, *self._experts = build_members(
-            setup_message(self.plan, layout), exchange, self._take
+            setup_message(self.plan, layout), [exchange], self._take
         )
 
     def run(self) -> dict[str, tuple[list[int], list[Any]]]:

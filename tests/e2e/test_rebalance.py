@@ -110,10 +110,12 @@ class Load:
         await self.until(lambda: self.done >= goal)
 
 
-@pytest.mark.parametrize("transport", ["loopback", "shm"])
+@pytest.mark.parametrize(
+    ("transport", "micro_batch_threshold"), [("loopback", 0), ("shm", 0), ("shm", 2)]
+)
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_no_token_changes_while_experts_move(
-    eight: Model, shape: str, transport: str
+    eight: Model, shape: str, transport: str, micro_batch_threshold: int
 ) -> None:
     """To very different placements and back to the first, in small pieces, one after the other."""
     attention, expert = SHAPES[shape]
@@ -128,6 +130,7 @@ async def test_no_token_changes_while_experts_move(
         max_model_len=160,
         kv_cache_memory_bytes=2**22,
         rebalance_bytes_per_step=2**13,
+        micro_batch_threshold=micro_batch_threshold,
     ) as engine:
         pool = engine.expert_pool
         first = held(engine)

@@ -20,6 +20,7 @@ from janus_moe.plan.grid import Grid
 from janus_moe.plan.problem import Batching, Concurrency, PoolStyle, Problem, Rate, Saturate
 from janus_moe.plan.reference import brute_force
 from janus_moe.plan.search import PoolSearch, best_of_shapes
+from janus_moe.plan.settings import serve_settings
 from janus_moe.plan.shapes import Ints
 from janus_moe.plan.stack import Stack
 
@@ -40,6 +41,7 @@ CASES = {
     "other experts": problem(2000.0, 40.0, 5, expert_system="h20"),
     "out of reach": problem(1e7, 20.0, 5),
     "fixed slots": problem(2000.0, 30.0, 5),
+    "first token": dataclasses.replace(problem(3000.0, 40.0, 5, isl=1500), ttft_s=0.15),
     "few sequences": dataclasses.replace(
         problem(3000.0, 30.0, 6), batching=Batching(max_sequences=8)
     ),
@@ -57,6 +59,7 @@ def test_the_search_equals_brute_force(name: str) -> None:
         assert one.batch == pytest.approx(other.batch, rel=1e-6)
         assert one.tpot_s == pytest.approx(other.tpot_s, rel=1e-6)
         assert one.activated == pytest.approx(other.activated, rel=1e-6)
+        assert one.ttft_s == pytest.approx(other.ttft_s, rel=1e-6)
 
 
 def _key(one: Deployment) -> tuple[object, ...]:
@@ -124,6 +127,17 @@ def test_no_plan_takes_more_memory_than_there_is(isl: float, demand: float) -> N
             assert parts["free"] >= -1e3
             total = sum(parts.values())
             assert total == pytest.approx(question.oracle.attention_side.device.memory_bytes)
+
+
+def test_settings_split_steps_only_where_two_micro_batches_were_planned() -> None:
+    question = problem(Concurrency(64))
+    one = best(question)
+    assert one is not None
+    whole = dataclasses.replace(one, micro_batches=1)
+    assert "micro-batch-threshold" not in serve_settings(question, whole, "m")
+    halves = dataclasses.replace(one, micro_batches=2)
+    threshold = serve_settings(question, halves, "m")["micro-batch-threshold"]
+    assert threshold == max(2, -(-one.batch // one.num_attention))
 
 
 def test_equal_questions_have_equal_answers() -> None:

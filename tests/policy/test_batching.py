@@ -57,6 +57,31 @@ def test_decodes_go_first_and_prefill_gets_the_rest_of_the_budget() -> None:
     assert plan.scheduled[2].token_ids == list(range(200, 208))
 
 
+def test_micro_batches_are_the_plan_in_two_parts_of_whole_sequences() -> None:
+    batch = batcher(max_num_tokens=16)
+    for name, length in (("a", 1), ("b", 1), ("c", 9), ("d", 3)):
+        batch.add(request(name, length))
+    step(batch)
+    batch.add(request("e", 4, 50))
+    plan = batch.plan()
+    assert (plan.num_decodes, plan.num_tokens) == (4, 8)
+    assert plan.micro_batches(0) == plan.micro_batches(9) == (plan,)
+    first, second = plan.micro_batches(8)
+    assert first.scheduled + second.scheduled == plan.scheduled
+    assert (first.num_decodes, first.num_tokens) == (4, 4)
+    assert (second.num_decodes, second.num_tokens) == (0, 4)
+    slots = [part.slot_mapping(4).tolist() for part in (first, second)]
+    assert slots[0] + slots[1] == plan.slot_mapping(4).tolist()
+    assert first.micro_batches(2)[0].num_decodes == first.micro_batches(2)[1].num_decodes == 2
+
+
+def test_one_sequence_stays_whole() -> None:
+    batch = batcher()
+    batch.add(request("long", 15))
+    plan = batch.plan()
+    assert plan.micro_batches(2) == (plan,)
+
+
 def test_num_seqs_is_respected() -> None:
     batch = batcher(max_num_seqs=2)
     for name in "abc":

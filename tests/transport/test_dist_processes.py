@@ -1,4 +1,6 @@
-"""The exchange over gloo among real processes: same sums, and a killed one is named by all.
+"""The exchange among real processes: same sums, and a killed one is named by all.
+
+Between nodes they use gloo, within a node memory that they share.
 
 Run as a program, this file is one instance of a pool: FOLDER POOL INDEX STEPS.
 """
@@ -32,7 +34,7 @@ LAYOUT = DistLayout(
     hidden_size=HIDDEN,
     dtype="bfloat16",
     max_tokens=16,
-    attention_nodes=(0, 0),
+    attention_nodes=(0, 1),
     expert_nodes=(1, 2),
     plan="2pc-relay",
 )
@@ -135,14 +137,14 @@ def test_processes_get_the_plain_sums_and_all_name_the_one_that_is_killed(tmp_pa
         end = join(str(tmp_path), "attention", 0)
         port = end.attention_port(0, RULE)
         assert run_attention(port, 0, num_steps) == expected_digest(0, num_steps)
-        victim = started["expert 1"]
+        victim = started["expert 0"]  # a neighbour of attention 1
         victim.send_signal(signal.SIGKILL)
         killed = time.monotonic()
-        with pytest.raises(PeerLost, match=rf"^expert 1 \(pid {victim.pid}\) is gone"):
+        with pytest.raises(PeerLost, match=rf"^expert 0 \(pid {victim.pid}\) is gone"):
             run_attention(port, 0, 1_000_000, start=num_steps)
-        for other in ("expert 0", "attention 1"):
+        for other in ("expert 1", "attention 1"):
             said = started[other].communicate(timeout=30)[0]
-            assert f"expert 1 (pid {victim.pid}) is gone" in said
+            assert f"expert 0 (pid {victim.pid}) is gone" in said
             assert started[other].returncode == 0
         assert time.monotonic() - killed < 15.0
         end.close()
@@ -150,3 +152,5 @@ def test_processes_get_the_plain_sums_and_all_name_the_one_that_is_killed(tmp_pa
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4])  # type: ignore[arg-type]
+    sys.stdout.flush()
+    os._exit(0)  # a thread of gloo that still waits would abort the process

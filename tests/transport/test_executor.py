@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
@@ -22,6 +22,8 @@ from janus_moe.transport.channel import Channel, LocalNetwork
 from janus_moe.transport.executor import BoundProgram, Executor, Record
 from janus_moe.transport.gloo import GlooChannel
 from janus_moe.transport.message_buffers import RowFormat, note_words, notes_of
+from janus_moe.transport.neighbour_setup import meet_neighbours
+from janus_moe.transport.neighbours import Alone, Neighbours
 from janus_moe.transport.plans import (
     PLAN_NAMES,
     Demand,
@@ -57,6 +59,20 @@ def channels(backend: str, num_ranks: int) -> Iterator[list[Channel]]:
     finally:
         for channel in made:
             channel.abort()
+
+
+@contextmanager
+def neighbours(topology: Topology) -> Iterator[Sequence[Neighbours | Alone]]:
+    """Of every rank: the others of its node."""
+    rendezvous, ranks = MemoryRendezvous(), range(topology.num_ranks)
+    with ThreadPoolExecutor(len(ranks)) as threads:
+        joins = [threads.submit(meet_neighbours, r, topology, rendezvous, 20.0) for r in ranks]
+        made = [join.result(30) for join in joins]
+    try:
+        yield made
+    finally:
+        for one in made:
+            one.close()
 
 
 class Node:
@@ -123,11 +139,16 @@ def check_an_exchange(
     )
     seen: list[tuple[int, str, int]] = []
     ranks = range(topology.num_ranks)
-    with channels(backend, topology.num_ranks) as ends, ThreadPoolExecutor(len(ranks)) as threads:
+    with ExitStack() as stack:
+        ends = stack.enter_context(channels("gloo" if backend == "gloo" else "local", len(ranks)))
+        near: Sequence[Neighbours | Alone] = [Alone()] * len(ranks)
+        if backend == "near":
+            near = stack.enter_context(neighbours(topology))
+        threads = stack.enter_context(ThreadPoolExecutor(len(ranks)))
         lives = []
         for rank in ranks:
             record = recorder(seen, rank)
-            executor = Executor(rank, topology, ends[rank], format_, 20.0, record)
+            executor = Executor(rank, topology, ends[rank], format_, 20.0, record, near[rank])
             node = Node(executor, exchange, rank)
             lives.append(threads.submit(node.live, hidden.to(device), layers))
         histories = [life.result(30) for life in lives]
@@ -168,6 +189,17 @@ def recorder(seen: list[tuple[int, str, int]], rank: int) -> Record:
 def test_every_plan_among_threads_gives_the_plain_sum(plan: PlanName, data: st.DataObject) -> None:
     topology = data.draw(topologies())
     check_an_exchange("local", plan, topology, data.draw(demands(topology, max_tokens=40)))
+
+
+@pytest.mark.parametrize("plan", PLAN_NAMES)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_every_plan_in_memory_of_neighbours_gives_the_plain_sum(
+    plan: PlanName, data: st.DataObject
+) -> None:
+    """Between nodes through channels, within nodes in memory that instances share."""
+    topology = data.draw(topologies())
+    check_an_exchange("near", plan, topology, data.draw(demands(topology, max_tokens=40)), 3)
 
 
 @pytest.mark.parametrize("plan", PLAN_NAMES)

@@ -7,8 +7,11 @@ pool, while this one computes the shared expert. The module knows nothing of req
 from __future__ import annotations
 
 import time
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from janus_moe.messages import ExpertActivity
@@ -55,24 +58,56 @@ class ExchangeLog:
         )
 
 
+class Part(NamedTuple):
+    """A micro-batch of a step and its own exchange with the expert pool."""
+
+    step: StepInput
+    port: AttentionPort
+
+
 def forward(
-    model: AttentionModel, cache: KvCache, step: StepInput, port: AttentionPort, log: ExchangeLog
+    model: AttentionModel, cache: KvCache, parts: Sequence[Part], log: ExchangeLog
 ) -> Tensor:
-    """Hidden states after the last layer, [tokens, hidden], before the final norm."""
+    """Hidden states after the last layer, [tokens, hidden], before the final norm.
+
+    Several micro-batches take turns (ping-pong): while the experts have a layer of one, this
+    instance computes the next layer of another.
+    """
+    passes: list[Generator[None, None, Tensor]] = [
+        _layers(model, cache, part, log) for part in parts
+    ]
+    results: list[Tensor] = []
+    while passes:
+        for one in tuple(passes):
+            try:
+                next(one)
+            except StopIteration as end:  # all have as many layers, so they end in order
+                results.append(end.value)
+                passes.remove(one)
+    return results[0] if len(results) == 1 else torch.cat(results)
+
+
+def _layers(
+    model: AttentionModel, cache: KvCache, part: Part, log: ExchangeLog
+) -> Generator[None, None, Tensor]:
+    """The layers of one micro-batch; it yields while the experts have its rows."""
+    step, port = part
     hidden = model.embed(step)
     for layer, is_moe in enumerate(model.spec.moe_layers):
         hidden, normed = model.attention(layer, hidden, step, cache)
-        if is_moe:
-            hidden = hidden + _through_experts(model, layer, normed, port, log)
-        else:
+        if not is_moe:
             hidden = hidden + model.dense(layer, normed)
+            continue
+        ticket, shared = _dispatch(model, layer, normed, port, log)
+        yield
+        hidden = hidden + _combine(ticket, shared, normed.dtype, port, log)
     return hidden
 
 
-def _through_experts(
+def _dispatch(
     model: AttentionModel, layer: int, normed: Tensor, port: AttentionPort, log: ExchangeLog
-) -> Tensor:
-    """Routed plus shared experts of one layer, [tokens, hidden] in the model's dtype."""
+) -> tuple[Ticket, Tensor | None]:
+    """Sends the rows of a layer; the shared expert's sums of them, computed meanwhile."""
     log.spans.mark("attention", layer)
     start = time.perf_counter()
     ticket = port.dispatch(layer, normed)
@@ -82,14 +117,25 @@ def _through_experts(
     shared = model.shared(layer, normed)
     if shared is not None:
         log.spans.mark("shared expert", layer)
+    return ticket, shared
+
+
+def _combine(
+    ticket: Ticket,
+    shared: Tensor | None,
+    dtype: torch.dtype,
+    port: AttentionPort,
+    log: ExchangeLog,
+) -> Tensor:
+    """Routed plus shared experts of one layer, [tokens, hidden] of `dtype`."""
     start = time.perf_counter()
     combined = port.combine(ticket)
     log.combine_seconds += time.perf_counter() - start
-    log.spans.mark("combine", layer)
+    log.spans.mark("combine", ticket.layer)
     log.tickets.append(ticket)
     log.notes.append(combined.notes)
     log.plan = combined.plan
     if combined.notice:
         log.notices.append(combined.notice)
-    routed = combined.hidden.to(normed.dtype)
+    routed = combined.hidden.to(dtype)
     return routed if shared is None else routed + shared

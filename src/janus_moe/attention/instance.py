@@ -7,13 +7,14 @@ produced tokens. It does not know how messages or activations travel.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 import torch
 from torch import Tensor
 
-from janus_moe.attention.forward import ExchangeLog, forward
+from janus_moe.attention.forward import ExchangeLog, Part, forward
 from janus_moe.attention.logprobs import prompt_logprobs, token_logprobs
 from janus_moe.attention.request import ActiveRequest
 from janus_moe.attention.sampler import choose_tokens
@@ -29,15 +30,19 @@ from janus_moe.transport import AttentionPort
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
-    """max_num_seqs, max_num_batched_tokens: per step; max_model_len: prompt and output together."""
+    """max_num_seqs, max_num_batched_tokens: per step; max_model_len: prompt and output together.
+    micro_batch_threshold: tokens of a step from which it is computed in two parts, 0: never."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
+    micro_batch_threshold: int = 0
 
 
 class AttentionInstance:
     """Continuous batching of the requests of one attention instance, in lockstep with the others.
+
+    ports: an exchange for each micro-batch; every step is announced on all of them.
 
     Not thread safe: one thread calls `add`, `abort` and `step`.
     """
@@ -49,17 +54,18 @@ class AttentionInstance:
         cache: KvCache,
         blocks: BlockManager,
         limits: StepLimits,
-        port: AttentionPort,
+        ports: Sequence[AttentionPort],
         spans: SpanLog | None = None,
     ) -> None:
         self.id = InstanceId(pool="attention", index=index)
-        self.port = port
+        self._ports = ports
         self._spans = spans or SpanLog()
         self._model = model
         self._cache = cache
         self._blocks = blocks
         self._batcher = Batcher(blocks, limits.max_num_seqs, limits.max_num_batched_tokens)
         self._max_model_len = limits.max_model_len
+        self._micro_batch_threshold = limits.micro_batch_threshold if len(ports) > 1 else 0
         self._requests: dict[str, ActiveRequest] = {}
         self._epoch = 0  # of the steps to come, or an earlier one
 
@@ -80,8 +86,24 @@ class AttentionInstance:
 
     def use_epoch(self, epoch: int) -> None:
         """Announces steps with this placement from now on."""
-        self.port.use_epoch(epoch)
+        for port in self._ports:
+            port.use_epoch(epoch)
         self._epoch = max(self._epoch, epoch)
+
+    def wait(self) -> None:
+        """Blocks until a peer begins a step, or until woken."""
+        self._ports[0].wait(None)
+
+    def wake(self) -> None:
+        """Ends the current wait, or the next one; any thread may call."""
+        self._ports[0].wake()
+
+    def follow(self) -> bool:
+        """Takes part, without tokens, in a step that a peer has begun; False when there is none."""
+        if not self._ports[0].step_pending():
+            return False
+        self._announce(())
+        return True
 
     def step(self) -> StepDone:
         """Computes one step for all its scheduled sequences; joins the pools' lockstep."""
@@ -92,14 +114,15 @@ class AttentionInstance:
             request.started_at = request.started_at or start
         log = ExchangeLog(spans=self._spans)
         with torch.inference_mode():
-            step_input = build_step_input(
-                plan, self._blocks.block_size, self._model.embedding.device
-            )
+            parts = plan.micro_batches(self._micro_batch_threshold)
+            device = self._model.embedding.device
+            inputs = [build_step_input(part, self._blocks.block_size, device) for part in parts]
             self._spans.mark("between steps")
-            self._spans.step = self.port.begin_step(plan.num_tokens)
+            self._spans.step = self._announce([part.num_tokens for part in parts])
             self._spans.tokens = plan.num_tokens
             self._spans.mark("announce")
-            hidden = forward(self._model, self._cache, step_input, self.port, log)
+            ready = [Part(step, port) for step, port in zip(inputs, self._ports, strict=False)]
+            hidden = forward(self._model, self._cache, ready, log)
             outputs = self._produce(plan, hidden)
             log.read()  # sampling has waited for the device already
             self._spans.mark("sample")
@@ -127,6 +150,15 @@ class AttentionInstance:
             num_preemptions=self._batcher.num_preemptions,
             epoch=self._epoch,
         )
+
+    def _announce(self, num_tokens: Sequence[int]) -> int:
+        """Begins a step with micro-batches of so many tokens; its number."""
+        idle = (0,) * (len(self._ports) - len(num_tokens))
+        steps = [
+            port.begin_step(tokens)
+            for port, tokens in zip(self._ports, (*num_tokens, *idle), strict=True)
+        ]
+        return steps[0]
 
     def _produce(self, plan: StepPlan, hidden: Tensor) -> tuple[NewTokens, ...]:
         """Scores prompts, samples where a sequence is complete, and retires what has ended."""

@@ -19,14 +19,11 @@ def serve(
     send: Callable[[FromWorker], None],
 ) -> None:
     """Runs until a Stop message; errors of the exchange propagate."""
-    port = instance.port
     while _handle(instance, inbox, send):
         if instance.has_work:
             send(instance.step())
-        elif port.step_pending():
-            port.begin_step(0)
-        else:
-            port.wait(None)
+        elif not instance.follow():
+            instance.wait()
 
 
 def _handle(

@@ -20,7 +20,7 @@ from janus_moe.control.channel import ControlChannel
 from janus_moe.control.hosts.messages import StartHost, WorkerStart
 from janus_moe.control.hosts.pool import IDENTITY_PREFIX, HostPool
 from janus_moe.control.launcher import ProcessLauncher, WorkerProcess, end_processes
-from janus_moe.control.layout import create_region, setup_message, worker_layouts
+from janus_moe.control.layout import create_regions, setup_message, worker_layouts
 from janus_moe.control.resolve import RunPlan
 from janus_moe.errors import JanusError, ServiceError, WorkerDied, WorkerFailed
 from janus_moe.messages import (
@@ -69,7 +69,7 @@ class Cluster:
         self._workers: list[WorkerProcess] = []
         self._watchers: list[asyncio.Task[None]] = []
         self._inbox: asyncio.Queue[FromWorker | ServiceError] = asyncio.Queue()
-        self._region: ShmRegion | None = None
+        self._regions: tuple[ShmRegion, ...] = ()
         self._receiver: asyncio.Task[None] | None = None
         self._stopping = False
         self._stage = "starting"
@@ -137,8 +137,8 @@ class Cluster:
         for layout in self._layouts:
             with contextlib.suppress(zmq.ZMQError):
                 self._post(layout.name, Stop())
-        if self._region is not None:
-            self._region.shutdown()
+        for region in self._regions:
+            region.shutdown()
         hosts_end = asyncio.create_task(self._stop_hosts(error, grace_s))
         await end_processes(self._workers, grace_s)
         await hosts_end
@@ -148,15 +148,15 @@ class Cluster:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._channel.close()
-        if self._region is not None:
-            self._region.close()
+        for region in self._regions:
+            region.close()
 
     async def _stop_hosts(self, error: str | None, grace_s: float) -> None:
         if self._hosts is not None:
             await self._hosts.stop(error, 3 * grace_s + HOST_WORD_S)
 
     async def _spawn(self) -> None:
-        self._region = create_region(self._plan)
+        self._regions = create_regions(self._plan)
         self._receiver = asyncio.create_task(self._receive_forever())
         if self._hosts is not None:
             self._hosts.watch(self._lost)
@@ -164,8 +164,8 @@ class Cluster:
         for layout in self._layouts:
             if not layout.host.share.is_local:
                 continue
-            bootstrap = layout.bootstrap(self._channel.endpoint, self._region, self._bind_host)
-            fds = () if self._region is None else self._region.fds
+            bootstrap = layout.bootstrap(self._channel.endpoint, self._regions, self._bind_host)
+            fds = [fd for region in self._regions for fd in region.fds]
             worker = await self._launcher.spawn(bootstrap, fds, layout.num_threads)
             self._workers.append(worker)
             self._watchers.append(asyncio.create_task(self._watch(worker)))

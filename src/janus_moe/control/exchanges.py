@@ -1,30 +1,34 @@
-"""The exchange that a worker takes part in, by the run's transport."""
+"""The exchanges that a worker takes part in, by the run's transport."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from janus_moe.messages import Setup
 from janus_moe.transport import Exchange, LoopbackExchange, ShmAddress, ShmRegion
 from janus_moe.transport.dist import DistExchange, DistLayout
-from janus_moe.transport.rendezvous import Rendezvous
+from janus_moe.transport.rendezvous import Apart, Rendezvous
 
 
-def open_exchange(
-    setup: Setup, shm: ShmAddress | None, rendezvous: Rendezvous, bind_host: str
-) -> Exchange:
-    """Waits for the peers where the transport has to meet them (gloo).
+def open_exchanges(
+    setup: Setup, shm: Sequence[ShmAddress], rendezvous: Rendezvous, bind_host: str
+) -> tuple[Exchange, ...]:
+    """One for each micro-batch that may be under way. Waits for the peers where the transport has
+    to meet them (gloo).
 
     shm: inherited, where the transport is shm. bind_host: the only address it may listen at.
     """
     config = setup.config
     match config.transport:
         case "loopback":
-            return LoopbackExchange(config.shape, setup.epoch)
+            return (LoopbackExchange(config.shape, setup.epoch),)
         case "shm":
-            assert shm is not None
-            return ShmRegion.attach(shm)
+            return tuple(ShmRegion.attach(address) for address in shm)
         case "gloo":
             (instance,) = setup.instances
-            return DistExchange(_dist_layout(setup), instance, rendezvous, bind_host)
+            layout = _dist_layout(setup)
+            meetings = [Apart(rendezvous, number) for number in range(config.num_micro_batches)]
+            return tuple(DistExchange(layout, instance, m, bind_host) for m in meetings)
         case "auto":
             raise AssertionError("the plan decides the transport")
 

@@ -27,13 +27,13 @@ class WorkerLayout:
     instances: tuple[InstanceId, ...]
     num_threads: int
 
-    def bootstrap(self, endpoint: str, region: ShmRegion | None, bind_host: str) -> Bootstrap:
+    def bootstrap(self, endpoint: str, regions: Sequence[ShmRegion], bind_host: str) -> Bootstrap:
         """What the process needs on its command line; the launcher fills in the descriptors."""
         return Bootstrap(
             name=self.name,
             endpoint=endpoint,
             lifeline_fd=-1,
-            shm=None if region is None else msgspec.json.encode(region.address).decode(),
+            shm=tuple(msgspec.json.encode(region.address).decode() for region in regions),
             bind_host=bind_host,
         )
 
@@ -53,19 +53,18 @@ def worker_layouts(plan: RunPlan) -> Sequence[WorkerLayout]:
     return [WorkerLayout(str(i), hosts[i], (i,), plan.threads(hosts[i], i.pool)) for i in instances]
 
 
-def create_region(plan: RunPlan) -> ShmRegion | None:
-    """Shared memory for the exchange of a run, when it needs any."""
+def create_regions(plan: RunPlan) -> tuple[ShmRegion, ...]:
+    """Shared memory for the exchange of each micro-batch, where a run needs any."""
     if plan.config.transport != "shm":
-        return None
-    return ShmRegion.create(
-        ShmLayout(
-            shape=plan.config.shape,
-            max_tokens=plan.config.max_num_batched_tokens,
-            hidden_size=plan.spec.hidden_size,
-            dtype=plan.spec.dtype,
-            epoch=plan.placement.epoch,
-        )
+        return ()
+    layout = ShmLayout(
+        shape=plan.config.shape,
+        max_tokens=plan.config.max_num_batched_tokens,
+        hidden_size=plan.spec.hidden_size,
+        dtype=plan.spec.dtype,
+        epoch=plan.placement.epoch,
     )
+    return tuple(ShmRegion.create(layout) for _ in range(plan.config.num_micro_batches))
 
 
 def setup_message(plan: RunPlan, layout: WorkerLayout) -> Setup:

@@ -34,7 +34,6 @@ from janus_moe.spec import InstanceId
 from janus_moe.tracing import SpanLog
 from janus_moe.transport import (
     Exchange,
-    ExpertPort,
     LoopbackExchange,
     WaitRule,
     spin_budget_us,
@@ -96,34 +95,38 @@ def _closing(stack: contextlib.ExitStack, work: Work) -> Work:
 
 
 def build_members(
-    setup: Setup, exchange: Exchange, send: Send, load_piece: LoadPiece = Piece.load
+    setup: Setup, exchanges: Sequence[Exchange], send: Send, load_piece: LoadPiece = Piece.load
 ) -> Sequence[Member]:
     """Loads and warms up the instances of a worker.
 
     Experts come first: in loopback the attention instances call them.
-    exchange: what `open_exchange` made; the caller shuts it down.
+    exchanges: what `open_exchanges` made; the caller shuts them down.
     load_piece: how weights are read while the service runs; tests pass faults.
     """
     torch.set_num_threads(setup.num_threads)
     numba.set_num_threads(min(setup.num_threads, numba.config.NUMBA_NUM_THREADS))
-    builder = _Builder(setup, exchange, send, load_piece)
+    builder = _Builder(setup, exchanges, send, load_piece)
     experts = [builder.expert(i) for i in setup.instances if i.pool == "expert"]
     attention = [builder.attention(i) for i in setup.instances if i.pool == "attention"]
     return [*attention, *experts]
 
 
-def _largest_pool_here(setup: Setup) -> int:
-    """Instances of the larger pool on this worker's host; the pools take turns."""
+def _computing_here(setup: Setup) -> int:
+    """Instances on this worker's host that may compute at once: those of the larger pool, because
+    the pools take turns; all of them with several micro-batches."""
     first = setup.instances[0]
     pools = (setup.attention_nodes, setup.expert_nodes)
     here = pools[first.pool == "expert"][first.index]
-    return max(nodes.count(here) for nodes in pools)
+    sizes = [nodes.count(here) for nodes in pools]
+    return sum(sizes) if setup.config.num_micro_batches > 1 else max(sizes)
 
 
 class _Builder:
     """Shares what the instances of one worker have in common."""
 
-    def __init__(self, setup: Setup, exchange: Exchange, send: Send, load_piece: LoadPiece) -> None:
+    def __init__(
+        self, setup: Setup, exchanges: Sequence[Exchange], send: Send, load_piece: LoadPiece
+    ) -> None:
         self._setup = setup
         self._send = send
         self._load_piece = load_piece
@@ -132,10 +135,9 @@ class _Builder:
         self._placement = Placement(
             epoch=setup.epoch, num_experts=setup.spec.moe.num_experts, slots=setup.slots
         )
-        self._exchange = exchange
-        # Both pools may compute at once only with several micro-batches; a waiter may spin when
-        # its own core is not wanted by the pool it waits for.
-        wanted = 1 + setup.num_threads * _largest_pool_here(setup)
+        self._exchanges = exchanges
+        # A waiter may spin when its own core is not wanted by those it waits for.
+        wanted = 1 + setup.num_threads * _computing_here(setup)
         self._rule = WaitRule(
             timeout_s=setup.config.exchange_timeout,
             spin_us=spin_budget_us(setup.num_cores, wanted),
@@ -144,8 +146,9 @@ class _Builder:
     def _spans(self) -> SpanLog:
         """Of one instance; where messages have a beginning and an end, they are recorded too."""
         spans = SpanLog()
-        if isinstance(self._exchange, ChannelExchange):
-            topology = self._exchange.layout.topology
+        over_network = [e for e in self._exchanges if isinstance(e, ChannelExchange)]
+        if over_network:
+            topology = over_network[0].layout.topology
 
             def record(
                 peer: int, way: str, num_bytes: int, stage: str, start_ns: int, end_ns: int
@@ -153,7 +156,8 @@ class _Builder:
                 row, name = MESSAGE_ROWS[way], str(topology.instance(peer))
                 spans.message(row, stage, name, num_bytes, start_ns, end_ns)
 
-            self._exchange.record_to(record)
+            for exchange in over_network:
+                exchange.record_to(record)
         return spans
 
     def attention(self, instance_id: InstanceId) -> Member:
@@ -180,13 +184,14 @@ class _Builder:
                 config.max_num_seqs,
                 config.max_num_batched_tokens,
                 config.max_model_len or setup.spec.max_position,
+                config.micro_batch_threshold,
             ),
-            port=self._exchange.attention_port(instance_id.index, self._rule),
+            ports=[e.attention_port(instance_id.index, self._rule) for e in self._exchanges],
             spans=spans,
         )
         return Member(
             instance_id,
-            instance.port.wake,
+            instance.wake,
             lambda inbox: serve_attention(instance, inbox, self._send),
             spans,
             self._send,
@@ -229,12 +234,12 @@ class _Builder:
             instance.record_to(recorder)
             closing.callback(recorder.close)
         member = partial(Member, spans=spans, send=self._send)
-        if isinstance(self._exchange, LoopbackExchange):
-            self._exchange.serve(index, instance.serve_once)
+        if isinstance(self._exchanges[0], LoopbackExchange):
+            self._exchanges[0].serve(index, instance.serve_once)
             return member(instance_id, lambda: None, _closing(closing, preparer.serve))
-        port: ExpertPort = self._exchange.expert_port(index, self._rule)
-        work = _closing(closing, lambda inbox: serve_experts(instance, preparer, port, inbox))
-        return member(instance_id, port.wake, work)
+        ports = [exchange.expert_port(index, self._rule) for exchange in self._exchanges]
+        work = _closing(closing, lambda inbox: serve_experts(instance, preparer, ports, inbox))
+        return member(instance_id, ports[0].wake, work)
 
     def _recorder(self, path: str) -> RoutingRecorder:
         spec, max_tokens = self._setup.spec, self._setup.config.record_routing_tokens

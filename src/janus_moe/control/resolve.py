@@ -79,19 +79,19 @@ class RunPlan:
 
     def threads(self, host: Host, pool: Pool) -> int:
         """Compute threads of one instance of `pool` on `host`."""
-        return threads_on(host, pool, self.config.threads, self.config.transport)
+        return threads_on(host, pool, self.config, self.config.transport)
 
 
-def threads_on(host: Host, pool: Pool, setting: int, transport: TransportName) -> int:
-    """Compute threads of one instance: the pools take turns, the instances of one do not.
-
-    setting: `--threads`, 0 for automatic.
-    """
+def threads_on(host: Host, pool: Pool, config: EngineConfig, transport: TransportName) -> int:
+    """Compute threads of one instance: the instances of a pool share the cores; the pools take
+    turns, unless several micro-batches are under way."""
     share = host.share
     sharers = len(share.attention if pool == "attention" else share.expert)
     if pool == "expert" and transport == "loopback":
         sharers = 1  # one after the other
-    return setting or max(1, host.facts.cores // max(1, sharers))
+    if config.num_micro_batches > 1:
+        sharers = len(share.instances)
+    return config.threads or max(1, host.facts.cores // max(1, sharers))
 
 
 def this_host(config: EngineConfig) -> Host:
@@ -134,7 +134,7 @@ def resolve_run(config: EngineConfig, hosts: Sequence[Host]) -> RunPlan:
         redundant_experts=redundant,
     )
     expert_threads = min(
-        threads_on(host, "expert", config.threads, transport) for host in hosts if host.share.expert
+        threads_on(host, "expert", config, transport) for host in hosts if host.share.expert
     )
     resolved = msgspec.structs.replace(
         with_costs(config, spec, expert_threads, choices),
@@ -204,7 +204,7 @@ def _transport(config: EngineConfig, hosts: Sequence[Host], choices: list[str]) 
         return "gloo"
     if config.transport != "auto":
         return config.transport
-    single = config.shape.attention == config.shape.expert == 1
+    single = config.shape.attention == config.shape.expert == 1 == config.num_micro_batches
     transport: TransportName = "loopback" if single or config.device == "cuda" else "shm"
     choices.append(f"transport {transport}")
     return transport

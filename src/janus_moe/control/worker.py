@@ -12,19 +12,19 @@ import queue
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from janus_moe import __version__
 from janus_moe.control.bootstrap import Bootstrap
-from janus_moe.control.exchanges import open_exchange
+from janus_moe.control.exchanges import open_exchanges
 from janus_moe.control.mailbox import Mailbox
 from janus_moe.control.members import Member, build_members
 from janus_moe.errors import ExchangeClosed, ExchangeError, HostLost, JanusError
 from janus_moe.messages import Failed, Hello, Ready, Setup, Stop, StorePut, ToWorker, recipient
-from janus_moe.transport import ShmAddress
+from janus_moe.transport import Exchange, ShmAddress
 
 logger = logging.getLogger(__name__)
 
@@ -47,24 +47,18 @@ def run(bootstrap: Bootstrap) -> int:
             raise TypeError(f"expected a setup first, got {type(setup).__name__}")
         if bootstrap.checkpoint is not None:
             setup = msgspec.structs.replace(setup, checkpoint=bootstrap.checkpoint)
-        exchange = open_exchange(setup, _shm_address(bootstrap), mailbox, bootstrap.bind_host)
-        members = build_members(setup, exchange, mailbox.send)
+        shm = [msgspec.json.decode(address, type=ShmAddress) for address in bootstrap.shm]
+        exchanges = open_exchanges(setup, shm, mailbox, bootstrap.bind_host)
+        members = build_members(setup, exchanges, mailbox.send)
         mailbox.send(Ready(name=bootstrap.name))
         # Over a network nobody else can end this worker's waits.
-        on_stop = exchange.shutdown if setup.config.transport == "gloo" else lambda: None
-        return _serve(members, on_stop, mailbox)
+        return _serve(members, exchanges if setup.config.transport == "gloo" else (), mailbox)
     # A last resort: the end of the process; the engine is to learn why.
     except Exception as error:
         _report(bootstrap.name, error, mailbox)
         return 1
     finally:
         mailbox.close()
-
-
-def _shm_address(bootstrap: Bootstrap) -> ShmAddress | None:
-    if bootstrap.shm is None:
-        return None
-    return msgspec.json.decode(bootstrap.shm, type=ShmAddress)
 
 
 def _first_message(bootstrap: Bootstrap, mailbox: Mailbox) -> ToWorker:
@@ -77,8 +71,10 @@ def _first_message(bootstrap: Bootstrap, mailbox: Mailbox) -> ToWorker:
         ) from None
 
 
-def _serve(members: Sequence[Member], on_stop: Callable[[], None], mailbox: Mailbox) -> int:
-    """Runs every member in a thread and hands messages on until the worker is told to stop."""
+def _serve(members: Sequence[Member], to_end: Sequence[Exchange], mailbox: Mailbox) -> int:
+    """Runs every member in a thread and hands messages on until the worker is told to stop.
+
+    to_end: exchanges to shut down then."""
     failed = threading.Event()
 
     def live(member: Member) -> None:
@@ -101,7 +97,8 @@ def _serve(members: Sequence[Member], on_stop: Callable[[], None], mailbox: Mail
             next(member for member in members if member.id == home).post(message)
     for member in members:
         member.post(Stop())
-    on_stop()
+    for exchange in to_end:
+        exchange.shutdown()
     for thread in threads:
         thread.join()
     return 1 if failed.is_set() else 0

@@ -52,7 +52,8 @@ class ExpertInstance:
     layers: model layer id -> MoE layer number, as in `ModelSpec.moe_layer_ids`.
     on_load: told about once a second what routing did; None: somebody else reports.
 
-    One thread serves. Another may `offer` and `withdraw` epochs and watch `stepped`.
+    Several threads may serve, each a port of its own: they compute one after another. Another may
+    `offer` and `withdraw` epochs and watch `stepped`.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class ExpertInstance:
         self._recorder: RoutingRecorder | None = None
         self._on_device = StepRouting()
         self._reported_at = 0.0
+        self._turn = threading.Lock()
 
     @property
     def epoch(self) -> Epoch:
@@ -116,16 +118,20 @@ class ExpertInstance:
         """Answers one exchange, or nothing when `port` was woken for another reason."""
         work = port.accept()
         if work is not None:
-            self._spans.step, self._spans.tokens = work.ticket.step, sum(work.num_tokens)
-            self._spans.mark("wait", work.ticket.layer)
-            answer = self.compute(work)
-            self._spans.mark("experts", work.ticket.layer)
-            port.reply(work, answer.partial, answer.note)
-            self._spans.mark("reply", work.ticket.layer)
-            self._observe(self._moe_layer[work.ticket.layer], answer.expert_ids)
-            self._spans.mark("statistics", work.ticket.layer)
-            if work.ticket.layer == self.layers[-1]:
-                self._end_of_step()
+            with self._turn:
+                self._answer(port, work)
+
+    def _answer(self, port: ExpertPort, work: Work) -> None:
+        self._spans.step, self._spans.tokens = work.ticket.step, sum(work.num_tokens)
+        self._spans.mark("wait", work.ticket.layer)
+        answer = self.compute(work)
+        self._spans.mark("experts", work.ticket.layer)
+        port.reply(work, answer.partial, answer.note)
+        self._spans.mark("reply", work.ticket.layer)
+        self._observe(self._moe_layer[work.ticket.layer], answer.expert_ids)
+        self._spans.mark("statistics", work.ticket.layer)
+        if work.ticket.layer == self.layers[-1]:
+            self._end_of_step()
 
     def warm_up(self) -> None:
         """Compiles what compiles on first use, for one token and for many."""

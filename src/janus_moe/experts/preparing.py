@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import time
 from collections.abc import Callable, Sequence
 
 from janus_moe.errors import JanusError
@@ -35,6 +36,9 @@ IDLE_AFTER_S = 0.1
 PIECES_PER_STEP = 6
 """Small pieces cost time too; so many of them between two steps at most."""
 
+TABLES_S = 0.0002
+"""Tables are made for so long before the next step is waited for: to be woken costs time, too."""
+
 LoadPiece = Callable[[Piece], None]
 
 
@@ -59,6 +63,7 @@ class EpochPreparer:
         self._load_piece = load_piece
         self._spent = 0
         self._idle = False
+        self._woken_at = 0.0
 
     def serve(self, inbox: queue.SimpleQueue[ToWorker]) -> None:
         """Runs until a Stop message; a message that arrives while it loads ends the loading."""
@@ -105,7 +110,7 @@ class EpochPreparer:
         )
         if not self._load_all(arrivals, inbox):
             return False
-        instance.offer(make_epoch(placement, tables, instance.schedulers, self._wait_for_step))
+        instance.offer(make_epoch(placement, tables, instance.schedulers, self._wait_when_long))
         return True
 
     def _load_all(self, arrivals: Sequence[Arrival], inbox: queue.SimpleQueue[ToWorker]) -> bool:
@@ -128,8 +133,14 @@ class EpochPreparer:
             self._spent = 0
         self._spent += num_bytes
 
+    def _wait_when_long(self) -> None:
+        """Waits for the end of a step once it has worked for a while since the last one."""
+        if time.perf_counter() - self._woken_at > TABLES_S:
+            self._wait_for_step()
+
     def _wait_for_step(self) -> None:
         """Waits for the end of a step; not at all when there has been none for a while."""
         stepped = self._instance.stepped.wait(0 if self._idle else IDLE_AFTER_S)
         self._instance.stepped.clear()
         self._idle = not stepped
+        self._woken_at = time.perf_counter()

@@ -17,6 +17,9 @@ def serve_settings(problem: Problem, one: Deployment, model: str) -> dict[str, s
     sequences = max(1, math.ceil(HEADROOM * one.batch / one.num_attention))
     longest = math.ceil(problem.workload.isl + problem.workload.osl)
     positions = problem.oracle.model.max_position
+    several: dict[str, str | int] = {}
+    if one.kind == "pools" and one.micro_batches > 1:  # where the oracle says that it pays
+        several = {"micro-batch-threshold": max(2, math.ceil(one.batch / one.num_attention))}
     return {
         "model": model,
         "attention-instances": one.num_attention,
@@ -27,6 +30,7 @@ def serve_settings(problem: Problem, one: Deployment, model: str) -> dict[str, s
         "max-num-batched-tokens": max(problem.batching.max_prompt_tokens, sequences),
         "max-model-len": min(longest, positions) if positions else longest,
         "dtype": "bfloat16",
+        **several,
     }
 
 
@@ -46,6 +50,11 @@ def serve_yaml(problem: Problem, one: Deployment, model: str) -> str:
         notes.append(f"start {one.copies} of these and divide the requests among them")
     if one.kind == "monolithic":
         notes.append("one piece: every device is meant to hold both halves")
+    if one.attention_tp > 1:
+        notes.append(
+            f"the plan has {one.attention_tp} devices share the heads of attention, which `janus "
+            "serve` does not do yet"
+        )
     lines = [f"# {note}" for note in notes]
     lines += [f"{key}: {value}" for key, value in serve_settings(problem, one, model).items()]
     return "\n".join(lines) + "\n"

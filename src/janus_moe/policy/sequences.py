@@ -70,6 +70,22 @@ class StepPlan(NamedTuple):
     num_tokens: int
     preempted: tuple[str, ...]
 
+    def micro_batches(self, threshold: int) -> tuple[StepPlan, ...]:
+        """Itself, or two parts of about as many tokens where it has `threshold` or more (0: never).
+
+        Sequences stay whole, because later tokens of one attend to earlier ones. Parts are in
+        order, so their rows one after another are those of the whole.
+        """
+        if not threshold or self.num_tokens < threshold or len(self.scheduled) < 2:
+            return (self,)
+        ends = np.cumsum([entry.num_tokens for entry in self.scheduled])
+        first = 1 + int(np.argmin(np.abs(2 * ends[:-1] - self.num_tokens)))
+        tokens, decodes = int(ends[first - 1]), self.num_decodes
+        return (
+            StepPlan(self.scheduled[:first], min(first, decodes), tokens, self.preempted),
+            StepPlan(self.scheduled[first:], max(0, decodes - first), self.num_tokens - tokens, ()),
+        )
+
     def slot_mapping(self, block_size: int) -> NDArray[np.int64]:
         """[num_tokens] int64, where in the cache each token's KV goes, in the plan's order."""
         decodes: list[int] = []

@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 import torch
 
-from janus_moe.errors import ConfigError, ExchangeClosed
+from janus_moe.errors import ConfigError, ExchangeClosed, ExchangeError
 from janus_moe.perf.link_fit import COEFFICIENTS
 from janus_moe.perf.links import tcp_links
 from janus_moe.policy.exchange_choice import ChoiceRule
@@ -24,6 +24,8 @@ from janus_moe.transport.dist_ports import DistAttention, DistExpert
 from janus_moe.transport.executor import Executor, Record
 from janus_moe.transport.gloo import GlooChannel
 from janus_moe.transport.message_buffers import RowFormat
+from janus_moe.transport.neighbour_setup import meet_neighbours
+from janus_moe.transport.neighbours import Alone, Neighbours
 from janus_moe.transport.plans import PLAN_NAMES, PlanName, Topology
 from janus_moe.transport.plans.counts import RowBytes
 from janus_moe.transport.rendezvous import Rendezvous
@@ -41,7 +43,7 @@ class DistLayout(Spec, frozen=True):
     max_tokens: rows per attention instance and step. dtype: of the hidden states; sums are
     float32. attention_nodes, expert_nodes: [instances] node of each. plan: auto is decided step by
     step by attention instance 0. links: what a message costs, coefficients of `perf.LinkModel`; {}
-    where nobody has measured it.
+    where nobody has measured it. within_nodes: how messages travel between instances of a node.
     """
 
     shape: PoolShape
@@ -53,6 +55,7 @@ class DistLayout(Spec, frozen=True):
     plan: PlanName | Literal["auto"] = "auto"
     epoch: int = 0
     links: dict[str, float] = msgspec.field(default_factory=dict)
+    within_nodes: Literal["memory", "gloo"] = "memory"
 
     def __post_init__(self) -> None:
         sizes = (len(self.attention_nodes), len(self.expert_nodes))
@@ -99,6 +102,7 @@ class ChannelExchange:
         instance: InstanceId,
         channel: Channel,
         record: Record | None = None,
+        neighbours: Neighbours | Alone | None = None,
     ) -> None:
         self.layout = layout
         self.instance = instance
@@ -108,9 +112,9 @@ class ChannelExchange:
             layout.shape.expert,
             _DTYPES[layout.dtype],
         )
-        rank, topology = layout.rank(instance), layout.topology
-        executor = Executor(rank, topology, channel, row_format, record=record)
-        self._seat = Seat(instance, topology, channel, executor, layout.epoch)
+        rank, topology, near = layout.rank(instance), layout.topology, neighbours or Alone()
+        executor = Executor(rank, topology, channel, row_format, record=record, neighbours=near)
+        self._seat = Seat(instance, topology, channel, near, executor, layout.epoch)
         self._port: DistExpert | None = None
         self.source = _plan_source(layout, instance)
 
@@ -160,7 +164,8 @@ def _plan_source(layout: DistLayout, instance: InstanceId) -> PlanSource:
 
 
 class DistExchange(ChannelExchange):
-    """The exchange over gloo. Making one blocks until all instances do.
+    """The exchange over gloo, and within a node through memory that its instances share. Making one
+    blocks until all instances do.
 
     bind_host: address of this host that gloo listens on; the other hosts must reach it.
     """
@@ -174,8 +179,13 @@ class DistExchange(ChannelExchange):
         record: Record | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
-        ranks = layout.shape.attention + layout.shape.expert
-        channel = GlooChannel(
-            layout.rank(instance), ranks, rendezvous, bind_host, connect_timeout_s
-        )
-        super().__init__(layout, instance, channel, record)
+        rank, topology = layout.rank(instance), layout.topology
+        channel = GlooChannel(rank, topology.num_ranks, rendezvous, bind_host, connect_timeout_s)
+        near: Neighbours | Alone = Alone()
+        if layout.within_nodes == "memory":
+            try:
+                near = meet_neighbours(rank, topology, rendezvous, connect_timeout_s)
+            except ExchangeError:
+                channel.abort()
+                raise
+        super().__init__(layout, instance, channel, record, near)

@@ -21,7 +21,8 @@ from janus_moe.transport.base import Combined, ReplyNote, Ticket, WaitRule, Work
 from janus_moe.transport.board import exchange_key, step_and_layer
 from janus_moe.transport.channel import ChannelAborted, Pending
 from janus_moe.transport.choosing import PlanSource, lower_quartile, plan_in
-from janus_moe.transport.executor import BoundProgram, Inlet
+from janus_moe.transport.executor import BoundProgram
+from janus_moe.transport.inlets import Inlet, NearInlet
 from janus_moe.transport.message_buffers import note_words, notes_of
 from janus_moe.transport.notes import check_routing
 from janus_moe.transport.plans import PlanName, egate_programs
@@ -113,7 +114,7 @@ class DistAttention(_Seated, AttentionSteps):
         self._plan: PlanName = "1pc"
         self._notice = ""
         self._notes = [0] * (3 * seat.topology.num_experts)
-        seat.take(rule.timeout_s)
+        seat.take(rule)
 
     def begin_step(self, num_tokens: int) -> int:
         seconds = self._clock.take()
@@ -140,7 +141,6 @@ class DistAttention(_Seated, AttentionSteps):
         self._board.dispatch(self._index, key)
         executor = self._seat.executor
         with self._seat.data_wait("dispatch", self._step, layer, self._late_peers):
-            executor.settle(ticket)
             executor.post(program)
             executor.run(program, ticket, {"input": hidden.contiguous()}, self._notes)
             executor.post(reply)
@@ -155,7 +155,6 @@ class DistAttention(_Seated, AttentionSteps):
         executor = self._seat.executor
         with self._seat.data_wait("reply", ticket.step, ticket.layer, self._late_reply):
             executor.run(reply, ticket, {"result": self._result}, self._notes)
-            executor.settle(ticket)
             executor.post(dispatch)
         self._clock.stop()
         self._in_flight = False
@@ -193,7 +192,7 @@ class DistExpert(_Seated, ExpertExchanges):
         self._armed: tuple[int, tuple[int, ...], Programs] | None = None  # step, counts
         self._armed_step = -1
         self._notes = [0] * (3 * seat.topology.num_experts)
-        seat.take(rule.timeout_s)
+        seat.take(rule)
 
     def accept(self) -> Work | None:
         self._wait_for(self._woken_or_arrived, self._late)
@@ -222,7 +221,6 @@ class DistExpert(_Seated, ExpertExchanges):
         self._board.reply(self._index, key, note)
         executor = self._seat.executor
         with self._seat.data_wait("reply", ticket.step, ticket.layer, self._late_peers):
-            executor.settle(ticket)
             executor.post(dispatch)
             self._arrivals.watch(dispatch.receives[0][1])
             executor.run(reply, ticket, {"partial": partial.contiguous()}, self._notes)
@@ -253,7 +251,6 @@ class DistExpert(_Seated, ExpertExchanges):
         plan = plan_in(self._board.plans(step), sum(counts))
         programs = self._bound.of(plan, counts)
         with self._seat.data_wait("dispatch", step, 0, lambda waited_s: None):
-            self._seat.executor.settle()
             self._seat.executor.post(programs[0])
         self._arrivals.watch(programs[0].receives[0][1])
         self._armed = (step, counts, programs)
@@ -286,7 +283,8 @@ class DistExpert(_Seated, ExpertExchanges):
 class Arrivals:
     """Rings when a message is there, for a thread that must also hear other news.
 
-    One thread per inlet that is ever watched, as nothing but a thread can wait for a message.
+    Neighbours ring by themselves. Else one thread per inlet that is ever watched, as nothing but a
+    thread can wait for a message of a channel.
     """
 
     def __init__(self, ring: Callable[[], None]) -> None:
@@ -295,6 +293,8 @@ class Arrivals:
 
     def watch(self, inlet: Inlet) -> None:
         """Waits for the receive that is posted there, unless it is waited for already."""
+        if isinstance(inlet, NearInlet):
+            return
         watch = self._watches.get(id(inlet))
         if watch is None:
             watch = self._watches[id(inlet)] = _Watch(self._ring)
@@ -303,6 +303,8 @@ class Arrivals:
 
     def has(self, inlet: Inlet) -> bool:
         """Whether the message is there that was watched for."""
+        if isinstance(inlet, NearInlet):
+            return inlet.pending is not None and inlet.pending.arrived()
         return self._watches[id(inlet)].arrived is inlet.pending
 
     def stop(self) -> None:

@@ -1,14 +1,16 @@
-"""Carries out one instance's programs over a channel.
+"""Carries out one instance's programs over a channel and, between neighbours, in shared memory.
 
-Every pair of instances, direction and lane has one buffer at each end. A receive is posted into it
-as soon as what it held is used up, so a sender finds the receiver ready. This module knows nothing
-of steps and peers that are late: `dist_ports` decides when a program runs.
+Every pair of instances, direction and lane has one buffer at each end of a channel; neighbours read
+the sender's. A receive is posted as soon as what the buffer held is used up, so a sender finds the
+receiver ready. A buffer is written again when what was sent from it is over. This module knows
+nothing of steps and peers that are late: `dist_ports` decides when a program runs.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,15 +19,17 @@ from torch import Tensor
 from janus_moe.errors import ExchangeClosed, ExchangeError, ExchangeTimeout, PeerLost
 from janus_moe.transport.base import Ticket
 from janus_moe.transport.channel import Channel, ChannelAborted, Pending
-from janus_moe.transport.message_buffers import MessageBuffer, RowFormat
+from janus_moe.transport.inlets import FarInlet, Inlet, NearInlet
+from janus_moe.transport.message_buffers import MessageBuffer, RowFormat, buffer_bytes
+from janus_moe.transport.moves import BoundMove, bind, fused, make
+from janus_moe.transport.neighbours import TAGS, Alone, Neighbours
 from janus_moe.transport.plans.program import (
-    Add,
     Buffer,
-    Clear,
     Direction,
     Message,
     Move,
     Program,
+    Send,
     Stage,
 )
 from janus_moe.transport.plans.rows import Index
@@ -33,39 +37,52 @@ from janus_moe.transport.plans.topology import Topology
 
 Lane = tuple[int, Direction, int]  # peer, direction, number
 Record = Callable[[int, str, int, str, int, int], None]
-BoundMove = tuple[str, Any, Any, Any, Any]  # kind, target, its rows, source, its rows
 
 
-class Inlet:
-    """Where the messages of one lane come in; `pending` while a receive is posted."""
+@dataclass(frozen=True, slots=True)
+class BoundSend:
+    """A message in its buffer. wire: its bytes. passed_on: they come from elsewhere as they are,
+    from `origin` if they have to be copied."""
 
-    def __init__(self, buffer: MessageBuffer) -> None:
-        self.buffer = buffer
-        self.pending: Pending | None = None
-        self.posted_ns = 0
+    message: Message
+    buffer: MessageBuffer
+    wire: Tensor
+    passed_on: bool
+    origin: NearInlet | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A send that may not be over."""
+
+    pending: Pending
+    message: Message
+    direction: Direction
+    num_bytes: int
+    started_ns: int
+    ticket: Ticket
 
 
 class BoundStage:
-    """A stage with its buffers. sends: [(message, buffer, bytes, whether it is passed on)]."""
+    """A stage with its buffers."""
 
     def __init__(self, executor: Executor, stage: Stage, direction: Direction) -> None:
-        self.sends: list[tuple[Message, MessageBuffer, Tensor, bool]] = []
-        for send in stage.sends:
-            passed_on = send.content is not send.message
-            buffer = executor.buffer(send.content, direction)
-            wire = buffer.wire(send.message.num_rows)
-            self.sends.append((send.message, buffer, wire, passed_on))
+        self.sends = [executor.bind_send(send, direction) for send in stage.sends]
         self.receives = [(m, executor.inlet(m, direction)) for m in stage.receives]
-        self.moves = [executor.bind_move(move, direction) for move in stage.moves]
+        self.moves = executor.bind_moves(stage.moves, direction)
 
 
 class BoundProgram:
-    """A program with its buffers, for any number of runs."""
+    """A program with its buffers, for any number of runs. outlets: buffers that a run writes.
+    borrowed: those of neighbours that it reads."""
 
     def __init__(self, executor: Executor, program: Program) -> None:
         self.direction: Direction = program.direction
         self.stages = [BoundStage(executor, stage, program.direction) for stage in program.stages]
         self.receives = [pair for stage in self.stages for pair in stage.receives]
+        sends = [send for stage in self.stages for send in stage.sends]
+        self.outlets = [send.buffer for send in sends if not send.passed_on or send.origin]
+        self.borrowed = [inlet for _, inlet in self.receives if isinstance(inlet, NearInlet)]
 
 
 class Executor:
@@ -83,6 +100,7 @@ class Executor:
         format_: RowFormat,
         timeout_s: float | None = None,
         record: Record | None = None,
+        neighbours: Neighbours | Alone | None = None,
     ) -> None:
         self.rank = rank
         self.waiting_for: int | None = None
@@ -94,7 +112,8 @@ class Executor:
         self._inlets: dict[Lane, Inlet] = {}
         self._outlets: dict[Lane, MessageBuffer] = {}
         self._scratch: Tensor | None = None
-        self._outstanding: list[tuple[Pending, Message, Direction, int, int]] = []
+        self._sent: dict[MessageBuffer, list[Sent]] = {}
+        self._near = neighbours or Alone()
 
     # --- binding ------------------------------------------------------------------------------
 
@@ -104,32 +123,35 @@ class Executor:
     def inlet(self, message: Message, direction: Direction) -> Inlet:
         lane = (message.source, direction, message.lane)
         if lane not in self._inlets:
-            self._inlets[lane] = Inlet(MessageBuffer(self._format, direction))
+            self._inlets[lane] = self._make_inlet(message, direction)
         return self._inlets[lane]
 
-    def buffer(self, message: Message, direction: Direction) -> MessageBuffer:
-        """Of a message that this instance sends or gets."""
-        if message.target == self.rank:
-            return self.inlet(message, direction).buffer
+    def outlet(self, message: Message, direction: Direction) -> MessageBuffer:
         lane = (message.target, direction, message.lane)
         if lane not in self._outlets:
-            self._outlets[lane] = MessageBuffer(self._format, direction)
+            self._outlets[lane] = self._make_buffer(direction)
         return self._outlets[lane]
 
-    def bind_move(self, move: Move, direction: Direction) -> BoundMove:
-        target = self._rows(move.target, direction)
-        if isinstance(move, Clear):
-            return "clear", target, slice(0, move.target.num_rows), None, None
-        kind = "add" if isinstance(move, Add) else "copy"
-        into, out_of = self._index(move.target_rows), self._index(move.source_rows)
-        if kind == "add" and not isinstance(into, slice):
-            kind = "add at"
-        return kind, target, into, self._rows(move.source, direction), out_of
+    def bind_send(self, send: Send, direction: Direction) -> BoundSend:
+        message, content = send.message, send.content
+        passed_on = content is not message
+        inlet = self.inlet(content, direction) if passed_on else None
+        origin = inlet if isinstance(inlet, NearInlet) else None
+        buffer = inlet.buffer if isinstance(inlet, FarInlet) else self.outlet(message, direction)
+        return BoundSend(message, buffer, buffer.wire(message.num_rows), passed_on, origin)
+
+    def bind_moves(self, moves: Sequence[Move], direction: Direction) -> list[BoundMove]:
+        return [
+            bind(move, lambda b: self._rows(b, direction), self._index) for move in fused(moves)
+        ]
 
     def _rows(self, buffer: Buffer, direction: Direction) -> Any:
-        """An array, or the name of a buffer that a run brings along."""
+        """An array, a neighbour's message, or the name of a buffer that a run brings along."""
         if isinstance(buffer, Message):
-            return self.buffer(buffer, direction).rows
+            if buffer.target != self.rank:
+                return self.outlet(buffer, direction).rows
+            inlet = self.inlet(buffer, direction)
+            return inlet if isinstance(inlet, NearInlet) else inlet.buffer.rows
         if buffer.kind != "scratch":
             return buffer.kind
         if self._scratch is None:
@@ -143,6 +165,32 @@ class Executor:
         on_host = self._format.device.type == "cpu"
         return index if on_host else torch.from_numpy(index).to(self._format.device)
 
+    def _make_inlet(self, message: Message, direction: Direction) -> Inlet:
+        peer, tag = message.source, _tag(direction, message.lane)
+        if self._is_near(peer, tag):
+            size = buffer_bytes(self._format, direction)
+            return NearInlet(
+                self._near,
+                peer,
+                tag,
+                lambda data: MessageBuffer(self._format, direction, data[:size]),
+            )
+        return FarInlet(self._channel, peer, tag, self._make_buffer(direction))
+
+    def _make_buffer(self, direction: Direction) -> MessageBuffer:
+        """In memory that neighbours can read, if there are any."""
+        size, device = buffer_bytes(self._format, direction), self._format.device
+        on_host = device.type == "cpu"
+        data = (
+            self._near.memory(size)
+            if on_host
+            else torch.empty(size, dtype=torch.uint8, device=device)
+        )
+        return MessageBuffer(self._format, direction, data)
+
+    def _is_near(self, peer: int, tag: int) -> bool:
+        return peer in self._near.peers and tag < TAGS
+
     # --- running ------------------------------------------------------------------------------
 
     def post(self, program: BoundProgram) -> None:
@@ -150,9 +198,10 @@ class Executor:
         now = time.perf_counter_ns() if self.record else 0
         for message, inlet in program.receives:
             if inlet.pending is None:
-                tag = _tag(program.direction, message.lane)
+                if isinstance(inlet, FarInlet):
+                    self._free(inlet.buffer)
                 try:
-                    inlet.pending = self._channel.receive(message.source, tag, inlet.buffer.data)
+                    inlet.post()
                 except (ConnectionError, ChannelAborted) as error:
                     raise self._explained(error, message, message.source, None, 0.0) from error
                 inlet.posted_ns = now
@@ -164,46 +213,60 @@ class Executor:
         local: Mapping[str, Tensor],
         notes: list[int],
     ) -> None:
-        """Runs a program whose receives are posted and whose last sends are settled.
+        """Runs a program whose receives are posted.
 
         local: the instance's own buffers by name. notes: words of the notes of all expert
         instances; this instance's go out, those of the others come in.
         """
         arrays = {name: self._format.array(rows) for name, rows in local.items()}
+        for buffer in program.outlets:
+            self._free(buffer)
         for stage in program.stages:
-            for message, buffer, wire, passed_on in stage.sends:
-                if not passed_on:
-                    buffer.write_header(ticket, message.num_rows, notes)
-                self._send(program.direction, message, wire, ticket)
+            for send in stage.sends:
+                if send.origin is not None:
+                    send.wire.copy_(send.origin.buffer.wire(send.message.num_rows))
+                elif not send.passed_on:
+                    send.buffer.write_header(ticket, send.message.num_rows, notes)
+                self._send(program.direction, send, ticket)
             for message, inlet in stage.receives:
                 self._finish(program.direction, message, inlet, ticket)
                 inlet.buffer.read_header(ticket, message, notes)
+                if isinstance(inlet, FarInlet):
+                    inlet.pending = None
             for move in stage.moves:
-                _make(move, arrays)
+                make(move, arrays)
+        for inlet in program.borrowed:
+            inlet.release()
 
-    def settle(self, ticket: Ticket | None = None) -> None:
-        """Waits until all sends are over, so that buffers may be used again."""
-        for pending, message, direction, num_bytes, started in self._outstanding:
-            self._await(pending, message, message.target, ticket)
+    def settle(self) -> None:
+        """Waits until all sends are over."""
+        for buffer in list(self._sent):
+            self._free(buffer)
+
+    def _free(self, buffer: MessageBuffer) -> None:
+        """Waits until all sends from a buffer are over, so that it may be used again."""
+        for sent in self._sent.pop(buffer, ()):
+            self._await(sent.pending, sent.message, sent.message.target, sent.ticket)
             if self.record:
                 end = time.perf_counter_ns()
-                stage = f"{direction} {message.name}"
-                self.record(message.target, "send", num_bytes, stage, started, end)
-        self._outstanding.clear()
+                stage = f"{sent.direction} {sent.message.name}"
+                peer = sent.message.target
+                self.record(peer, "send", sent.num_bytes, stage, sent.started_ns, end)
 
-    def _send(self, direction: Direction, message: Message, wire: Tensor, ticket: Ticket) -> None:
+    def _send(self, direction: Direction, send: BoundSend, ticket: Ticket) -> None:
         started = time.perf_counter_ns() if self.record else 0
+        message, peer, tag = send.message, send.message.target, _tag(direction, send.message.lane)
+        channel = self._near if self._is_near(peer, tag) else self._channel
         try:
-            tag = _tag(direction, message.lane)
-            pending = self._channel.send(message.target, tag, wire)
+            pending = channel.send(peer, tag, send.wire)
         except (ConnectionError, ChannelAborted) as error:
-            raise self._explained(error, message, message.target, ticket, 0.0) from error
-        self._outstanding.append((pending, message, direction, wire.numel(), started))
+            raise self._explained(error, message, peer, ticket, 0.0) from error
+        sent = Sent(pending, message, direction, send.wire.numel(), started, ticket)
+        self._sent.setdefault(send.buffer, []).append(sent)
 
     def _finish(self, direction: Direction, message: Message, inlet: Inlet, ticket: Ticket) -> None:
         assert inlet.pending is not None, "receives are posted before a program runs"
         self._await(inlet.pending, message, message.source, ticket)
-        inlet.pending = None
         if self.record:
             size = inlet.buffer.wire(message.num_rows).numel()
             stage = f"{direction} {message.name}"
@@ -241,20 +304,3 @@ class Executor:
 
 def _tag(direction: Direction, lane: int) -> int:
     return 2 * lane + (direction == "reply")
-
-
-def _make(move: BoundMove, local: Mapping[str, Any]) -> None:
-    kind, target, into, source, out_of = move
-    if isinstance(target, str):
-        target = local[target]
-    if isinstance(source, str):
-        source = local[source]
-    if kind == "copy":
-        target[into] = source[out_of]
-    elif kind == "add":
-        part = target[into]
-        part += source[out_of]
-    elif kind == "add at":
-        target[into] += source[out_of]
-    else:
-        target[into] = 0

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from janus_moe.errors import ExchangeError
 from janus_moe.transport.channel import ChannelAborted
-from janus_moe.transport.listeners import drop_newcomers, find_listeners
+from janus_moe.transport.listeners import drop_newcomers
 from janus_moe.transport.rendezvous import Rendezvous
 
 _Gloo: Any = c10d.ProcessGroupGloo  # torch's stubs do not show what is used of it
@@ -151,11 +151,9 @@ class _Addresses(c10d.Store):
 def _close_to_newcomers(published: bytes, bind_host: str) -> None:
     """The mesh is complete, so nobody else has a reason to connect."""
     try:
-        listening = find_listeners(published)
-        for descriptor in listening:
-            drop_newcomers(descriptor)
+        listening = drop_newcomers(published)
     except OSError as error:
-        listening = []
+        listening = 0
         logger.warning("no packet filters here: %s", error.strerror)
     if not listening:
         logger.warning(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
-import stat
 from pathlib import Path
 
 _DESCRIPTORS = Path("/proc/self/fd")
@@ -24,33 +23,44 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
 
 
-def find_listeners(published: bytes) -> list[int]:
-    """Descriptors of this process that listen at an address which `published` contains.
+def drop_newcomers(published: bytes) -> int:
+    """Drops every packet for listening sockets of this process; connections they have accepted go
+    on. Whoever connects from now on gets no answer.
 
-    published: bytes with socket addresses as in memory (`struct sockaddr_in` and `sockaddr_in6`).
-    Empty where the system does not list descriptors.
+    published: bytes with the addresses of those sockets as in memory (`struct sockaddr_in` and
+    `sockaddr_in6`). Returns how many there are; 0 where the system does not list descriptors.
+    Raises OSError where it has no filters.
     """
     paths = list(_DESCRIPTORS.iterdir()) if _DESCRIPTORS.is_dir() else []
-    found = []
+    found = 0
     for descriptor in (int(path.name) for path in paths):
-        try:
-            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                with socket.socket(fileno=os.dup(descriptor)) as copy:
-                    if _listens(copy) and _in_memory(copy) in published:
-                        found.append(descriptor)
-        except OSError:
-            continue  # closed meanwhile by another thread
+        candidate = _copy(descriptor)
+        if candidate is None:
+            continue
+        with candidate:
+            if _listens(candidate) and _in_memory(candidate) in published:
+                _drop_all(candidate)
+                found += 1
     return found
 
 
-def drop_newcomers(descriptor: int) -> None:
-    """Drops every packet for a listening socket; connections it has accepted go on.
+def _copy(descriptor: int) -> socket.socket | None:
+    """Another descriptor of the same socket, which no other thread can close and use again for
+    something else; None where it was no socket or is closed."""
+    try:
+        copy = os.dup(descriptor)
+    except OSError:
+        return None
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        return None
 
-    Whoever connects from now on gets no answer. Raises OSError where the system has no filters.
-    """
+
+def _drop_all(listener: socket.socket) -> None:
     program = _Program(len(_DROP_ALL), ctypes.addressof(_DROP_ALL))
-    with socket.socket(fileno=os.dup(descriptor)) as copy:
-        copy.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(program))
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(program))
 
 
 def _listens(candidate: socket.socket) -> bool:

@@ -45,18 +45,23 @@ class RowFormat:
         return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
 
 
-class MessageBuffer:
-    """Room for one message. data: uint8, all of it. rows: [max_rows, width], as a `RowFormat` sees
-    arrays."""
+def buffer_bytes(format_: RowFormat, direction: Direction) -> int:
+    """Size of a buffer for any message of that direction."""
+    row_bytes = format_.width * format_.dtype(direction).itemsize
+    return header_bytes(direction, format_.num_experts) + format_.max_rows * row_bytes
 
-    def __init__(self, format_: RowFormat, direction: Direction) -> None:
+
+class MessageBuffer:
+    """Room for one message. data: [`buffer_bytes`] uint8, all of it. rows: [max_rows, width], as a
+    `RowFormat` sees arrays."""
+
+    def __init__(self, format_: RowFormat, direction: Direction, data: Tensor) -> None:
         dtype = format_.dtype(direction)
         header = header_bytes(direction, format_.num_experts)
+        self.data = data
         self._header = header
         self._row_bytes = format_.width * dtype.itemsize
         self._notes = format_.num_experts if direction == "reply" else 0
-        size = header + format_.max_rows * self._row_bytes
-        self.data = torch.empty(size, dtype=torch.uint8, device=format_.device)
         rows = self.data[header:].view(dtype).view(format_.max_rows, format_.width)
         self.rows = format_.array(rows)
         self._words = format_.array(self.data[:header].view(torch.int64))

@@ -9,6 +9,7 @@ it hands to callbacks. This module does not know what lines mean.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -142,10 +143,15 @@ class News:
                 pending.wait(_FLUSH_S)
 
     def join(self, timeout_s: float) -> None:
-        """Waits for the threads to end, once the channel is aborted."""
+        """Waits for the threads to end, once the channel is aborted; `timeout_s` for all of them.
+
+        One of them may never end: gloo loses a message that is under way when its connection
+        closes. Such a thread sleeps, and ends with the process.
+        """
+        deadline = time.monotonic() + timeout_s
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join(timeout_s)
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def _line(self, rank: int) -> memoryview:
         start = (1 + rank) * LINE_WORDS  # line 0 is the board's own

@@ -63,6 +63,20 @@ class MemoryRendezvous:
             self._changed.notify_all()
 
 
+class Apart:
+    """A `Rendezvous` for one of several exchanges that share another: keys end with a number."""
+
+    def __init__(self, shared: Rendezvous, number: int) -> None:
+        self._shared = shared
+        self._suffix = f"#{number}"
+
+    def put(self, key: str, value: bytes) -> None:
+        self._shared.put(key + self._suffix, value)
+
+    def get(self, key: str, timeout_s: float) -> bytes:
+        return self._shared.get(key + self._suffix, timeout_s)
+
+
 class FolderRendezvous:
     """A `Rendezvous` among processes that share a folder, one file per key.
 

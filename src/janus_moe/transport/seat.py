@@ -14,36 +14,42 @@ from contextlib import contextmanager
 
 from janus_moe.errors import ExchangeClosed, ExchangeError, ExchangeTimeout, PeerLost
 from janus_moe.spec import InstanceId, PoolShape
+from janus_moe.transport.base import WaitRule
 from janus_moe.transport.bells import ThreadBell
 from janus_moe.transport.board import Board, board_bytes
 from janus_moe.transport.channel import Channel
 from janus_moe.transport.executor import Executor
+from janus_moe.transport.neighbours import Alone, Neighbours
 from janus_moe.transport.news import Farewell, News
 from janus_moe.transport.plans.topology import Topology
 from janus_moe.transport.ports import Wiring
 
 Late = Callable[[float], ExchangeTimeout | None]
 _NEWS_S = 1.0
+_JOIN_S = 2.0
 _LIMIT = 1.5  # of a wait, in timeouts; the watch ends it after 1 to 1.25
 
 
 class Seat:
-    """epoch: of the first steps. executor: runs this instance's programs over `channel`."""
+    """epoch: of the first steps. executor: runs this instance's programs over `channel` and in the
+    memory of `neighbours`."""
 
     def __init__(
         self,
         instance: InstanceId,
         topology: Topology,
         channel: Channel,
+        neighbours: Neighbours | Alone,
         executor: Executor,
         epoch: int,
     ) -> None:
         self.instance = instance
         self.topology = topology
         self.executor = executor
-        self.bell = ThreadBell()
+        self.bell = neighbours.bell()
         self.doing: tuple[str, int, int] = ("announce", 0, 0)  # stage, step, layer
         self._channel = channel
+        self._near = neighbours
         self._shape = PoolShape(attention=topology.num_attention, expert=topology.num_experts)
         self._words = memoryview(bytearray(board_bytes(self._shape))).cast("q")
         self._board = self.board()
@@ -79,16 +85,20 @@ class Seat:
         """A view of the board for one thread."""
         return Board(self._shape, self._words)
 
-    def take(self, timeout_s: float) -> None:
+    def take(self, rule: WaitRule) -> None:
         """Called once by the port: lets everybody know it is here, and starts the watch.
 
         The watch knows better who is late, but gloo loses track of a message that was under way
         when its connection closed: then only the limit of that wait itself ends it.
         """
         self.news.push()
-        self.executor.timeout_s = _LIMIT * timeout_s
+        self.executor.timeout_s = _LIMIT * rule.timeout_s
+        self._near.spin_us = rule.spin_us
         self._watch = threading.Thread(
-            target=self._keep_watch, args=(timeout_s,), name=f"watch {self.instance}", daemon=True
+            target=self._keep_watch,
+            args=(rule.timeout_s,),
+            name=f"watch {self.instance}",
+            daemon=True,
         )
         self._watch.start()
 
@@ -114,6 +124,7 @@ class Seat:
         self._board_close()
         self.news.farewell(error)
         self._channel.abort()
+        self._near.abort()
         self._failed.set()
         self.bell.ring()
 
@@ -123,9 +134,10 @@ class Seat:
     def close(self) -> None:
         """Leaves, and waits for the seat's threads to end."""
         self.fail(ExchangeClosed("the exchange was shut down"))
-        self.news.join(5.0)
+        self.news.join(_JOIN_S)
         if self._watch is not None and self._watch is not threading.current_thread():
-            self._watch.join(5.0)
+            self._watch.join(_JOIN_S)
+        self._near.close()
 
     def _board_close(self) -> None:
         self._words[0] = 1
