@@ -6,6 +6,7 @@ of a row never overlap; messages that are under way at once get rows of their ow
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -68,12 +69,13 @@ def _work_of(spans: Iterable[Span], steps: frozenset[int]) -> list[Span]:
 def _messages(
     traces: Sequence[InstanceTrace], steps: frozenset[int], end: int
 ) -> dict[tuple[int, str], list[Span]]:
-    """(instance number, row) -> its messages of `steps`, as their senders say, until `end`.
+    """(instance number, row) -> its messages that were sent in `steps` and arrived by `end`.
 
     A message lasts from its send to its arrival, on both sides. Both ends tell of it in the same
     order, but only the sender knows when it began, and only the receiver when it was there.
     """
     numbers = {str(trace.instance): number for number, trace in enumerate(traces)}
+    windows = {str(trace.instance): _window(trace.spans, steps) for trace in traces}
     sends: dict[tuple[str, str, str], deque[Span]] = defaultdict(deque)
     for trace in traces:
         for span in trace.spans:
@@ -87,7 +89,8 @@ def _messages(
             if not queue:
                 continue
             sent = queue.popleft()
-            if sent.step not in steps or got.end_ns > end:
+            first, after = windows[got.peer]
+            if not first <= sent.start_ns < after or got.end_ns > end:
                 continue
             begun = min(sent.start_ns, got.end_ns - 1)  # clocks of hosts agree to microseconds
             span = msgspec.structs.replace(got, start_ns=begun)
@@ -95,6 +98,15 @@ def _messages(
             other = msgspec.structs.replace(span, row="sent", peer=me)
             found[numbers[got.peer], "sent"].append(other)
     return found
+
+
+def _window(spans: Iterable[Span], steps: frozenset[int]) -> tuple[float, float]:
+    """When an instance's part in `steps` begins, and in later ones. A message's own step is that of
+    the moment when somebody noticed that it was sent."""
+    work = [span for span in spans if span.row == "work"]
+    first = min((span.start_ns for span in work if span.step in steps), default=math.inf)
+    after = min((span.start_ns for span in work if span.step > max(steps)), default=math.inf)
+    return first, after
 
 
 def _lanes(spans: Iterable[Span]) -> list[list[Span]]:
