@@ -242,11 +242,13 @@ class ExpertLoad(Message, frozen=True):
     """What routing did lately, over a window of batches.
 
     num_batches, num_tokens: [moe layers]. tokens: [moe layers][experts] tokens routed to each.
+    changed: what came before has just been forgotten, because routing has changed.
     """
 
     num_batches: tuple[int, ...]
     num_tokens: tuple[int, ...]
     tokens: tuple[tuple[int, ...], ...]
+    changed: bool = False
 
 
 class EpochPrepared(Message, frozen=True):

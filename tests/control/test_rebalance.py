@@ -204,3 +204,13 @@ async def test_the_schedule_moves_hot_experts_apart_and_then_leaves_them() -> No
         workers.said.put_nowait(msgspec.structs.replace(hot))
         await asyncio.sleep(0.2)
         await workers.expect(0)
+
+
+async def test_a_change_of_routing_is_looked_at_without_waiting_for_the_schedule() -> None:
+    tokens = ((300, 300, 100, 100, 0, 0, 0, 0),)
+    hot = ExpertLoad(num_batches=(100,), num_tokens=(400,), tokens=tokens)
+    async with rebalancing(rebalance_interval=60.0) as (_, workers):
+        workers.said.put_nowait(hot)
+        await workers.expect(0)
+        workers.said.put_nowait(msgspec.structs.replace(hot, changed=True))
+        assert {type(order) for order in await workers.expect(2)} == {PrepareEpoch}

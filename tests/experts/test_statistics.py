@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,27 @@ def test_a_report_forgets_what_came_before_a_change(monkeypatch: pytest.MonkeyPa
     assert len(reports) == 300 and sum(reports[-1].tokens[0]) == 300 * TOKENS
     serve(range(4, 8), 10)
     assert sum(reports[-1].tokens[0][:4]) == 300 * TOKENS, "10 batches say too little"
-    serve(range(4, 8), 230)
+    assert not any(report.changed for report in reports)
+    serve(range(4, 8), 60)
+    assert reports[-1].tokens[0][:4] == (0, 0, 0, 0)
+    assert any(report.changed for report in reports)
+    serve(range(4, 8), 170)
     assert reports[-1].tokens[0][:4] == (0, 0, 0, 0)
     assert sum(reports[-1].tokens[0]) >= 128 * TOKENS
+
+
+def test_a_full_bucket_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REPORT_EVERY_S", 3600.0)
+    reports: list[ExpertLoad] = []
+    model: Any = HiddenAreIds()
+    placement = initial_placement(1, EXPERTS, 2, 0)
+    instance = ExpertInstance(0, model, placement, "exact", (LAYER,), on_load=reports.append)
+    monkeypatch.setattr(instance, "_reported_at", time.monotonic())
+    port: Any = OnePort()
+    port.ids = torch.zeros(1, 1)
+    for _ in range(3 * module.BUCKET_BATCHES - 1):
+        instance.serve_once(port)
+    assert [sum(report.num_batches) for report in reports] == [
+        module.BUCKET_BATCHES,
+        2 * module.BUCKET_BATCHES,
+    ]

@@ -52,8 +52,8 @@ def test_small_differences_are_tolerated() -> None:
 
 def test_a_few_batches_change_nothing_yet() -> None:
     tokens = counts([SECOND, FIRST])
-    assert buckets_to_keep(tokens, np.array([63, BUCKET_BATCHES])) == 2
-    assert buckets_to_keep(tokens, np.array([64, BUCKET_BATCHES])) == 1
+    assert buckets_to_keep(tokens, np.array([31, BUCKET_BATCHES])) == 2
+    assert buckets_to_keep(tokens, np.array([32, BUCKET_BATCHES])) == 1
     assert buckets_to_keep(counts([SECOND]), np.array([BUCKET_BATCHES])) == 1
 
 

@@ -67,6 +67,7 @@ class Rebalancer:
         self._failure: EpochFailed | None = None
         self._used = [plan.placement.epoch] * plan.config.attention_instances
         self._news = asyncio.Event()
+        self._changed = asyncio.Event()  # routing has
 
     @contextlib.asynccontextmanager
     async def watching(self, workers: Workers) -> AsyncIterator[Workers]:
@@ -218,6 +219,8 @@ class Rebalancer:
         match message:
             case ExpertLoad():
                 self.load = message
+                if message.changed:
+                    self._changed.set()
                 return
             case StepDone(instance=instance, epoch=epoch) if epoch > self._used[instance.index]:
                 self._used[instance.index] = epoch
@@ -230,10 +233,13 @@ class Rebalancer:
         self._news.set()
 
     async def _follow_schedule(self) -> None:
-        """Looks for a better placement every so often, whenever there are new statistics."""
+        """Looks for a better placement every so often, whenever there are new statistics, and as
+        soon as routing has changed."""
         interval_s, seen = self._config.rebalance_interval, None
         while interval_s:
-            await asyncio.sleep(interval_s)
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), interval_s)
             if self.status.state != "idle" or self.load is seen:
                 continue
             seen = self.load

@@ -30,7 +30,8 @@ from janus_moe.transport import ExpertPort, ReplyNote, Ticket, Work
 
 WARM_UP_TOKENS = (1, 4, 128)
 REPORT_EVERY_S = 1.0
-WINDOW_BUCKETS = 8  # of 128 batches: how finely a change of routing is dated
+WINDOW_BUCKETS, BUCKET_BATCHES = 32, 32
+"""How finely a change of routing is dated; whenever a bucket is full there is a look for one."""
 
 OnLoad = Callable[[ExpertLoad], None]
 
@@ -50,7 +51,8 @@ class ExpertInstance:
     device: where the model and the batches are.
     model: router weights of all experts, expert weights of this instance's slots.
     layers: model layer id -> MoE layer number, as in `ModelSpec.moe_layer_ids`.
-    on_load: told about once a second what routing did; None: somebody else reports.
+    on_load: told what routing did, every second and every `BUCKET_BATCHES` steps; None: somebody
+        else reports.
 
     Several threads may serve, each a port of its own: they compute one after another. Another may
     `offer` and `withdraw` epochs and watch `stepped`.
@@ -82,6 +84,7 @@ class ExpertInstance:
         self._window = _new_window(len(layers), placement.num_experts)
         self._recorder: RoutingRecorder | None = None
         self._on_device = StepRouting()
+        self._counted = 0  # batches of the last layer
         self._reported_at = 0.0
         self._turn = threading.Lock()
 
@@ -170,6 +173,7 @@ class ExpertInstance:
     def _count(self, batch: Batch) -> None:
         if self._on_load is not None:
             self._window.record(*batch)
+            self._counted += batch.layer == len(self.layers) - 1
         if self._recorder is not None:
             self._recorder.record(*batch)
 
@@ -190,19 +194,27 @@ class ExpertInstance:
         if self._recorder is not None:
             self._recorder.end_of_step()
         now = time.monotonic()
-        if self._on_load is None or now - self._reported_at < REPORT_EVERY_S:
+        due = self._counted % BUCKET_BATCHES == 0 or now - self._reported_at >= REPORT_EVERY_S
+        if self._on_load is None or not due:
             return
         self._reported_at = now
-        self._window.forget_change()
+        changed = self._window.forget_change()
         seen = self._window.read()
         self._on_load(
             ExpertLoad(
                 num_batches=tuple(seen.num_batches.tolist()),
                 num_tokens=tuple(seen.num_tokens.tolist()),
                 tokens=tuple(map(tuple, seen.tokens.tolist())),
+                changed=changed,
             )
         )
 
 
 def _new_window(num_layers: int, num_experts: int) -> RoutingWindow:
-    return RoutingWindow(num_layers, num_experts, buckets=WINDOW_BUCKETS, coactivation_stride=0)
+    return RoutingWindow(
+        num_layers,
+        num_experts,
+        WINDOW_BUCKETS * BUCKET_BATCHES,
+        WINDOW_BUCKETS,
+        coactivation_stride=0,
+    )

@@ -16,7 +16,7 @@ TOLERANCE = 0.2
 """Distances below it stay: the older part then pulls the shares by less than that."""
 NOISE_FACTOR = 3.0
 """Times the distance that independent tokens would show; those of one text are not independent."""
-MIN_BATCHES = 64
+MIN_BATCHES = 32
 """Fewer say too little about the chance of being active to plan a placement on."""
 
 
