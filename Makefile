@@ -46,10 +46,10 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime
-	@echo "installing the tools of the test suite ..."
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing Janus, what it needs and the tools of the test suite into $(VENV) (a minute or two) ..."
 	@$(PIP) --editable '.[dev]'
-	@touch $@
+	@touch $(VENV)/.runtime $@
 
 $(VENV)/.bench: $(VENV)/.runtime
 	@echo "installing what benchmarks and figures need ..."

@@ -69,11 +69,17 @@ else:
 
         def look_up_once(function: Any) -> Any:
             of_triton = function.__module__.startswith("triton.")  # names them differently
-            if of_triton not in found:
-                scope = found[of_triton] = look_up(function)
-                undo = scope.restore
-                scope.restore = lambda: (found.clear(), undo())
-            return found[of_triton]
+            if of_triton in found:
+                return found[of_triton]
+            scope = found[of_triton] = look_up(function)
+            undo = scope.restore
+
+            def restore() -> None:
+                found.clear()
+                undo()
+
+            scope.restore = restore
+            return scope
 
         monkeypatch.setattr(interpreter, "_patch_lang", look_up_once)
 
