@@ -1,5 +1,5 @@
 # make serve   creates .venv, installs, serves the bundled model with 1 attention and 2 expert instances
-# make test    creates .venv, installs, runs linter, type checker and the whole suite on the CPU
+# make test    creates .venv, installs, runs linter, then type checker beside the whole suite on the CPU
 # make figures creates .venv, installs, makes the figures and the report of docs/evaluation.md again
 
 PYTHON ?= python3
@@ -13,7 +13,8 @@ SERVE  ?= --attention-instances 1 --expert-instances 2
 serve: $(VENV)/.runtime
 	@exec $(BIN)/janus serve $(SERVE)
 
-test: lint types unit
+test: lint
+	@$(MAKE) --no-print-directory --jobs=2 types unit
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

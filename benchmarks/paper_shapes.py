@@ -41,7 +41,7 @@ from janus_moe.plan.search import PoolSearch
 MODEL, SYSTEM, GPUS = "deepseek-v2", "h100_sxm", 32
 OBJECTIVES_MS = (100, 125, 150, 160, 175, 200, 250)
 PICKS = {64: "1A6E", 256: "2A6E", 512: "4A6E"}
-RATIOS = {"sglang": 4.7, "megascale-infer": 2.2, "xdeepserve": 3.3}
+RATIOS = {"sglang": 4.7, "sglang-dp": 4.7, "megascale-infer": 2.2, "xdeepserve": 3.3}
 
 
 def main() -> None:

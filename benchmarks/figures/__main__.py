@@ -3,13 +3,14 @@
 python -m benchmarks.figures [--only 3 9] [--out DIR] [--seed N]
 
 Without --out the committed files are written: benchmarks/results/figures, docs/figures/paper and
-docs/evaluation.md. With it everything goes into one folder, with the report as a page too. --only
-makes no report: that is of all figures.
+docs/evaluation.md. With it everything goes into one folder, with the report as a page too. With
+--only the report takes the other figures from their files there; without these there is none.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from benchmarks.figures.catalog import FIGURES
 from benchmarks.figures.drawing import draw
 from benchmarks.figures.encoding import content, encoded
+from benchmarks.figures.figure import Data
 from benchmarks.figures.introduction import introduction
 from benchmarks.figures.report import Entry, markdown, page
 
@@ -40,18 +42,34 @@ def places(out: Path | None) -> Places:
     )
 
 
+def json_of(number: str, where: Places) -> Path:
+    return where.json / f"fig{number}.json"
+
+
 def make(number: str, where: Places, seed: int) -> Entry:
     began = time.perf_counter()
     made = content(number, seed)
-    path = where.json / f"fig{number}.json"
+    path = json_of(number, where)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(encoded(made), encoding="utf-8")
-    plot = where.plots / f"fig{number}.png"
-    draw(FIGURES[number], made["data"], plot)
+    draw(FIGURES[number], made["data"], plot_of(number, where))
     print(f"figure {number}: {time.perf_counter() - began:.1f} s", flush=True)
-    beside = where.report.parent
-    links = (os.path.relpath(one, beside) for one in (plot, path))
-    return Entry(FIGURES[number], made["data"], *links)
+    return entry_of(number, made["data"], where)
+
+
+def known(number: str, where: Places) -> Entry:
+    """From its file."""
+    content = json.loads(json_of(number, where).read_text(encoding="utf-8"))
+    return entry_of(number, content["data"], where)
+
+
+def plot_of(number: str, where: Places) -> Path:
+    return where.plots / f"fig{number}.png"
+
+
+def entry_of(number: str, data: Data, where: Places) -> Entry:
+    paths = plot_of(number, where), json_of(number, where)
+    return Entry(FIGURES[number], data, *(os.path.relpath(p, where.report.parent) for p in paths))
 
 
 def main() -> None:
@@ -63,12 +81,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     where = places(options.out)
-    entries = [make(number, where, options.seed) for number in options.only or FIGURES]
-    for entry in entries:
+    wanted = options.only or list(FIGURES)
+    made = {number: make(number, where, options.seed) for number in FIGURES if number in wanted}
+    for entry in made.values():
         for row in entry.comparisons:
             print(f"{entry.module.NUMBER}: {row.what}: paper {row.paper}; ours {row.ours}")
-    if options.only:
+    others = [number for number in FIGURES if number not in made]
+    if not all(json_of(number, where).exists() for number in others):
         return
+    entries = [made.get(number) or known(number, where) for number in FIGURES]
     text = introduction({entry.module.NUMBER: entry.data for entry in entries})
     where.report.write_text(markdown(text, entries), encoding="utf-8")
     if where.html:

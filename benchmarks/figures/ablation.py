@@ -27,8 +27,9 @@ NUMBER = "ablation"
 TITLE = "Tokens per second and GPU: each idea alone (DeepSeek-V2)"
 BASIS = (
     "Modelled: fewest of up to 32 H100 that serve the batch within 150 ms (`paper`) or 50 ms "
-    "(`fitted`). Data-parallel attention in the monolithic cases. The last rows of the table are "
-    "the case that must show no gain."
+    "(`fitted`). Attention in the monolithic cases is data parallel or its heads are "
+    "shared (TP), whichever is better. The last rows of the table are the case that must show "
+    "no gain."
 )
 PANELS = (1, 2)
 BATCHES = (64, 256, 512, 1024)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 from benchmarks.figures.figure import Axes, Comparison, Data
-from benchmarks.figures.planning import Question, described, planner, problem
+from benchmarks.figures.planning import SYSTEMS, Question, described, planner, problem
 from benchmarks.figures.settings import CALIBRATIONS, OUTPUT, CalibrationName, idle_surplus_oracle
 
 from janus_moe.perf.arrays import Array
@@ -27,8 +27,8 @@ BASIS = (
 PANELS = (1, 2)
 MINUTES, PEAK, MOST_GPUS, MAX_GPUS = 15, 7.5, 56, 64
 OBJECTIVE_S: dict[CalibrationName, float] = {"fitted": 0.05, "paper": 0.15}
-SYSTEMS: tuple[BaselineName, ...] = ("janus", "sglang", "megascale-infer", "xdeepserve")
-PAPER = {"sglang": 39, "megascale-infer": 16}
+PAPER = {"sglang": 39, "sglang-dp": 39, "megascale-infer": 16}
+STYLES = ("-", "-", "-.", "--", ":")
 
 
 def data(seed: int = 0) -> Data:
@@ -92,7 +92,7 @@ def decisions(system: BaselineName, asked: Problem, rates: Array) -> Data:
 def plot(data: Data, axes: Sequence[Axes]) -> None:
     hours = [i * MINUTES / 60 for i in range(len(data["load_over_mean"]))]
     for axis, one in zip(axes, data["days"], strict=True):
-        for system, style in zip(SYSTEMS, ("-", "-", "--", ":"), strict=True):
+        for system, style in zip(SYSTEMS, STYLES, strict=True):
             found = one["systems"][system]
             label = f"{system}: {found['gpu_hours']:.0f} GPU hours"
             axis.step(hours, found["gpus"], style, where="post", lw=1.4, label=label)
@@ -100,7 +100,7 @@ def plot(data: Data, axes: Sequence[Axes]) -> None:
             f"calibration: {one['calibration']}, {one['objective_ms']:.0f} ms", fontsize=10
         )
         axis.set_xlabel("hour")
-        axis.set_ylim(0, MAX_GPUS * 1.8)
+        axis.set_ylim(0, MAX_GPUS * 2)
         axis.legend(fontsize=8, loc="upper left")
     axes[0].set_ylabel("GPUs")
 
@@ -129,7 +129,7 @@ def compare(data: Data) -> list[Comparison]:
                     paper,
                     f"{saved:.0%} ({ours['gpu_hours']:.0f} against {other['gpu_hours']:.0f})"
                     + (missed if other["missed_intervals"] else ""),
-                    WHY,
+                    SHARED_HEADS if system == "sglang" else WHY,
                 )
             )
         other = one["megascale_if_surplus_is_idle"]
@@ -147,6 +147,11 @@ def compare(data: Data) -> list[Comparison]:
     return rows
 
 
+SHARED_HEADS = (
+    "8 GPUs that share the heads of attention (TP) hold the model, one more than 1A6E, and under "
+    "load one piece serves more on each GPU: nobody waits for another pool. The savings over "
+    "`sglang-dp`, which needs 16 GPUs at least, are near the paper's"
+)
 WHY = (
     "our trace is another; how much finer steps save depends on how often the load lies just above "
     "a step"

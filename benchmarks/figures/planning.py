@@ -23,12 +23,15 @@ from janus_moe.plan.activation import Remembered
 from janus_moe.plan.answers import Answer, Deployment
 from janus_moe.plan.baselines import CONFIGS, BaselineName, BaselinePlanner
 from janus_moe.plan.memory import most_slots
-from janus_moe.plan.problem import Concurrency, PoolStyle, Problem, Workload
+from janus_moe.plan.problem import Concurrency, MonolithicStyle, PoolStyle, Problem, Workload
 from janus_moe.plan.sampled import SampledActivation
 from janus_moe.plan.search import PoolSearch
 
 GPUS = 32
-SYSTEMS: tuple[BaselineName, ...] = ("janus", "sglang", "megascale-infer", "xdeepserve")
+SYSTEMS: tuple[BaselineName, ...] = (
+    *("janus", "sglang", "sglang-dp"),
+    *("megascale-infer", "xdeepserve"),
+)
 MICRO_BATCHES: dict[CalibrationName, int] = {"fitted": 2, "paper": 1}
 JANUS_STYLE = PoolStyle(slots=SLOTS, micro_batches=(1,))
 """The paper's: 27 slots, no micro-batches."""
@@ -84,7 +87,7 @@ def planner(system: BaselineName, asked: Problem, micro_batches: int = 1) -> Bas
     """All pools have the slots that memory holds. micro_batches: the most that a system may use,
     the same for all; the paper says nothing of overlap between micro-batches."""
     changes: dict[str, object] = {"micro_batches": tuple(range(1, micro_batches + 1))}
-    if system != "sglang":
+    if not isinstance(CONFIGS[system].style, MonolithicStyle):
         most = most_slots(asked.oracle, asked.memory)  # 27 for DeepSeek-V2, as in the paper
         changes["slots"] = min(most, asked.oracle.model.num_experts)
     return BaselinePlanner.of(system, asked, **changes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.checkpoints import make_checkpoint, write_tokenizer
 from tests.e2e.harness import serving_in_threads
 
 from janus_moe.control.chrome_trace import chrome_trace
-from janus_moe.control.tracing import trace_decode
+from janus_moe.control.tracing import InstanceTrace, trace_decode
 from janus_moe.errors import ConfigError
 from janus_moe.transport.plans import Topology, egate_plan
 
@@ -100,10 +101,24 @@ def check_messages(spans: list[dict[str, Any]], names: dict[int, str]) -> None:
     assert whole - 2 * (len(plan.dispatches) + len(plan.replies)) <= total <= whole
 
 
+def last_step(traces: list[InstanceTrace]) -> int:
+    """The only step that a trace of one step shows."""
+    [step] = {e["args"]["step"] for e in chrome_trace(traces, 1)["traceEvents"] if e["ph"] == "X"}
+    return int(step)
+
+
+def without_last_reply(traces: list[InstanceTrace]) -> list[InstanceTrace]:
+    """As if recording had ended after an expert's last reply and before its mark."""
+    *others, expert = traces
+    end = max(i for i, span in enumerate(expert.spans) if span.name == "reply")
+    return [*others, replace(expert, spans=expert.spans[:end])]
+
+
 async def test_what_cannot_be_traced_is_refused(folder: Path) -> None:
     async with serving_in_threads(folder, transport="loopback", **SETTINGS) as service:
         with pytest.raises(ConfigError, match="must hold 70 tokens"):
             await trace_decode(service.engine, service.tracer, 1, 60, 7)
-        traces = await trace_decode(service.engine, service.tracer, 1, 5, 1)
+        traces = await trace_decode(service.engine, service.tracer, 2, 5, 1)
+        assert last_step(traces) == last_step(without_last_reply(traces)) + 1
         with pytest.raises(ConfigError, match="99 were asked for"):
             chrome_trace(traces, 99)

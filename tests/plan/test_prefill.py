@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.plan.models import problem
 
+from janus_moe.errors import ConfigError
 from janus_moe.perf.arrays import Array
 from janus_moe.perf.step import StepLoad
 from janus_moe.plan import prefill
@@ -18,7 +19,7 @@ from janus_moe.plan.baselines import CONFIGS, BaselinePlanner
 from janus_moe.plan.explain import step_estimate
 from janus_moe.plan.planner import make_plan
 from janus_moe.plan.prefill import MOST_BUSY, MixedStep
-from janus_moe.plan.problem import Batching, PoolStyle, Problem
+from janus_moe.plan.problem import Batching, PoolStyle, Problem, Saturate
 from janus_moe.plan.search import PoolSearch
 
 STYLE = PoolStyle(redundancies=(1.0,), plans=("1pc",), micro_batches=(1,))
@@ -124,6 +125,42 @@ def test_prompts_are_a_part_of_the_step_that_is_explained() -> None:
     parts = step_estimate(plan.problem, one).whole
     assert 0 < parts["prompts of others"].seconds < one.tpot_s
     assert sum(part.seconds for part in parts.values()) == pytest.approx(one.tpot_s)
+
+
+def test_a_ttft_objective_takes_more_gpus_and_is_met() -> None:
+    question = problem(3000.0, 60.0, 32, isl=1500)
+    style = PoolStyle()
+    free = PoolSearch(question, style).cheapest()[0]
+    tight = dataclasses.replace(question, ttft_s=0.6 * free.ttft_s)
+    found = PoolSearch(tight, style).cheapest(3)
+    assert found and found[0].gpus > free.gpus
+    assert all(one.ttft_s <= 0.6 * free.ttft_s for one in found)
+    most = dataclasses.replace(tight, demand=Saturate(), max_gpus=8)
+    full = PoolSearch(most, style).largest(8)[0]
+    loose = PoolSearch(dataclasses.replace(most, ttft_s=None), style).largest(8)[0]
+    assert full.ttft_s <= 0.6 * free.ttft_s * (1 + 1e-6)
+    assert full.tokens_per_s < loose.tokens_per_s and loose.ttft_s > full.ttft_s
+
+
+@settings(max_examples=20, deadline=None)
+@given(isl=st.floats(1, 4000), longer=st.floats(1, 3), batch=st.floats(1, 300))
+def test_longer_prompts_and_larger_batches_never_start_sooner(
+    isl: float, longer: float, batch: float
+) -> None:
+    def ttft_s(length: float, sequences: float) -> float:
+        shapes = PoolSearch(problem(isl=length), STYLE).shapes(np.array([2]), np.array([3]))
+        return float(next(shapes).times(np.array([sequences])).ttft[0])
+
+    assert ttft_s(isl, batch) <= ttft_s(isl * longer, batch) * (1 + 1e-9)
+    assert ttft_s(isl, batch) <= ttft_s(isl, batch * longer) * (1 + 1e-9)
+
+
+def test_a_first_token_that_is_too_early_is_refused_with_what_there_is() -> None:
+    plan = make_plan(dataclasses.replace(problem(500.0, 60.0, 12), ttft_s=1e-3))
+    assert plan.infeasible is not None and plan.infeasible.nearest is not None
+    assert "a first token within 1 ms" in plan.infeasible.reason
+    with pytest.raises(ConfigError, match="other devices compute the prompts"):
+        dataclasses.replace(problem(prefill="excluded"), ttft_s=0.1)
 
 
 def test_prompts_without_end_are_refused_with_numbers() -> None:

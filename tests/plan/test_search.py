@@ -41,6 +41,7 @@ CASES = {
     "other experts": problem(2000.0, 40.0, 5, expert_system="h20"),
     "out of reach": problem(1e7, 20.0, 5),
     "fixed slots": problem(2000.0, 30.0, 5),
+    "first token": dataclasses.replace(problem(3000.0, 40.0, 5, isl=1500), ttft_s=0.15),
     "few sequences": dataclasses.replace(
         problem(3000.0, 30.0, 6), batching=Batching(max_sequences=8)
     ),
@@ -58,6 +59,7 @@ def test_the_search_equals_brute_force(name: str) -> None:
         assert one.batch == pytest.approx(other.batch, rel=1e-6)
         assert one.tpot_s == pytest.approx(other.tpot_s, rel=1e-6)
         assert one.activated == pytest.approx(other.activated, rel=1e-6)
+        assert one.ttft_s == pytest.approx(other.ttft_s, rel=1e-6)
 
 
 def _key(one: Deployment) -> tuple[object, ...]:

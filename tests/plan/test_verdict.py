@@ -9,13 +9,24 @@ from tests.plan.models import problem, small_model
 
 from janus_moe.errors import ConfigError
 from janus_moe.perf import Oracle
+from janus_moe.perf.links import all_reduce_counts
 from janus_moe.plan.activation import lognormal, uniform
 from janus_moe.plan.answers import Deployment, Infeasible, Planner
 from janus_moe.plan.baselines import CONFIGS, BaselinePlanner
 from janus_moe.plan.explain import step_estimate
+from janus_moe.plan.memory import monolithic_need
+from janus_moe.plan.monolithic import MonolithSearch
 from janus_moe.plan.paper import PUBLISHED, ROUTING_SPREAD, calibrated, note, paper_style
 from janus_moe.plan.planner import make_plan
-from janus_moe.plan.problem import Concurrency, Demand, Problem, Rate, Saturate, Workload
+from janus_moe.plan.problem import (
+    Concurrency,
+    Demand,
+    MonolithicStyle,
+    Problem,
+    Rate,
+    Saturate,
+    Workload,
+)
 from janus_moe.plan.search import PoolSearch
 
 
@@ -43,15 +54,53 @@ def test_uniform_routing_on_equal_devices_gains_nothing_at_full_load(model: str,
 
 
 def test_pools_win_where_one_piece_has_no_small_step() -> None:
-    """DeepSeek-V2 in bfloat16 does not fit on 8 H100 in one piece; 7 are enough for pools."""
-    plan = make_plan(ask("deepseek-v2", Rate(300.0), 100.0, 32, "h100_sxm"))
+    """DeepSeek-V2 in bfloat16: 7 H100 are enough for pools. One piece takes 8 that share the heads
+    of attention, and 16 where each has all of it."""
+    question = ask("deepseek-v2", Rate(300.0), 100.0, 32, "h100_sxm")
+    plan = make_plan(question)
     assert plan.verdict is not None and plan.monolithic is not None
     assert plan.verdict.disaggregate and plan.best is plan.pools[0]
-    assert (plan.pools[0].gpus, plan.monolithic.gpus) == (7, 16)
-    assert plan.verdict.gain == pytest.approx(16 / 7 - 1)
-    alone = make_plan(ask("deepseek-v2", Rate(300.0), 100.0, 8, "h100_sxm"))
+    assert (plan.pools[0].gpus, plan.monolithic.gpus) == (7, 8)
+    assert plan.monolithic.attention_tp > 1 and " TP" in plan.monolithic.shape
+    assert plan.verdict.gain == pytest.approx(8 / 7 - 1)
+    whole = make_plan(question, monolithic=MonolithicStyle(attention_tp=(1,))).monolithic
+    assert whole is not None and (whole.gpus, whole.attention_tp) == (16, 1)
+    alone = make_plan(ask("deepseek-v2", Rate(300.0), 100.0, 7, "h100_sxm"))
     assert alone.monolithic is None and alone.verdict is not None and alone.verdict.disaggregate
     assert "does not fit" in alone.verdict.reasons[0]
+
+
+def test_sharing_the_heads_divides_weights_and_adds_a_sum() -> None:
+    """Grouped queries: the cache is divided as well, up to the number of KV heads."""
+    question = problem()
+    oracle, model = question.oracle, question.oracle.model
+    needs = [monolithic_need(oracle, 16, 2, 500.0, tp) for tp in (1, 2, 16)]
+    weights = [float(need.weights) for need in needs]
+    assert weights[0] > weights[1] > weights[2]
+    assert float(needs[0].weights) == model.attention_side_bytes() + model.router_bytes()
+    kv = [float(need.kv) for need in needs]
+    assert kv[1] == pytest.approx(kv[0]) and kv[2] == pytest.approx(2 * kv[0])  # 8 KV heads
+    step = [
+        oracle.step(oracle.monolithic_load(64.0, 500.0, 8, 2.0, attention_tp=t)) for t in (1, 8)
+    ]
+    names = [{name for name, *_ in one.explain()} for one in step]
+    assert names[1] - names[0] == {"attention all-reduce"}
+    counts = all_reduce_counts(8, 8, 64.0, model.hidden_size)
+    assert step[1].layer["attention all-reduce"].seconds == pytest.approx(
+        float(oracle.links.seconds(counts))
+    )
+    assert float(counts.intra_bytes) == 2 * 7 / 8 * 64 * model.hidden_size * 2
+    whole = oracle.attention_layer_s(64.0, 500.0)
+    assert whole / 8 < oracle.attention_layer_s(64.0, 500.0, 8) < whole
+
+
+def test_one_piece_is_the_best_of_all_ways_to_share_attention() -> None:
+    question = problem(6000.0, 40.0, 32)
+    one = MonolithSearch(question, MonolithicStyle()).cheapest()
+    assert one is not None
+    for tp in MonolithicStyle().attention_tp:
+        other = MonolithSearch(question, MonolithicStyle(attention_tp=(tp,))).cheapest()
+        assert other is None or one.rank <= other.rank
 
 
 def test_a_plan_is_impossible_only_where_neither_is_possible() -> None:
@@ -81,8 +130,8 @@ def test_every_baseline_decides_with_its_own_steps(name: str) -> None:
     assert planner.name == name
     assert isinstance(answer, Deployment), answer
     assert answer.tokens_per_s == pytest.approx(3000.0, rel=1e-6)
-    assert answer.gpus % {"sglang": 8, "xdeepserve": 4}.get(name, 1) == 0
-    assert (answer.kind == "monolithic") == (name in ("sglang", "monolithic"))
+    assert answer.gpus % {"sglang": 8, "sglang-dp": 8, "xdeepserve": 4}.get(name, 1) == 0
+    assert (answer.kind == "monolithic") == (name in ("sglang", "sglang-dp", "monolithic"))
     assert answer.policy == CONFIGS[name].style.policy  # type: ignore[index]
     text = "\n".join(CONFIGS[name].lines())  # type: ignore[index]
     for field in dataclasses.fields(CONFIGS[name].style):  # type: ignore[index]

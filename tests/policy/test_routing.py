@@ -11,15 +11,21 @@ def load(instance: int, usage: float = 0.0, waiting: int = 0, requests: int = 0)
     return InstanceLoad(instance, requests, waiting, usage, kv_capacity_tokens=1000)
 
 
-def test_least_pressure_then_fewest_requests_then_lowest_id() -> None:
+def test_fewest_requests_then_least_pressure_then_lowest_id() -> None:
+    assert choose_instance([load(0, 0.1, requests=2), load(1, 0.8, requests=1)]) == 1
     assert choose_instance([load(0, 0.5), load(1, 0.2)]) == 1
     assert choose_instance([load(0, 0.2, waiting=400), load(1, 0.5)]) == 1
-    assert choose_instance([load(0, requests=2), load(1, requests=1)]) == 1
     assert choose_instance([load(3), load(1), load(2)]) == 1
 
 
+def test_memory_decides_where_it_is_short() -> None:
+    assert choose_instance([load(0, 0.95, requests=1), load(1, 0.5, requests=9)]) == 1
+    assert choose_instance([load(0, 0.5, waiting=500, requests=1), load(1, 0.5, requests=9)]) == 1
+    assert choose_instance([load(0, 0.97, requests=1), load(1, 0.92, requests=9)]) == 1
+
+
 def test_a_prefix_wins_only_while_loads_are_close() -> None:
-    assert choose_instance([load(0, 0.1), load(1, 0.15)], preferred=1) == 1
+    assert choose_instance([load(0, 0.1), load(1, 0.15, requests=3)], preferred=1) == 1
     assert choose_instance([load(0, 0.1), load(1, 0.5)], preferred=1) == 0
     assert choose_instance([load(0, 0.95), load(1, 0.95, waiting=90)], preferred=1) == 0
     assert choose_instance([load(0, 0.1)], preferred=7) == 0

@@ -36,7 +36,9 @@ def deployments() -> Deployments:
     return Deployments(Oracle.build("deepseek-v2", "h100_sxm"), half_of_all, LIMITS)
 
 
-@pytest.mark.parametrize("size", [PoolSize(1, 6), PoolSize(3, 8), PoolSize(8, 0)])
+@pytest.mark.parametrize(
+    "size", [PoolSize(1, 6), PoolSize(3, 8), PoolSize(8, 0), PoolSize(2, 0, 4)]
+)
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("token_s", [0.0, 7e-6])
 @pytest.mark.parametrize("gating", ["egate", "agate"])
@@ -46,26 +48,31 @@ def test_tables_give_the_oracles_step(
     oracle = Oracle.build("deepseek-v2", "h100_sxm")
     overheads = replace(oracle.overheads, attention_token_s=token_s)
     oracle = replace(oracle, overheads=overheads)
-    instances = size.num_expert or size.num_attention
-    side = tabulate_attention(oracle, 1024, 400_000)
+    instances = size.num_expert or size.num_gpus
+    side = tabulate_attention(oracle, 1024, 400_000, size.attention_tp)
 
     def a_max(tokens: float) -> float:
         return half_of_all(instances, 0, tokens)
 
     table = tabulate(oracle, size, a_max, side, micro_batches, None, "1pc", gating)
-    for batch in (2.0, 17.0, 150.0, 700.0):
+    for batch in (2.0, 16.0, 150.0, 700.0):
         for context in (30.0, 500.0, 1500.0):
             rows = batch * size.num_attention
             activated = a_max(rows / micro_batches)
             if size.monolithic:
                 load = oracle.monolithic_load(
-                    rows, context, size.num_attention, activated, micro_batches=micro_batches
+                    rows,
+                    context,
+                    size.num_gpus,
+                    activated,
+                    micro_batches=micro_batches,
+                    attention_tp=size.attention_tp,
                 )
             else:
                 load = oracle.pools_load(
                     rows,
                     context,
-                    *size,
+                    *size[:2],
                     activated,
                     plan="1pc",
                     gating=gating,
@@ -80,6 +87,8 @@ def test_what_does_not_fit_is_none_and_pools_keep_kv_that_monoliths_do_not(
 ) -> None:
     assert deployments.of(PoolSize(1, 5)) is None  # 445 GB of experts on 5 x 72 GiB
     assert deployments.of(PoolSize(8, 0)) is None  # and every GPU holds all of attention
+    shared = deployments.of(PoolSize(1, 0, 8))  # each an eighth of it
+    assert shared is not None and shared.num_gpus == 8 and shared.name == "EP8TP8"
     pool, whole = deployments.of(PoolSize(1, 8)), deployments.of(PoolSize(16, 0))
     assert pool is not None and whole is not None
     assert pool.kv_blocks > 2 * whole.kv_blocks

@@ -50,7 +50,7 @@ def policy(name: str, shared: Choices) -> Planned:
 
 
 def demand(rate: float, waiting: int = 0) -> Demand:
-    return Demand(rate, rate, 100.0, 200.0, waiting, waiting)
+    return Demand(rate, (rate,), 100.0, 200.0, waiting, waiting)
 
 
 @pytest.mark.parametrize("name", PLANNERS)
@@ -60,12 +60,12 @@ def test_a_planner_grows_with_the_demand_in_its_own_style(name: str, shared: Cho
     gpus = [choice.deployment.num_gpus for choice in found]
     assert gpus == sorted(gpus) and (gpus[0] < gpus[-1] or name != "janus")
     assert all(choice.enough for choice in found)
-    step = {"sglang": 8, "xdeepserve": 4}.get(name, 1)
+    step = {"sglang": 8, "sglang-dp": 8, "xdeepserve": 4}.get(name, 1)
     assert all(count % step == 0 for count in gpus)
     how = found[-1].deployment.how
     style = one.planner.config.style
     assert style.policy in how
-    assert found[-1].deployment.size.monolithic == (name in ("sglang", "monolithic"))
+    assert found[-1].deployment.size.monolithic == (name in ("sglang", "sglang-dp", "monolithic"))
     assert ("agate" in how) == (name in ("megascale-infer", "xdeepserve"))
     assert any(line.startswith("policy: ") for line in one.lines)
 
@@ -91,27 +91,48 @@ def test_those_who_wait_are_provided_for(shared: Choices) -> None:
     )
 
 
-def test_the_busiest_minute_counts_where_it_is_asked_for(shared: Choices) -> None:
-    seen = demand(10.0)._replace(peak_requests_per_s=100.0)
-    mean = policy("janus", shared)
-    peak = policy("janus", dataclasses.replace(shared, provide_for="peak"))
-    chosen = [one.decide(0.0, seen, None).deployment for one in (mean, peak)]
-    assert chosen[0].same_as(mean.decide(0.0, demand(10.0), None).deployment)
-    assert chosen[1].same_as(mean.decide(0.0, demand(100.0), None).deployment)
+def test_a_quantile_of_the_minutes_counts_where_it_is_asked_for(shared: Choices) -> None:
+    seen = demand(10.0)._replace(minute_rates=(5.0, 100.0, 60.0))
+    for quantile, rate in ((None, 10.0), (0.0, 10.0), (0.5, 60.0), (1.0, 100.0)):
+        one = policy("janus", dataclasses.replace(shared, rate_quantile=quantile))
+        chosen = one.decide(0.0, seen, None).deployment
+        assert chosen.same_as(one.decide(0.0, demand(rate), None).deployment)
 
 
-def test_the_planned_time_per_token_is_what_the_simulator_finds(shared: Choices) -> None:
-    """Prompts five times as long as outputs, at a steady rate."""
-    workload = generate("poisson", 40.0, 40.0, 1, Lengths(mean=500), Lengths(mean=100))
+def test_those_under_way_are_kept_within_the_objective(shared: Choices) -> None:
+    """A batch of B within 50 ms needs B / 50 ms tokens per second, however few arrive now."""
+    one = policy("janus", shared)
+    chosen = one.decide(0.0, demand(10.0)._replace(num_present=1000), None).deployment
+    assert chosen.same_as(one.decide(0.0, demand(1000 / 0.05 / 200), None).deployment)
+    assert chosen.num_gpus > one.decide(0.0, demand(10.0), None).deployment.num_gpus
+
+
+def test_a_margin_plans_for_less_than_the_objective(shared: Choices) -> None:
+    one = policy("janus", dataclasses.replace(shared, tpot_margin=0.4))
+    assert one.planner.problem.tpot_s == pytest.approx(0.03)
+    with pytest.raises(ConfigError, match="below 1, got 1"):
+        dataclasses.replace(shared, tpot_margin=1.0)
+
+
+@pytest.mark.parametrize(
+    ("rate", "isl", "osl"), [(40.0, 500, 100), (400.0, 16, 128), (60.0, 2000, 40)]
+)
+def test_planned_times_are_what_the_simulator_finds(
+    rate: float, isl: int, osl: int, shared: Choices
+) -> None:
+    """At a steady rate: prompts five times as long as outputs, many short requests, and prompts
+    that fill three quarters of all steps."""
+    workload = generate("poisson", rate, 20.0, 1, Lengths(mean=isl), Lengths(mean=osl))
     one = policy("janus", shared)
     question = dataclasses.replace(
-        shared.problem, demand=Rate(40.0 * 100.0), workload=Means(isl=500, osl=100)
+        shared.problem, demand=Rate(rate * osl), workload=Means(isl=isl, osl=osl)
     )
     answer = one.planner.solve(question)
     assert isinstance(answer, answers.Deployment)
     simulation = simulate(workload, Static(one._built(answer)), Timing())
-    found = make_report(simulation, Objective(tpot_s=0.05)).figures["mean_tpot_ms"]
-    assert found == pytest.approx(1e3 * answer.tpot_s, rel=0.1)
+    found = make_report(simulation, Objective(tpot_s=0.05)).figures
+    assert found["mean_tpot_ms"] == pytest.approx(1e3 * answer.tpot_s, rel=0.1)
+    assert found["mean_ttft_ms"] == pytest.approx(1e3 * answer.ttft_s, rel=0.25)
 
 
 def test_an_equally_cheap_shape_is_kept(shared: Choices) -> None:

@@ -168,7 +168,7 @@ def test_command_prints_a_table_and_writes_reports(
             assert part in text, part
     first, second = json.loads(out.read_text())
     assert first["completed"] == second["completed"] > 0
-    assert second["decisions"][0]["deployment"] == "EP16"
+    assert second["decisions"][0]["deployment"] == "EP8TP8"
     assert json.loads(chrome.read_text())["traceEvents"]
 
 
@@ -181,8 +181,11 @@ def test_command_prints_a_table_and_writes_reports(
         (["synthetic:poisson", "--model", "gpt-9"], "no facts about model 'gpt-9'"),
         (["synthetic:poisson", "--max-gpus", "0"], "at least 1 GPU, got 0"),
         (["synthetic:poisson", "--policy", "janus", "--max-gpus", "4"], "but there are 4"),
-        (["synthetic:poisson", "--policy", "sglang", "--max-gpus", "8"], "does not fit on 8 GPUs"),
-        (["synthetic:poisson", "--policy", "static:2X"], "a size is written 2A6E or EP16"),
+        (
+            ["synthetic:poisson", "--policy", "sglang", "--system", "l40s", "--max-gpus", "8"],
+            "does not fit on 8 GPUs",
+        ),
+        (["synthetic:poisson", "--policy", "static:2X"], "a size is written 2A6E, EP16 or"),
         (["synthetic:poisson", "--policy", "static:1A2E"], "use more instances"),
         (["synthetic:poisson", "--ttft", "0"], "the TTFT objective must be above 0"),
         (["synthetic:poisson", "--headroom", "-1"], "headroom above 0"),

@@ -70,6 +70,24 @@ def test_a_case_computed_by_hand(kind: type[CompiledPool] | type[PolicyPool]) ->
 
 
 @pytest.mark.parametrize("kind", [CompiledPool, PolicyPool])
+def test_instances_that_wait_for_each_other_have_equal_batches(
+    kind: type[CompiledPool] | type[PolicyPool],
+) -> None:
+    """A step takes as long as its busiest instance's tokens: at most 1.25 times the mean."""
+    fixed, per_token, instances = 20e-3, 1e-4, 6
+    workload = generate("poisson", 100.0, 15.0, 1, Lengths(mean=4), Lengths(mean=64))
+    pool = play(
+        kind(workload, Limits(16, 256, 256), instances, 900.0, 400),
+        linear_table(fixed, per_token),
+        instances,
+        2000,
+    )
+    steps = pool.log[100:]
+    busiest = (steps[:, state.SECONDS] - fixed) / per_token
+    assert busiest.sum() < 1.25 * steps[:, state.TOKENS].sum() / instances
+
+
+@pytest.mark.parametrize("kind", [CompiledPool, PolicyPool])
 def test_prompts_are_chunked_and_kv_positions_are_read(
     kind: type[CompiledPool] | type[PolicyPool],
 ) -> None:
@@ -131,7 +149,7 @@ def test_pausing_changes_nothing() -> None:
 
 def test_every_request_finishes_once_and_nothing_is_left() -> None:
     workload = generate("poisson", 100.0, 20.0, 2, outputs=Lengths(mean=30, cv=1.0))
-    pool = play(CompiledPool(workload, Limits(4, 64, 128), 2, 5.0), linear_table(2e-3), 2, 150)
+    pool = play(CompiledPool(workload, Limits(4, 64, 128), 2, 5.0), linear_table(2e-3), 2, 110)
     assert pool.num_preemptions > 0
     done = pool.requests
     assert (done["arrival_s"] < done["first_s"]).all() and (

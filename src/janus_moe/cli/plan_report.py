@@ -31,19 +31,12 @@ _PLAIN: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "pad_edge
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """model: as it was asked for. ttft_s: the objective, None: none. note: said beside figures."""
+    """model: as it was asked for. note: said beside figures."""
 
     plan: Plan
     style: PoolStyle
     model: str
-    ttft_s: float | None
     note: str = ""
-
-    @property
-    def all_met(self) -> bool:
-        """Whether what is recommended meets everything that was asked."""
-        best = self.plan.best
-        return best is not None and self._first_token_in_time(best)
 
     @cached_property
     def frontiers(self) -> dict[str, list[Point]]:
@@ -72,13 +65,6 @@ class Report:
             console.print(f"  - {reason}")
         best = plan.best
         assert best is not None
-        if not self._first_token_in_time(best):
-            assert self.ttft_s is not None
-            took, most = 1e3 * self._prefill_s(best), 1e3 * self.ttft_s
-            console.print(
-                f"[yellow]the first token takes about {took:,.0f} ms, above {most:,.0f} ms[/]; "
-                "prefill on instances of its own, or raise --ttft"
-            )
         if explain:
             for one in [best, *(d for d in listed[:1] if d != best)]:
                 self._explain(console, one)
@@ -96,6 +82,7 @@ class Report:
                 "isl": problem.workload.isl,
                 "osl": problem.workload.osl,
                 "tpot_ms": 1e3 * problem.tpot_s,
+                "ttft_ms": None if problem.ttft_s is None else 1e3 * problem.ttft_s,
                 "demand": wanted_text(problem.demand),
                 "max_gpus": problem.max_gpus,
                 "prefill": problem.prefill,
@@ -152,6 +139,9 @@ class Report:
         devices = oracle.attention_side.device.title
         if oracle.expert_side.device.name != oracle.attention_side.device.name:
             devices += f" and {oracle.expert_side.device.title} for experts"
+        first = ""
+        if problem.ttft_s is not None:
+            first = f" and {1e3 * problem.ttft_s:g} ms to the first on average"
         prompts = "prefill excluded: prompts take no time of these GPUs"
         if problem.prefill == "included":
             chunk = problem.batching.max_prompt_tokens
@@ -160,7 +150,7 @@ class Report:
             f"{oracle.model.title} ({oracle.model.expert_dtype} experts) on up to "
             f"{problem.max_gpus} {devices}: {wanted_text(problem.demand)}, "
             f"{problem.workload.isl:g} tokens in, {problem.workload.osl:g} out, at most "
-            f"{1e3 * problem.tpot_s:g} ms per token; {problem.activation.name}; {prompts}."
+            f"{1e3 * problem.tpot_s:g} ms per token{first}; {problem.activation.name}; {prompts}."
         )
 
     def _table(self, title: str, deployments: Sequence[Deployment]) -> Table:
@@ -184,7 +174,7 @@ class Report:
                 str(one.slots),
                 one.plan,
                 str(one.micro_batches),
-                f"{1e3 * self._prefill_s(one):,.0f}",
+                f"{1e3 * self._first_token_s(one):,.0f}",
                 step_estimate(self._problem_of(one), one).tpot.confidence,
             ]
             shown = ["-" if value is None else f"{value:,.2f}" for value in price]
@@ -238,7 +228,7 @@ class Report:
             "tokens_per_s": one.tokens_per_s,
             "tokens_per_s_per_gpu": one.tokens_per_s_per_gpu,
             "tokens_per_s_per_user": one.tokens_per_s_per_user,
-            "ttft_s": self._prefill_s(one),
+            "ttft_s": self._first_token_s(one),
             "dollars_per_hour": self._dollars(one)[0],
             "dollars_per_million_tokens": self._dollars(one)[1],
             "confidence": step.tpot.confidence,
@@ -260,8 +250,7 @@ class Report:
         problem = self._problem_of(one)
         return dollars_per_hour(problem, one), dollars_per_million(problem, one)
 
-    def _prefill_s(self, one: Deployment) -> float:
-        return prefill_s(self._problem_of(one), one)
-
-    def _first_token_in_time(self, one: Deployment) -> bool:
-        return self.ttft_s is None or self._prefill_s(one) <= self.ttft_s
+    def _first_token_s(self, one: Deployment) -> float:
+        """Of one prompt alone where other devices compute prompts."""
+        problem = self._problem_of(one)
+        return one.ttft_s if problem.prefill == "included" else prefill_s(problem, one)

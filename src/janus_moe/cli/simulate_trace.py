@@ -19,7 +19,7 @@ from janus_moe.sim.amax import SampledAmax
 from janus_moe.sim.chrome import write_chrome_trace
 from janus_moe.sim.deployment import Deployments
 from janus_moe.sim.generators import Arrivals, Lengths, generate
-from janus_moe.sim.planned import Provision, planning_problem
+from janus_moe.sim.planned import planning_problem
 from janus_moe.sim.policies import KNOWN, Choices, named_policy
 from janus_moe.sim.pools import CompiledPool
 from janus_moe.sim.reference import PolicyPool
@@ -65,13 +65,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ttft", type=float, default=2000.0, help="objective, ms")
     parser.add_argument("--headroom", type=float, default=1.3, help="rate provided for over seen")
     parser.add_argument(
-        "--provide-for",
-        choices=get_args(Provision),
-        default="mean",
-        help="peak: at least for the busiest minute of the interval before",
+        "--rate-quantile",
+        type=float,
+        metavar="Q",
+        help="provide for this quantile of the minutes looked back at if it is above the mean "
+        "(1: the busiest minute; default: the mean alone)",
+    )
+    parser.add_argument(
+        "--look-back", type=float, help="s of minutes to look back at (default: the interval)"
+    )
+    parser.add_argument(
+        "--tpot-margin", type=float, default=0.0, help="share of --tpot that plans leave free"
     )
     parser.add_argument("--interval", type=float, default=900.0, help="s between decisions")
-    parser.add_argument("--on-load", type=float, help="decide early at this many times the rate")
+    parser.add_argument(
+        "--on-load",
+        type=float,
+        help="decide early at this many times the rate, or the requests under way",
+    )
     parser.add_argument("--start-seconds", type=float, default=20.0, help="to start an instance")
     parser.add_argument("--load-gbps", type=float, default=10.0, help="weights, GB/s per instance")
     parser.add_argument("--move-gbps", type=float, default=25.0, help="replicas, GB/s")
@@ -97,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         interval_s=arguments.interval,
         check_s=min(60.0, arguments.interval),
         on_load=arguments.on_load,
+        look_back_s=arguments.look_back,
         log_steps=LOGGED_STEPS if arguments.trace_out else 0,
     )
     loading = Loading(
@@ -140,7 +152,7 @@ def _heading(arguments: argparse.Namespace, workload: Workload) -> str:
     if workload.num_skipped:
         parts.append(f"{workload.num_skipped} empty ones left out")
     experts = f", experts on {arguments.expert_system}" if arguments.expert_system else ""
-    early = "" if arguments.on_load is None else f" or at {arguments.on_load:g} times the rate"
+    early = "" if arguments.on_load is None else f" or at {arguments.on_load:g} times the load"
     parts += [
         f"{arguments.model} on {arguments.system}{experts}, times from the oracle",
         f"objective {arguments.tpot:g} ms per token and {arguments.ttft:g} ms to the first",
@@ -188,7 +200,8 @@ def _choices(arguments: argparse.Namespace, tpot_s: float) -> Choices:
             oracle, sample, limits, tpot_s, arguments.max_gpus, arguments.seed
         ),
         headroom=arguments.headroom,
-        provide_for=arguments.provide_for,
+        rate_quantile=arguments.rate_quantile,
+        tpot_margin=arguments.tpot_margin,
         changes=() if per_expert is None else (("redundancies", (per_expert,)),),
     )
 

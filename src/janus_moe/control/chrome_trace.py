@@ -6,6 +6,7 @@ of a row never overlap; messages that are under way at once get rows of their ow
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,10 +20,11 @@ from janus_moe.tracing import Span
 
 Event = dict[str, Any]
 WAITING = frozenset({"wait", "between steps"})
+ENDING = frozenset({"sample", "reply"})
 
 
 def chrome_trace(traces: Sequence[InstanceTrace], steps: int) -> dict[str, Any]:
-    """The last `steps` steps in which most attention instances took part.
+    """The last `steps` steps in which most attention instances took part, recorded to their end.
 
     Raises ConfigError when there are fewer.
     """
@@ -30,7 +32,7 @@ def chrome_trace(traces: Sequence[InstanceTrace], steps: int) -> dict[str, Any]:
     work = {trace.instance: _work_of(trace.spans, chosen) for trace in traces}
     every = [span for spans in work.values() for span in spans if span.name not in WAITING]
     start, end = min(span.start_ns for span in every), max(span.end_ns for span in every)
-    messages = _messages(traces, start, end)
+    messages = _messages(traces, chosen, end)
     events: list[Event] = []
     for pid, trace in enumerate(traces):
         name = f"{trace.instance}" + (f" on {trace.host}" if trace.host != LOCAL else "")
@@ -48,13 +50,13 @@ def chrome_trace(traces: Sequence[InstanceTrace], steps: int) -> dict[str, Any]:
 
 
 def _choose_steps(traces: Sequence[InstanceTrace], steps: int) -> frozenset[int]:
+    """An expert's last reply may be missing: recording can end between the reply and its mark."""
     parts: dict[int, int] = defaultdict(int)
     for trace in traces:
-        if trace.instance.pool == "attention":
-            for step in {span.step for span in trace.spans if span.name == "sample"}:
-                parts[step] += 1
+        for span in trace.spans:
+            parts[span.step] += span.row == "work" and span.name in ENDING
     most = max(parts.values(), default=0)
-    full = sorted(step for step, count in parts.items() if count == most)
+    full = sorted(step for step, count in parts.items() if count == most > 0)
     if len(full) < steps:
         raise ConfigError(f"{len(full)} whole steps were recorded, {steps} were asked for")
     return frozenset(full[-steps:])
@@ -65,14 +67,15 @@ def _work_of(spans: Iterable[Span], steps: frozenset[int]) -> list[Span]:
 
 
 def _messages(
-    traces: Sequence[InstanceTrace], start: int, end: int
+    traces: Sequence[InstanceTrace], steps: frozenset[int], end: int
 ) -> dict[tuple[int, str], list[Span]]:
-    """(instance number, row) -> its messages between `start` and `end`.
+    """(instance number, row) -> its messages that were sent in `steps` and arrived by `end`.
 
     A message lasts from its send to its arrival, on both sides. Both ends tell of it in the same
     order, but only the sender knows when it began, and only the receiver when it was there.
     """
     numbers = {str(trace.instance): number for number, trace in enumerate(traces)}
+    windows = {str(trace.instance): _window(trace.spans, steps) for trace in traces}
     sends: dict[tuple[str, str, str], deque[Span]] = defaultdict(deque)
     for trace in traces:
         for span in trace.spans:
@@ -86,14 +89,24 @@ def _messages(
             if not queue:
                 continue
             sent = queue.popleft()
-            begun = min(sent.start_ns, got.end_ns - 1)  # clocks of hosts agree to microseconds
-            if begun < start or got.end_ns > end:
+            first, after = windows[got.peer]
+            if not first <= sent.start_ns < after or got.end_ns > end:
                 continue
+            begun = min(sent.start_ns, got.end_ns - 1)  # clocks of hosts agree to microseconds
             span = msgspec.structs.replace(got, start_ns=begun)
             found[number, "received"].append(span)
             other = msgspec.structs.replace(span, row="sent", peer=me)
             found[numbers[got.peer], "sent"].append(other)
     return found
+
+
+def _window(spans: Iterable[Span], steps: frozenset[int]) -> tuple[float, float]:
+    """When an instance's part in `steps` begins, and in later ones. A message's own step is that of
+    the moment when somebody noticed that it was sent."""
+    work = [span for span in spans if span.row == "work"]
+    first = min((span.start_ns for span in work if span.step in steps), default=math.inf)
+    after = min((span.start_ns for span in work if span.step > max(steps)), default=math.inf)
+    return first, after
 
 
 def _lanes(spans: Iterable[Span]) -> list[list[Span]]:

@@ -223,6 +223,30 @@ def all_to_all_counts(
     )
 
 
+def all_reduce_counts(
+    num_devices: Numbers,
+    gpus_per_node: int,
+    tokens: Numbers,
+    hidden_size: int,
+    *,
+    activation_bytes: int = 2,
+) -> ExchangeCounts:
+    """A sum over devices that all have `tokens` rows: every device adds up its share of the rows
+    and hands it out to all, one after the other."""
+    n = np.asarray(num_devices, np.float64)
+    peers = np.minimum(n, gpus_per_node) - 1
+    far = n - 1 - peers
+    part = np.asarray(tokens, np.float64) / n * (hidden_size * activation_bytes)
+    return ExchangeCounts(
+        intra_hops=2 * np.minimum(peers, 1),
+        intra_messages=2 * peers,
+        intra_bytes=2 * part * peers,
+        inter_hops=2 * np.minimum(far, 1),
+        inter_messages=2 * far,
+        inter_bytes=2 * part * far,
+    )
+
+
 def _one_phase(
     layout: NodeLayout, n_a: Array, n_e: Array, rows: Array, row_bytes: float, plan: Plan
 ) -> ExchangeCounts:

@@ -6,10 +6,14 @@ Matrices are counted, vectors (norms, biases) are not: they are below 0.1 % of a
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 
 from janus_moe.errors import ConfigError
+from janus_moe.perf.arrays import Array, Numbers
 from janus_moe.perf.precision import BYTES_PER_WEIGHT, Format
 from janus_moe.spec import Spec
+
+Matrix = tuple[Numbers, Numbers, Numbers]
 
 
 class GqaFacts(Spec, frozen=True, tag="gqa", tag_field="kind"):
@@ -32,10 +36,16 @@ class GqaFacts(Spec, frozen=True, tag="gqa", tag_field="kind"):
         """Operations of one query token for each position it attends to."""
         return 4 * self.num_heads * self.head_dim
 
-    def matrices(self, hidden: int) -> tuple[tuple[int, int, int], ...]:
-        """(count, rows, columns) of the products a token goes through, in order."""
-        rows = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        return (1, rows, hidden), (1, hidden, self.num_heads * self.head_dim)
+    def matrices(self, hidden: int, tp: Numbers = 1) -> tuple[Matrix, ...]:
+        """(count, rows, columns) of the products a token goes through on each of `tp` devices that
+        share the heads, in order."""
+        heads = self.num_heads / np.asarray(tp)
+        rows = (heads + 2 * np.maximum(self.num_kv_heads / np.asarray(tp), 1)) * self.head_dim
+        return (1, rows, hidden), (1, hidden, heads * self.head_dim)
+
+    def cache_shards(self, tp: Numbers) -> Numbers:
+        """Devices among `tp` that the cache of a token is divided among: by KV heads."""
+        return np.minimum(tp, self.num_kv_heads)
 
 
 class MlaFacts(Spec, frozen=True, tag="mla", tag_field="kind"):
@@ -58,9 +68,10 @@ class MlaFacts(Spec, frozen=True, tag="mla", tag_field="kind"):
         """Scores against latent and rotary key, and the mix of latents, for all heads."""
         return 2 * self.num_heads * (2 * self.kv_lora_rank + self.rope_head_dim)
 
-    def matrices(self, hidden: int) -> tuple[tuple[int, int, int], ...]:
-        """(count, rows, columns) as in `GqaFacts`; the absorbed products count once per head."""
-        heads, latent = self.num_heads, self.kv_lora_rank
+    def matrices(self, hidden: int, tp: Numbers = 1) -> tuple[Matrix, ...]:
+        """(count, rows, columns) as in `GqaFacts`; the absorbed products count once per head, and
+        every device has the projections to the latents."""
+        heads, latent = self.num_heads / np.asarray(tp), self.kv_lora_rank
         query = heads * (self.nope_head_dim + self.rope_head_dim)
         down = self.kv_lora_rank + self.rope_head_dim
         first = (
@@ -70,6 +81,10 @@ class MlaFacts(Spec, frozen=True, tag="mla", tag_field="kind"):
         )
         absorbed = ((heads, latent, self.nope_head_dim), (heads, self.value_head_dim, latent))
         return (*first, *absorbed, (1, hidden, heads * self.value_head_dim))
+
+    def cache_shards(self, tp: Numbers) -> Numbers:
+        """Every device has the whole latent."""
+        return np.ones_like(np.asarray(tp))
 
 
 class ModelFacts(Spec, frozen=True):
@@ -132,20 +147,27 @@ class ModelFacts(Spec, frozen=True):
     @property
     def attention_layer_weights(self) -> int:
         """Weights of one layer's attention."""
-        return sum(
-            n * rows * columns for n, rows, columns in self.attention.matrices(self.hidden_size)
-        )
+        return int(self._attention_layer_weights(1))
 
     @property
     def attention_side_weights(self) -> int:
         """All that an attention instance holds: attention, dense and shared MLPs, embeddings."""
+        return int(self.attention_side_weights_of(1))
+
+    def attention_side_weights_of(self, tp: Numbers) -> Array:
+        """The same on each of `tp` devices that share the heads and the vocabulary."""
         mlp = 3 * self.hidden_size
-        return (
-            self.num_layers * self.attention_layer_weights
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+        return np.asarray(
+            self.num_layers * self._attention_layer_weights(tp)
             + self.num_dense_layers * mlp * self.dense_width
             + self.num_moe_layers * mlp * self.shared_width
-            + self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+            + embeddings / np.asarray(tp)
         )
+
+    def _attention_layer_weights(self, tp: Numbers) -> Array:
+        matrices = self.attention.matrices(self.hidden_size, tp)
+        return np.asarray(sum(n * rows * columns for n, rows, columns in matrices))
 
     @property
     def router_weights(self) -> int:
@@ -168,6 +190,10 @@ class ModelFacts(Spec, frozen=True):
     def attention_side_bytes(self, dtype: Format | None = None) -> float:
         """Weights of one attention instance in `dtype`, by default as published."""
         return self.attention_side_weights * BYTES_PER_WEIGHT[dtype or self.weight_dtype]
+
+    def attention_shard_bytes(self, tp: Numbers) -> Array:
+        """Weights of an attention instance on each of its `tp` devices."""
+        return self.attention_side_weights_of(tp) * BYTES_PER_WEIGHT[self.weight_dtype]
 
     def router_bytes(self) -> float:
         """Gates stay in bfloat16 or wider; 2 bytes are counted."""

@@ -26,18 +26,17 @@ from janus_moe.perf.links import (
     LinkModel,
     NodeLayout,
     Plan,
+    all_reduce_counts,
     all_to_all_counts,
     exchange_counts,
     share_reached,
 )
 from janus_moe.perf.models import ModelFacts, with_precision
-from janus_moe.perf.precision import (
-    BYTES_PER_ACTIVATION,
-    Format,
-)
+from janus_moe.perf.precision import BYTES_PER_ACTIVATION, Format
 from janus_moe.perf.profile import Measured, Profile
 from janus_moe.perf.sides import Overheads, Side
 from janus_moe.perf.step import (
+    LAYER_PARTS,
     LayerParts,
     StepEstimate,
     StepLoad,
@@ -130,10 +129,11 @@ class Oracle:
 
     # One operation, arrays
 
-    def attention_layer_s(self, tokens: Numbers, context: Numbers) -> Array:
-        """Projections and attention of one layer for `tokens` sequences of `context` positions
-        each, a mean over the layers where their windows differ."""
-        return self._times.attention_layer_s(tokens, context)
+    def attention_layer_s(self, tokens: Numbers, context: Numbers, tp: Numbers = 1) -> Array:
+        """Projections and attention of one layer for `tokens` sequences of `context` positions, a
+        mean over layers with different windows. tp: devices that share the heads; their sum is
+        `all_reduce_s`."""
+        return self._times.attention_layer_s(tokens, context, tp)
 
     def dense_layer_s(self, tokens: Numbers) -> Array:
         """The MLP of a layer without experts."""
@@ -143,9 +143,9 @@ class Oracle:
         """The shared experts of one layer; 0 where there are none."""
         return self._times.shared_expert_s(tokens)
 
-    def lm_head_s(self, tokens: Numbers) -> Array:
-        """Logits of `tokens` rows."""
-        return self._times.lm_head_s(tokens)
+    def lm_head_s(self, tokens: Numbers, tp: Numbers = 1) -> Array:
+        """Logits of `tokens` rows, on each of `tp` devices that share the vocabulary."""
+        return self._times.lm_head_s(tokens, tp)
 
     def moe_layer_s(
         self,
@@ -162,6 +162,17 @@ class Oracle:
         arriving = tokens if rows is None else rows
         held = activated if slots is None else slots
         return self._times.moe_layer_s(activated, tokens, arriving, held)
+
+    def all_reduce_s(self, tokens: Numbers, tp: Numbers) -> Array:
+        """The sum of `tokens` rows over `tp` devices that share the heads of attention."""
+        counts = all_reduce_counts(
+            tp,
+            self.links.gpus_per_node,
+            tokens,
+            self.model.hidden_size,
+            activation_bytes=BYTES_PER_ACTIVATION[self.model.weight_dtype],
+        )
+        return self.links.seconds(counts)
 
     def exchange_s(self, counts: ExchangeCounts) -> Array:
         """One direction of one exchange."""
@@ -242,9 +253,10 @@ class Oracle:
         *,
         busiest_tokens: Numbers | None = None,
         micro_batches: Numbers = 1,
+        attention_tp: Numbers = 1,
     ) -> StepLoad:
-        """A step of devices that each hold all of attention and a share of the experts, with an
-        all-to-all on both sides of the experts; meanings as in `StepLoad`."""
+        """A step of devices that each hold a share of the experts, and attention or, with
+        `attention_tp` devices, a share of it; an all-to-all is on both sides of the experts."""
         counts = all_to_all_counts(
             num_devices,
             self.links.gpus_per_node,
@@ -256,7 +268,7 @@ class Oracle:
         return StepLoad(
             batch=batch,
             context=context,
-            num_attention=num_devices,
+            num_attention=np.asarray(num_devices) / attention_tp,
             num_expert=num_devices,
             activated=activated,
             dispatch_s=self.exchange_s(counts),
@@ -266,6 +278,7 @@ class Oracle:
             micro_batches=micro_batches,
             deployment="monolithic",
             exchange_confidence=self.links.confidence(counts),
+            attention_tp=attention_tp,
         )
 
     # One operation, numbers
@@ -302,6 +315,7 @@ class Oracle:
         values = {name: float(value) for name, value in self._parts(load).by_name().items()}
         sure: Mapping[str, Confidence] = {
             "attention": self._times.attention_confidence,
+            "attention all-reduce": load.exchange_confidence,
             "shared expert": self._times.product_confidence,
             "dispatch": load.exchange_confidence,
             "experts": self._times.experts_confidence,
@@ -312,10 +326,7 @@ class Oracle:
             "lm head": self._times.product_confidence,
             "host": self.overheads.confidence,
         }
-        layer = {
-            name: Estimate(values[f"layer {name}"], sure[name])
-            for name in ("attention", "shared expert", "dispatch", "experts", "combine")
-        }
+        layer = {name: Estimate(values[f"layer {name}"], sure[name]) for name in LAYER_PARTS}
         whole = {name: Estimate(values[name], confidence) for name, confidence in sure.items()}
         used = [part.confidence for part in whole.values() if part.seconds > 0]
         return StepEstimate(
@@ -340,14 +351,21 @@ class Oracle:
             pairs = rows * model.top_k / load.num_expert
         arriving = rows if load.rows is None else load.rows
         slots = model.num_experts / load.num_expert if load.slots is None else load.slots
-        host_s = over.attention_layer_s + over.attention_token_s * each
-        attention = self.attention_layer_s(each, load.context) + host_s
+        tp: Numbers = 1 if load.attention_tp is None else load.attention_tp
+        host_s = over.attention_layer_s + over.attention_token_s * (each / tp)
+        attention = self.attention_layer_s(each, load.context, tp) + host_s
+        reduce: Numbers = 0.0
+        if load.attention_tp is not None:
+            reduce = self.all_reduce_s(each, tp)
+            attention = attention + reduce
+            each = each / tp  # what follows is of each device's share of the rows
         layer = LayerParts(
             attention=attention,
             shared=self.shared_expert_s(each),
             dispatch=np.asarray(load.dispatch_s, np.float64),
             experts=self.moe_layer_s(load.activated, pairs, arriving, slots) + over.expert_layer_s,
             combine=np.asarray(load.combine_s, np.float64),
+            reduce=reduce,
         )
         dense = np.zeros(())
         if model.num_dense_layers:
@@ -358,7 +376,7 @@ class Oracle:
             deployment=load.deployment,
             micro_batches=m,
             dense=dense,
-            head=m * self.lm_head_s(logits),
+            head=m * self.lm_head_s(logits, tp),
             host=over.step_s + over.token_s * np.asarray(load.batch, np.float64),
         )
 

@@ -118,10 +118,12 @@ class Measured:
             "interpolated" if expert_turns == 1 else "roofline",
         )
 
-    def attention_layer_s(self, tokens: Numbers, context: Numbers) -> Array:
+    def attention_layer_s(self, tokens: Numbers, context: Numbers, tp: Numbers = 1) -> Array:
+        _undivided(tp)
         return self.attention_factor * self.attention.layer.seconds(tokens, context)
 
-    def lm_head_s(self, tokens: Numbers) -> Array:
+    def lm_head_s(self, tokens: Numbers, tp: Numbers = 1) -> Array:
+        _undivided(tp)
         return self.attention_factor * self.attention.head.seconds(tokens)
 
     def dense_layer_s(self, tokens: Numbers) -> Array:
@@ -154,3 +156,10 @@ def _shared_by(tables: Mapping[int, T], num_instances: int) -> tuple[T, float]:
         return tables[min(enough)], 1.0
     largest = max(tables)
     return tables[largest], num_instances / largest
+
+
+def _undivided(tp: Numbers) -> None:
+    if np.any(np.asarray(tp) != 1):
+        raise ConfigError(
+            f"attention was measured on one device; there are no figures for {tp} that share it"
+        )

@@ -14,8 +14,9 @@ from janus_moe.perf.models import GqaFacts
 from janus_moe.perf.oracle import Oracle
 
 
-def pair_cost(oracle: Oracle) -> float:
-    """KV positions whose reading takes as long as the arithmetic of a query and a key."""
+def pair_cost(oracle: Oracle, tp: Numbers = 1) -> Array:
+    """KV positions whose reading takes as long as the arithmetic of a query and a key, on each of
+    `tp` devices that share the heads."""
     attention, device = oracle.model.attention, oracle.attention_side.device
     kind: Operation = "gqa" if isinstance(attention, GqaFacts) else "mla"
     law = oracle.attention_side.law(kind, "bfloat16")
@@ -23,10 +24,11 @@ def pair_cost(oracle: Oracle) -> float:
     computed = attention.flops_per_position * max(
         law.s_per_flop, 1 / device.flops_for(oracle.model.weight_dtype)
     )
-    return float(min(1.0, computed / read))
+    shards = np.asarray(attention.cache_shards(tp), np.float64)
+    return np.asarray(np.minimum(1.0, computed / np.asarray(tp) / (read / shards)))
 
 
-def chunk_positions(cost: float, chunk: Numbers, prompt: Numbers) -> Array:
+def chunk_positions(cost: Numbers, chunk: Numbers, prompt: Numbers) -> Array:
     """KV positions whose reading takes as long as the attention of a chunk, a mean over the chunks
     of a prompt. cost: `pair_cost`. chunk, prompt: tokens."""
     length, whole = np.asarray(chunk, np.float64), np.asarray(prompt, np.float64)

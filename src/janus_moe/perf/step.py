@@ -26,6 +26,11 @@ from janus_moe.perf.arrays import Array, Numbers
 from janus_moe.perf.estimate import Confidence, Estimate
 
 Deployment = Literal["pools", "monolithic"]
+LAYER_PARTS = (
+    *("attention", "attention all-reduce", "shared expert"),
+    *("dispatch", "experts", "combine"),
+)
+"""Of an MoE layer, as they are named in estimates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,8 @@ class StepLoad:
     even share. dispatch_s, combine_s: one way of the exchange of one micro-batch. micro_batches: M.
     deployment: what has the experts; a monolithic one has as many devices of either kind.
     attention_tokens: of the slowest attention instance, to which `context` then belongs, None: an
-    even share. logits: rows of it that give a token, None: all.
+    even share. logits: rows of it that give a token, None: all. attention_tp: devices of an
+    attention instance, which share its heads; only of monolithic deployments, None: 1.
     """
 
     batch: Numbers
@@ -57,6 +63,7 @@ class StepLoad:
     exchange_confidence: Confidence = "roofline"
     attention_tokens: Numbers | None = None
     logits: Numbers | None = None
+    attention_tp: Numbers | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "num_attention", "num_expert", "micro_batches"):
@@ -69,13 +76,15 @@ class StepLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerParts:
-    """Seconds of one MoE layer for one micro-batch; numbers or arrays."""
+    """Seconds of one MoE layer for one micro-batch; numbers or arrays. reduce: of `attention`, the
+    sum over devices that share its heads."""
 
     attention: Numbers
     shared: Numbers
     dispatch: Numbers
     experts: Numbers
     combine: Numbers
+    reduce: Numbers = 0.0
 
 
 def layer_seconds(
@@ -111,7 +120,9 @@ def shares_of_time(
     waiting = layer - dependency_bound(parts, deployment)
     on_attention = parts.attention + parts.shared >= parts.experts
     return {
-        "attention": num_layers * (parts.attention + np.where(on_attention, waiting, 0.0)),
+        "attention": num_layers
+        * (parts.attention - parts.reduce + np.where(on_attention, waiting, 0.0)),
+        "attention all-reduce": np.asarray(num_layers * parts.reduce),
         "shared expert": num_layers * shared,
         "dispatch": np.asarray(num_layers * parts.dispatch),
         "experts": num_layers * (parts.experts + np.where(on_attention, 0.0, waiting)),
@@ -149,7 +160,8 @@ class StepParts:
             "host": self.host,
             "tpot": self._with(layer),
             "bound": bound + (self.dense + self.head) / self.micro_batches + self.host,
-            "layer attention": np.asarray(own.attention),
+            "layer attention": np.asarray(own.attention - own.reduce),
+            "layer attention all-reduce": np.asarray(own.reduce),
             "layer shared expert": np.asarray(own.shared),
             "layer dispatch": np.asarray(own.dispatch),
             "layer experts": np.asarray(own.experts),

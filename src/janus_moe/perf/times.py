@@ -17,7 +17,8 @@ from janus_moe.perf.sides import Side
 
 
 class Times(Protocol):
-    """Seconds of one instance's operations; see `Oracle` for the meanings of the arguments."""
+    """Seconds of one instance's operations; see `Oracle` for the meanings of the arguments. tp:
+    devices that share its heads and its vocabulary."""
 
     @property
     def attention_confidence(self) -> Confidence: ...
@@ -28,13 +29,13 @@ class Times(Protocol):
     @property
     def experts_confidence(self) -> Confidence: ...
 
-    def attention_layer_s(self, tokens: Numbers, context: Numbers) -> Array: ...
+    def attention_layer_s(self, tokens: Numbers, context: Numbers, tp: Numbers = 1) -> Array: ...
 
     def dense_layer_s(self, tokens: Numbers) -> Array: ...
 
     def shared_expert_s(self, tokens: Numbers) -> Array: ...
 
-    def lm_head_s(self, tokens: Numbers) -> Array: ...
+    def lm_head_s(self, tokens: Numbers, tp: Numbers = 1) -> Array: ...
 
     def moe_layer_s(
         self, activated: Numbers, tokens: Numbers, rows: Numbers, slots: Numbers
@@ -50,11 +51,11 @@ class LawTimes:
     expert_side: Side
     kv_format: Format
 
-    def attention_layer_s(self, tokens: Numbers, context: Numbers) -> Array:
+    def attention_layer_s(self, tokens: Numbers, context: Numbers, tp: Numbers = 1) -> Array:
         seconds = np.zeros(())
-        for count, rows, columns in self.model.attention.matrices(self.model.hidden_size):
+        for count, rows, columns in self.model.attention.matrices(self.model.hidden_size, tp):
             seconds = seconds + self._product_s(tokens, count * rows, columns)
-        return np.asarray(seconds + self._cache_s(tokens, context))
+        return np.asarray(seconds + self._cache_s(tokens, context, tp))
 
     def dense_layer_s(self, tokens: Numbers) -> Array:
         return self._mlp_s(tokens, self.model.dense_width)
@@ -62,8 +63,9 @@ class LawTimes:
     def shared_expert_s(self, tokens: Numbers) -> Array:
         return self._mlp_s(tokens, self.model.shared_width)
 
-    def lm_head_s(self, tokens: Numbers) -> Array:
-        return self._product_s(tokens, self.model.vocab_size, self.model.hidden_size)
+    def lm_head_s(self, tokens: Numbers, tp: Numbers = 1) -> Array:
+        rows = self.model.vocab_size / np.asarray(tp)
+        return self._product_s(tokens, rows, self.model.hidden_size)
 
     def moe_layer_s(
         self, activated: Numbers, tokens: Numbers, rows: Numbers, slots: Numbers
@@ -88,7 +90,7 @@ class LawTimes:
     def experts_confidence(self) -> Confidence:
         return self._experts_law.confidence
 
-    def _product_s(self, tokens: Numbers, rows: int, columns: int) -> Array:
+    def _product_s(self, tokens: Numbers, rows: Numbers, columns: Numbers) -> Array:
         """A matrix of weights [rows, columns] times `tokens` columns."""
         n = np.asarray(tokens, np.float64)
         dtype = self.model.weight_dtype
@@ -96,7 +98,7 @@ class LawTimes:
         return self._gemm_law.seconds(
             rows * columns * BYTES_PER_WEIGHT[dtype] + moved,
             2.0 * rows * columns * n,
-            depth=float(columns),
+            depth=columns,
         )
 
     def _mlp_s(self, tokens: Numbers, width: int) -> Array:
@@ -105,22 +107,24 @@ class LawTimes:
         hidden = self.model.hidden_size
         return self._product_s(tokens, 2 * width, hidden) + self._product_s(tokens, hidden, width)
 
-    def _cache_s(self, tokens: Numbers, context: Numbers) -> Array:
+    def _cache_s(self, tokens: Numbers, context: Numbers, tp: Numbers) -> Array:
         attention, layers = self.model.attention, self.model.num_layers
         if not (isinstance(attention, GqaFacts) and attention.window):
-            return self._attend_s(tokens, context)
+            return self._attend_s(tokens, context, tp)
         share = attention.num_windowed_layers / layers
         seen = np.minimum(context, attention.window)
-        return (1 - share) * self._attend_s(tokens, context) + share * self._attend_s(tokens, seen)
+        whole = (1 - share) * self._attend_s(tokens, context, tp)
+        return whole + share * self._attend_s(tokens, seen, tp)
 
-    def _attend_s(self, tokens: Numbers, context: Numbers) -> Array:
+    def _attend_s(self, tokens: Numbers, context: Numbers, tp: Numbers) -> Array:
         attention = self.model.attention
         heads = attention.num_kv_heads if isinstance(attention, GqaFacts) else 1
         positions = np.asarray(tokens, np.float64) * context
+        row = self.model.kv_bytes_per_token_layer(self.kv_format) / attention.cache_shards(tp)
         return self._cache_law.seconds(
-            positions * self.model.kv_bytes_per_token_layer(self.kv_format),
-            positions * attention.flops_per_position,
-            units=tokens * float(heads),
+            positions * row,
+            positions * (attention.flops_per_position / np.asarray(tp)),
+            units=tokens * (float(heads) / np.asarray(tp)),
         )
 
     @cached_property

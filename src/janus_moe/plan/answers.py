@@ -17,7 +17,9 @@ class Deployment:
     copy has as many devices as `num_attention` and `num_expert` say, each of them both.
 
     slots: experts per instance and layer. activated: a_max of a micro-batch. tpot_s: a decode
-    step. most_tokens: batch of a copy that memory allows. cost: in GPUs, or dollars per hour.
+    step. ttft_s: mean time to the first token, queue included (`plan.prefill`). most_tokens: batch
+    of a copy that memory allows. cost: in GPUs, or dollars per hour.
+    attention_tp: devices of a monolithic copy that share the heads of an attention instance.
     """
 
     kind: Kind
@@ -34,13 +36,16 @@ class Deployment:
     tpot_s: float
     most_tokens: float
     cost: float
+    attention_tp: int = 1
+    ttft_s: float = 0.0
 
     @property
     def shape(self) -> str:
-        """For example `1A6E`, `2 x 1A6E`, `8 GPUs`."""
+        """For example `1A6E`, `2 x 1A6E`, `8 GPUs`, `8 GPUs TP4`."""
         one = f"{self.num_attention}A{self.num_expert}E"
         if self.kind == "monolithic":
             one = f"{self.num_attention} GPUs" if self.num_attention > 1 else "1 GPU"
+            one += f" TP{self.attention_tp}" if self.attention_tp > 1 else ""
         return one if self.copies == 1 else f"{self.copies} x {one}"
 
     @property

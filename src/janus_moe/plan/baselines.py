@@ -25,7 +25,9 @@ from janus_moe.plan.problem import (
 )
 from janus_moe.plan.search import PoolSearch
 
-BaselineName = Literal["janus", "sglang", "megascale-infer", "xdeepserve", "monolithic"]
+BaselineName = Literal[
+    "janus", "sglang", "sglang-dp", "megascale-infer", "xdeepserve", "monolithic"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +64,14 @@ CONFIGS: dict[BaselineName, BaselineConfig] = {
             name="sglang",
             style=MonolithicStyle(sizes=(8, 16, 32, 64), micro_batches=(1,)),
             max_copies=1,
-            source="section 7: monolithic, 8/16/32/64-GPU steps; data-parallel attention and "
-            "expert parallelism without replicas",
+            source="section 7: monolithic, 8/16/32/64-GPU steps; expert parallelism without "
+            "replicas; attention data parallel or its heads shared, whichever is better (ours)",
+        ),
+        BaselineConfig(
+            name="sglang-dp",
+            style=MonolithicStyle(sizes=(8, 16, 32, 64), micro_batches=(1,), attention_tp=(1,)),
+            max_copies=1,
+            source="as sglang, with data-parallel attention only: every GPU has all of it",
         ),
         BaselineConfig(
             name="megascale-infer",

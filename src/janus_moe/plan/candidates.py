@@ -16,7 +16,7 @@ from janus_moe.perf.arrays import Array
 from janus_moe.perf.links import Plan, share_reached
 from janus_moe.perf.step import StepLoad
 from janus_moe.plan.activation import AmaxGrid
-from janus_moe.plan.prefill import MixedStep, tpot_s
+from janus_moe.plan.prefill import MixedStep, StepTimes, step_times
 from janus_moe.plan.problem import PoolStyle, Problem
 from janus_moe.plan.shapes import Ints, with_prompts
 
@@ -79,7 +79,10 @@ class Candidates:
 
     def tpot_s(self, batch: Array) -> Array:
         """Time per token, prompts included where they are asked for."""
-        return tpot_s(
+        return self.times(batch).tpot
+
+    def times(self, batch: Array) -> StepTimes:
+        return step_times(
             self.problem,
             batch,
             self.num_attention,

@@ -73,11 +73,11 @@ class _Open:
         `best`."""
         limit, most = candidates.problem.tpot_s, candidates.most_tokens
         low, high = np.ones_like(most), np.maximum(most, 1.0)
-        slow_s, top_s = candidates.tpot_s(low), candidates.tpot_s(high)
-        possible = (most >= 1) & (slow_s <= limit)
-        whole = possible & (top_s <= limit)
-        np.maximum.at(best, shape[whole], (copies * high / top_s)[whole])
-        return cls(candidates, shape, copies, low, high, slow_s).take(possible & ~whole)
+        slow, top, problem = candidates.times(low), candidates.times(high), candidates.problem
+        possible = (most >= 1) & (slow.strain(problem) <= limit)
+        whole = possible & (top.strain(problem) <= limit)
+        np.maximum.at(best, shape[whole], (copies * high / top.tpot)[whole])
+        return cls(candidates, shape, copies, low, high, slow.tpot).take(possible & ~whole)
 
     @property
     def least(self) -> Array:
@@ -105,8 +105,8 @@ class _Open:
         if not len(self.low):
             return self
         middle = (self.low + self.high) / 2
-        seconds = self.candidates.tpot_s(middle)
-        fits = seconds <= self.candidates.problem.tpot_s
+        times, problem = self.candidates.times(middle), self.candidates.problem
+        fits = times.strain(problem) <= problem.tpot_s
         low, high = np.where(fits, middle, self.low), np.where(fits, self.high, middle)
-        slow_s = np.where(fits, seconds, self.slow_s)
+        slow_s = np.where(fits, times.tpot, self.slow_s)
         return replace(self, low=low, high=high, slow_s=slow_s)

@@ -39,6 +39,7 @@ def decode_estimate(problem: Problem, one: Deployment) -> StepEstimate:
             one.num_attention,
             one.activated,
             micro_batches=one.micro_batches,
+            attention_tp=one.attention_tp,
         )
     else:
         assert one.plan != "all-to-all"
@@ -66,7 +67,9 @@ def memory_parts(problem: Problem, one: Deployment) -> Mapping[str, tuple[int, d
     }
     needs: dict[str, tuple[int, Need]]
     if one.kind == "monolithic":
-        need = monolithic_need(oracle, one.num_attention, one.slots, problem.context)
+        need = monolithic_need(
+            oracle, one.num_attention, one.slots, problem.context, one.attention_tp
+        )
         needs = {"device": (one.num_attention, need)}
     else:
         needs = {

@@ -8,7 +8,7 @@ numbers of copies at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -20,8 +20,12 @@ from janus_moe.perf.arrays import Array
 from janus_moe.plan.activation import BATCH_SIZES, AmaxGrid
 from janus_moe.plan.candidates import Candidates
 from janus_moe.plan.grid import Bools, Grid, parts
-from janus_moe.plan.problem import Concurrency, Problem, Saturate
+from janus_moe.plan.prefill import StepTimes
+from janus_moe.plan.problem import Concurrency, Problem, Rate, Saturate
 from janus_moe.plan.shapes import Ints
+
+RISES = 3
+"""Steps towards the batch at which a TTFT is judged."""
 
 
 class Band(NamedTuple):
@@ -109,6 +113,8 @@ class _Scan:
         good[good] = one.take(good).step_s(batch[good]) <= limit[good]
         if problem.prefill == "included":  # it only takes longer
             good[good] = one.take(good).tpot_s(batch[good]) <= limit[good]
+        if problem.ttft_s is not None:
+            good[good] = starts_in_time(problem, one.take(good).times, copies[good], batch[good])
         return good
 
     # What is possible at all
@@ -198,6 +204,20 @@ class _Scan:
         """a_max of no larger batch is below: what was sampled may fall."""
         values = self.grid.amax.values
         return AmaxGrid(np.minimum.accumulate(values[:, ::-1], axis=1)[:, ::-1])
+
+
+def starts_in_time(
+    problem: Problem, times: Callable[[Array], StepTimes], copies: Ints, most: Array
+) -> Bools:
+    """Whether shapes that keep up may meet the TTFT objective: at no more than the batch that the
+    demand keeps under way, to which B = lambda * TPOT(B) rises from 1. most: of these batches."""
+    demand, batch = problem.demand, most
+    assert problem.ttft_s is not None
+    if isinstance(demand, Rate):
+        batch = np.ones_like(most)
+        for _ in range(RISES):
+            batch = np.clip(demand.tokens_per_s / copies * times(batch).tpot, 1.0, most)
+    return np.asarray(times(batch).ttft <= problem.ttft_s)
 
 
 def judged_at(problem: Problem, copies: Ints, most: Array) -> tuple[Array, Array]:

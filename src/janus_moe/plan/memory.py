@@ -91,15 +91,18 @@ def expert_need(oracle: Oracle, num_expert: Numbers, slots: Numbers) -> Need:
     )
 
 
-def monolithic_need(oracle: Oracle, num_devices: Numbers, slots: Numbers, context: float) -> Need:
-    """Of one device that has attention and experts; rows leave and arrive in even shares."""
+def monolithic_need(
+    oracle: Oracle, num_devices: Numbers, slots: Numbers, context: float, tp: Numbers = 1
+) -> Need:
+    """Of one device that has attention, or a share of it with the others of `tp`, and experts; rows
+    leave and arrive in even shares. Devices that share attention have the same sequences."""
     model, share = oracle.model, 1.0 / np.asarray(num_devices, np.float64)
-    own = attention_need(oracle, num_devices, context)
+    kv = model.kv_bytes_per_sequence(context, oracle.kv_format) / model.attention.cache_shards(tp)
     return Need(
-        weights=model.attention_side_bytes() + model.router_bytes(),
+        weights=model.attention_shard_bytes(tp) + model.router_bytes(),
         experts=np.asarray(slots, np.float64) * expert_bytes_all_layers(model),
-        kv=own.kv,
-        activations=own.activations + share * _expert_row(model),
+        kv=share * tp * kv,
+        activations=share * tp * _attention_row(model, tp) + share * _expert_row(model),
         buffers=share * BUFFERS * _exchange_row(model) * min(model.top_k, 8),
     )
 
@@ -117,12 +120,14 @@ def most_slots(oracle: Oracle, rules: MemoryRules) -> int:
     return max(0, int(left // expert_bytes_all_layers(oracle.model)))
 
 
-def _attention_row(model: ModelFacts) -> float:
-    """Hidden states (residual, normalised, output), the widest product of a layer, logits."""
-    width = max(rows for _, rows, _ in model.attention.matrices(model.hidden_size))
+def _attention_row(model: ModelFacts, tp: Numbers = 1) -> Array:
+    """Hidden states (residual, normalised, output), the widest product of a layer, logits; the last
+    two are shared by `tp` devices."""
+    width = max(float(rows) for _, rows, _ in model.attention.matrices(model.hidden_size))
     mlp = 2 * max(model.dense_width, model.shared_width)
     activation = BYTES_PER_ACTIVATION[model.weight_dtype]
-    return activation * (3 * model.hidden_size + max(width, mlp)) + 4.0 * model.vocab_size
+    shared = np.asarray(activation * max(width, mlp) + 4.0 * model.vocab_size) / tp
+    return np.asarray(activation * 3 * model.hidden_size + shared)
 
 
 def _expert_row(model: ModelFacts) -> float:

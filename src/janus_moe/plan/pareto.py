@@ -50,10 +50,15 @@ def pools_frontier(problem: Problem, style: PoolStyle) -> list[Point]:
 def monolithic_frontier(problem: Problem, style: MonolithicStyle) -> list[Point]:
     """Of monolithic copies, fastest for users first."""
     search = MonolithSearch(alike(problem), style)
-    names = [f"{size} GPUs" for size in search.sizes.tolist()]
+    rows, tp = search.layouts.T
+    sizes = search.sizes[rows]
+    names = [
+        f"{size} GPUs" + (f" TP{own}" if own > 1 else "")
+        for size, own in zip(sizes, tp, strict=True)
+    ]
     points: list[Point] = []
-    for shapes in search.candidates(np.arange(search.sizes.size)[:, None]):
-        points += _points(shapes, names, search.sizes)
+    for shapes in search.candidates(rows[:, None], tp[:, None]):
+        points += _points(shapes, names, sizes)
     return frontier(points)
 
 

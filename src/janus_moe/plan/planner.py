@@ -132,6 +132,18 @@ def why_no_pools(search: PoolSearch) -> Infeasible:
             f"output fill the steps of all {problem.max_gpus - least} attention instances with "
             f"{problem.batching.max_prompt_tokens} tokens each; exclude prefill, or have more GPUs"
         )
+    if problem.ttft_s is not None:
+        without = PoolSearch(replace(problem, ttft_s=None), search.style)
+        asked = isinstance(problem.demand, Saturate)
+        best = without.largest(problem.max_gpus) if asked else without.cheapest()
+        if best:
+            return Infeasible(
+                reason=f"a first token within {1e3 * problem.ttft_s:,.0f} ms on average cannot be "
+                f"had on {problem.max_gpus} GPUs: {best[0].shape}, which keeps up otherwise, takes "
+                f"about {1e3 * best[0].ttft_s:,.0f} ms with prompts of {problem.workload.isl:g} "
+                "tokens; allow more per step (--max-num-batched-tokens), or raise --ttft",
+                nearest=best[0],
+            )
     largest = search.largest(problem.max_gpus)
     if not largest:
         fastest = search.fastest()

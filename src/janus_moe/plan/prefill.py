@@ -10,8 +10,17 @@ attention instances, in lumps:
     TPOT    (1 - P) * step(decoding) + P * step(decoding, with n q / P chunks)
 
 All instances wait in lockstep for the one with a chunk, and the experts get all chunks. B is at
-most what makes q `MOST_BUSY`: closer to 1, prompts queue for long. The queue itself is not in TPOT.
-What a step takes is the oracle's business.
+most what makes q `MOST_BUSY`: closer to 1, prompts queue for long. The queue itself is not in TPOT
+but in TTFT, where an instance computes C = max_prompt_tokens - B / n prompt tokens per step:
+
+    residual  E[s^2] / (2 E[s])                    of the step s under way when a prompt arrives
+    queue     w * isl / C * mixed                  prompts before it, r = x / C
+    own       ceil(isl / C) * mixed                its chunks; the last one gives the first token
+
+with mixed = step(decoding, with chunks) and w half way between n queues, M/D/1: r / (2 (1 - r)),
+and one queue, M/D/n: r^(sqrt(2 (n + 1)) - 1) / (2 n (1 - r)) (Sakasegawa 1977,
+doi.org/10.1007/BF02532775): a prompt goes where fewest requests are, not where it starts first. A
+mean; lengths that vary or bursts make it longer. What a step takes is the oracle's business.
 """
 
 from __future__ import annotations
@@ -49,19 +58,37 @@ def most_sequences(problem: Problem, num_attention: Numbers) -> Array:
     return np.asarray(most * np.asarray(num_attention, np.float64))
 
 
-def tpot_s(
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Seconds. tpot: mean of a step. ttft: mean to the first token of a request, infinite where
+    prompts arrive faster than they are computed."""
+
+    tpot: Array
+    ttft: Array
+
+    def strain(self, problem: Problem) -> Array:
+        """TPOT, or what it would be if it were as near its objective as TTFT is: both objectives
+        are met where it is at most that of TPOT."""
+        if problem.ttft_s is None:
+            return self.tpot
+        return np.maximum(self.tpot, self.ttft * (problem.tpot_s / problem.ttft_s))
+
+
+def step_times(
     problem: Problem,
     batch: Numbers,
     num_attention: Numbers,
     decode_s: Array,
     step_s: Callable[[MixedStep], Array],
-) -> Array:
-    """Time per output token, a mean over steps with and without prompts. All broadcast.
+    tp: Numbers = 1,
+) -> StepTimes:
+    """TPOT as a mean over steps with and without prompts, and TTFT. All broadcast.
 
     batch: sequences that decode. decode_s: a step without prompts. step_s: of a step with them.
+    tp: devices that share the heads of an attention instance.
     """
     if not _counted(problem):
-        return decode_s
+        return StepTimes(decode_s, decode_s)
     isl, most = problem.workload.isl, float(problem.batching.max_prompt_tokens)
     sequences, instances = np.asarray(batch, np.float64), np.asarray(num_attention, np.float64)
     each = sequences / instances
@@ -71,7 +98,7 @@ def tpot_s(
     share = -np.expm1(instances * np.log1p(-busy))
     tokens = each + chunk
     prompts = np.maximum(chunk / isl, 1.0)  # short ones, several in a chunk
-    work = prompts * chunk_positions(pair_cost(problem.oracle), chunk / prompts, isl)
+    work = prompts * chunk_positions(pair_cost(problem.oracle, tp), chunk / prompts, isl)
     mixed = MixedStep(
         rows=np.asarray(sequences + instances * busy / share * chunk),
         tokens=np.asarray(tokens),
@@ -79,7 +106,27 @@ def tpot_s(
         logits=np.asarray(each),
     )
     longer = np.maximum(step_s(mixed) - decode_s, 0.0)
-    return np.asarray(decode_s + share * longer)
+    mixed_s, tpot = decode_s + longer, np.asarray(decode_s + share * longer)
+    residual = ((1 - share) * decode_s**2 + share * mixed_s**2) / (2 * tpot)
+    per_step = np.maximum(most - each, 1.0)
+    load = np.minimum(arriving / per_step, 1.0)
+    free = np.maximum(1 - load, 1e-12)
+    apart, together = load / (2 * free), load ** (np.sqrt(2 * (instances + 1)) - 1) / (2 * free)
+    waiting = (apart + together / instances) / 2
+    queue = np.where(load < 1, waiting * isl / per_step, np.inf)
+    return StepTimes(tpot, np.asarray(residual + (queue + np.ceil(isl / per_step)) * mixed_s))
+
+
+def tpot_s(
+    problem: Problem,
+    batch: Numbers,
+    num_attention: Numbers,
+    decode_s: Array,
+    step_s: Callable[[MixedStep], Array],
+    tp: Numbers = 1,
+) -> Array:
+    """Of `step_times`."""
+    return step_times(problem, batch, num_attention, decode_s, step_s, tp).tpot
 
 
 def _counted(problem: Problem) -> bool:

@@ -126,20 +126,24 @@ class PoolStyle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonolithicStyle:
-    """Expert parallelism without pools: every device has all of attention and a share of the
-    experts. sizes: devices of one copy that are tried."""
+    """Expert parallelism without pools: every device has attention and a share of the experts.
+    sizes: devices of one copy that are tried. attention_tp: devices that share the heads of
+    attention, of which those are tried that divide the size and the heads; 1: every device has all
+    of attention (data parallel)."""
 
     policy: ReplicaPolicy = "token-split"
     sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     micro_batches: tuple[int, ...] = (1, 2)
     redundancy: float = 1.0
+    attention_tp: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One question to a planner. tpot_s: the most a token may take. max_gpus: of both pools and
-    all copies. max_copies: of the whole deployment, which share the demand. prefill: whether these
-    devices compute the prompts as well (`plan.prefill`)."""
+    """One question to a planner. tpot_s: the most a token may take. ttft_s: the most the first one
+    may take on average, None: anything. max_gpus: of both pools and all copies. max_copies: of the
+    whole deployment, which share the demand. prefill: whether these devices compute the prompts as
+    well (`plan.prefill`)."""
 
     oracle: Oracle
     activation: Activation
@@ -152,10 +156,19 @@ class Problem:
     batching: Batching = field(default_factory=Batching)
     prefill: Prefill = "included"
     max_copies: int = 1024
+    ttft_s: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.tpot_s < float("inf"):
             raise ConfigError(f"the TPOT objective must be above 0 seconds, got {self.tpot_s}")
+        if self.ttft_s is not None:
+            if not 0 < self.ttft_s < float("inf"):
+                raise ConfigError(f"the TTFT objective must be above 0 seconds, got {self.ttft_s}")
+            if self.prefill == "excluded":
+                raise ConfigError(
+                    "other devices compute the prompts (prefill excluded), so a TTFT objective "
+                    "says nothing about these; leave one of the two out"
+                )
         if self.max_gpus < 1:
             raise ConfigError(f"a plan needs at least 1 GPU, got {self.max_gpus}; raise it")
         if self.max_copies < 1:

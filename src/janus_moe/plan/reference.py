@@ -18,7 +18,7 @@ from janus_moe.plan.activation import BATCH_SIZES
 from janus_moe.plan.answers import Deployment
 from janus_moe.plan.fixed_point import fixed_point
 from janus_moe.plan.memory import attention_need, expert_need
-from janus_moe.plan.prefill import MixedStep
+from janus_moe.plan.prefill import MixedStep, StepTimes
 from janus_moe.plan.problem import Concurrency, PoolStyle, Problem, Rate
 from janus_moe.plan.shapes import with_prompts
 
@@ -63,7 +63,9 @@ def _options(
                     * (n_a * problem.weight_of("attention") + n_e * problem.weight_of("expert")),
                 )
                 solved = _solved(problem, one, table)
-                if solved is not None and solved.tpot_s <= problem.tpot_s:
+                if solved is None or solved.tpot_s > problem.tpot_s:
+                    continue
+                if problem.ttft_s is None or solved.ttft_s <= problem.ttft_s:
                     yield solved
 
 
@@ -91,9 +93,12 @@ def _solved(problem: Problem, one: Deployment, table: Array) -> Deployment | Non
     def mixed_s(step: MixedStep) -> Array:
         return problem.oracle.step_s(with_prompts(load(float(step.rows)), step))
 
-    def tpot_s(batch: float) -> float:
+    def times(batch: float) -> StepTimes:
         decode_s = problem.oracle.step_s(load(batch))
-        return float(prefill.tpot_s(problem, batch, one.num_attention, decode_s, mixed_s))
+        return prefill.step_times(problem, batch, one.num_attention, decode_s, mixed_s)
+
+    def tpot_s(batch: float) -> float:
+        return float(times(batch).tpot)
 
     batch: float | None
     if isinstance(problem.demand, Rate):
@@ -106,7 +111,8 @@ def _solved(problem: Problem, one: Deployment, table: Array) -> Deployment | Non
             return None
     if batch is None:
         return None
-    return replace(one, batch=batch, tpot_s=tpot_s(batch), activated=activated(batch))
+    ttft = float(times(batch).ttft)
+    return replace(one, batch=batch, tpot_s=tpot_s(batch), activated=activated(batch), ttft_s=ttft)
 
 
 def _slots(problem: Problem, style: PoolStyle, n_e: int) -> list[int]:

@@ -215,10 +215,10 @@ class PoolSearch:
         stack = Stack(tuple(self._all(num_attention, num_expert, rows)))
         batch = solver(stack) if solver else self._batches(stack, copies)
         usable = np.where(np.isnan(batch), 1.0, batch)
-        tpot = stack.tpot_s(usable)
+        times = stack.times(usable)
         good = ~np.isnan(batch) & self._balanced(stack, usable)
         if solver is None:
-            good &= tpot <= self.problem.tpot_s
+            good &= times.strain(self.problem) <= self.problem.tpot_s
         activated = stack.activated(usable)
         return [
             one
@@ -227,7 +227,7 @@ class PoolSearch:
                 pools,
                 np.flatnonzero(good[option]),
                 copies,
-                *(a[option] for a in (usable, activated, tpot)),
+                *(a[option] for a in (usable, activated, times.tpot, times.ttft)),
             )
         ]
 
@@ -239,6 +239,7 @@ class PoolSearch:
         batch: Array,
         activated: Array,
         tpot: Array,
+        ttft: Array,
     ) -> list[Deployment]:
         most = pools.most_tokens
         attention, expert = (self.problem.weight_of(side) for side in _SIDES)
@@ -259,6 +260,7 @@ class PoolSearch:
                 tpot_s=float(tpot[index]),
                 most_tokens=float(most[index]),
                 cost=float(cost[index]),
+                ttft_s=float(ttft[index]),
             )
             for index in chosen
         ]
@@ -274,7 +276,10 @@ class PoolSearch:
         return np.where(most >= wanted, wanted, np.nan)
 
     def _most(self, pools: Stack) -> Array:
-        return largest_batches(pools.tpot_s, self.problem.tpot_s, pools.most_tokens)
+        def strain_s(batch: Array) -> Array:
+            return pools.times(batch).strain(self.problem)
+
+        return largest_batches(strain_s, self.problem.tpot_s, pools.most_tokens)
 
     def _balanced(self, pools: Stack, batch: Array) -> Bools:
         """Whether the pools' busy times are as equal as the style wants, or as they can be: one

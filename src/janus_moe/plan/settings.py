@@ -50,6 +50,11 @@ def serve_yaml(problem: Problem, one: Deployment, model: str) -> str:
         notes.append(f"start {one.copies} of these and divide the requests among them")
     if one.kind == "monolithic":
         notes.append("one piece: every device is meant to hold both halves")
+    if one.attention_tp > 1:
+        notes.append(
+            f"the plan has {one.attention_tp} devices share the heads of attention, which `janus "
+            "serve` does not do yet"
+        )
     lines = [f"# {note}" for note in notes]
     lines += [f"{key}: {value}" for key, value in serve_settings(problem, one, model).items()]
     return "\n".join(lines) + "\n"

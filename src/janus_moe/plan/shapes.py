@@ -17,7 +17,7 @@ from janus_moe.perf.links import Plan
 from janus_moe.perf.step import StepLoad
 from janus_moe.plan.activation import AmaxGrid
 from janus_moe.plan.memory import attention_need, expert_need, monolithic_need
-from janus_moe.plan.prefill import MixedStep, most_sequences, tpot_s
+from janus_moe.plan.prefill import MixedStep, StepTimes, most_sequences, step_times
 from janus_moe.plan.problem import MonolithicStyle, PoolStyle, Problem
 
 Ints = NDArray[np.int64]
@@ -66,8 +66,11 @@ class Pools:
 
     def tpot_s(self, batch: Array) -> Array:
         """batch: sequences that decode on all attention instances."""
+        return self.times(batch).tpot
+
+    def times(self, batch: Array) -> StepTimes:
         decode_s = self.problem.oracle.step_s(self.load(batch, self.activated(batch)))
-        return tpot_s(self.problem, batch, self.num_attention, decode_s, self._mixed_s)
+        return step_times(self.problem, batch, self.num_attention, decode_s, self._mixed_s)
 
     def _mixed_s(self, step: MixedStep) -> Array:
         load = self.load(step.rows, self.activated(step.rows))
@@ -90,11 +93,13 @@ class Pools:
 
 @dataclass(frozen=True, eq=False)
 class Monoliths:
-    """Expert parallelism of `num_devices` devices. rows: of `amax`."""
+    """Expert parallelism of `num_devices` devices, of which `tp` each share the heads of an
+    attention instance. rows: of `amax`."""
 
     problem: Problem
     style: MonolithicStyle
     num_devices: Ints
+    tp: Ints
     slots: Ints
     rows: Ints
     amax: AmaxGrid
@@ -103,17 +108,25 @@ class Monoliths:
     @cached_property
     def most_tokens(self) -> Array:
         problem, oracle = self.problem, self.problem.oracle
-        need = monolithic_need(oracle, self.num_devices, self.slots, problem.context)
+        need = monolithic_need(oracle, self.num_devices, self.slots, problem.context, self.tp)
         most = need.most_tokens(problem.memory.usable * oracle.attention_side.device.memory_bytes)
-        return np.minimum(most, most_sequences(problem, self.num_devices))
+        return np.minimum(most, most_sequences(problem, self.num_attention))
+
+    @property
+    def num_attention(self) -> Ints:
+        """Attention instances of a copy."""
+        return self.num_devices // self.tp
 
     def activated(self, batch: Array) -> Array:
         return self.amax.at(self.rows, batch / self.micro_batches)
 
     def tpot_s(self, batch: Array) -> Array:
         """batch: sequences that decode on all devices."""
-        decode_s = self.problem.oracle.step_s(self._load(batch))
-        return tpot_s(self.problem, batch, self.num_devices, decode_s, self._mixed_s)
+        return self.times(batch).tpot
+
+    def times(self, batch: Array) -> StepTimes:
+        decode_s, problem = self.problem.oracle.step_s(self._load(batch)), self.problem
+        return step_times(problem, batch, self.num_attention, decode_s, self._mixed_s, self.tp)
 
     def _mixed_s(self, step: MixedStep) -> Array:
         return self.problem.oracle.step_s(with_prompts(self._load(step.rows), step))
@@ -125,6 +138,7 @@ class Monoliths:
             self.num_devices,
             self.activated(batch),
             micro_batches=self.micro_batches,
+            attention_tp=self.tp,
         )
         return replace(load, slots=self.slots)
 

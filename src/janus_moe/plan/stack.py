@@ -12,7 +12,7 @@ from janus_moe.perf.links import Plan, share_reached
 from janus_moe.perf.step import StepLoad
 from janus_moe.plan.activation import AmaxGrid
 from janus_moe.plan.candidates import stacked
-from janus_moe.plan.prefill import MixedStep, tpot_s
+from janus_moe.plan.prefill import MixedStep, StepTimes, step_times
 from janus_moe.plan.shapes import Ints, Pools, with_prompts
 
 
@@ -53,8 +53,11 @@ class Stack:
 
     def tpot_s(self, batch: Array) -> Array:
         """batch: [options, shapes] sequences that decode on all attention instances."""
+        return self.times(batch).tpot
+
+    def times(self, batch: Array) -> StepTimes:
         first = self.options[0]
-        return tpot_s(
+        return step_times(
             first.problem,
             batch,
             self.num_attention,

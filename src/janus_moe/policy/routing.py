@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+FULL = 0.9
+"""Pressure above which memory decides: requests there may soon have to wait for room."""
+
 
 class InstanceLoad(NamedTuple):
     """One attention instance at one moment.
@@ -38,19 +41,30 @@ class InstanceLoad(NamedTuple):
 def choose_instance(
     loads: Sequence[InstanceLoad], preferred: int | None = None, max_extra_pressure: float = 0.1
 ) -> int:
-    """The instance with the least pressure, then the fewest requests, then the lowest id.
+    """The instance with the fewest requests, then the least pressure, then the lowest id; where all
+    are `FULL`, the one with the least pressure.
+
+    All attention instances wait for the one with most to do in each step, so numbers of requests
+    are kept equal. The cache lags behind them: who fills up the emptiest cache sends all requests
+    to instances whose requests are young, until those have many more than the others.
 
     preferred: an instance that may have the prompt's prefix in its cache (`prefix_instance`); it
-        wins while its pressure exceeds the least by at most `max_extra_pressure`.
+        wins while its pressure exceeds the chosen one's by at most `max_extra_pressure`.
     """
     if not loads:
         raise ValueError("there is no attention instance to choose from")
-    best = min(loads, key=lambda load: (load.pressure, load.num_requests, load.instance))
+    best = min(loads, key=_rank)
     limit = min(best.pressure + max_extra_pressure, 1.0)
     for load in loads:
         if load.instance == preferred and load.pressure <= limit:
             return load.instance
     return best.instance
+
+
+def _rank(load: InstanceLoad) -> tuple[float, int, float, int]:
+    """Less is better."""
+    full = load.pressure if load.pressure > FULL else 0.0
+    return full, load.num_requests, load.pressure, load.instance
 
 
 def prefix_instance(

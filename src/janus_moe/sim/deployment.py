@@ -47,7 +47,7 @@ class Style:
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Deployment:
     """kv_blocks: per attention instance. attention_bytes, expert_bytes: weights that a new instance
-    of either pool loads; a monolithic instance loads both. how: its style in words.
+    of either pool loads; a GPU of a monolithic one loads both. how: its style in words.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Deployments:
             raise ConfigError(f"every expert needs a slot or more, got {slots_per_expert}")
         self.oracle, self._a_max, self.limits = oracle, a_max, limits
         self._slots_per_expert = slots_per_expert
-        self._sides: dict[int, AttentionSide] = {}
+        self._sides: dict[tuple[int, int], AttentionSide] = {}
         self._known: dict[tuple[PoolSize, Style], Deployment | None] = {}
 
     def of(self, size: PoolSize, style: Style | None = None) -> Deployment | None:
@@ -108,15 +108,16 @@ class Deployments:
     def _build(self, size: PoolSize, style: Style) -> Deployment | None:
         oracle = self.oracle.on_one_device() if size.monolithic else self.oracle
         model, limits = oracle.model, self.limits
-        instances = size.num_attention if size.monolithic else size.num_expert
+        instances = size.num_gpus if size.monolithic else size.num_expert
         slots = self._slots(oracle, size, instances, style)
         if slots is None:
             return None
-        attention_bytes = model.attention_side_bytes()
+        attention_bytes = float(model.attention_shard_bytes(size.attention_tp))
         expert_bytes = slots * model.expert_bytes() * model.num_moe_layers + model.router_bytes()
         room = MEMORY_SHARE * oracle.attention_side.device.memory_bytes - attention_bytes
         room -= expert_bytes if size.monolithic else 0.0
         kv_bytes = model.kv_bytes_per_token_layer(oracle.kv_format) * model.num_layers
+        kv_bytes /= float(model.attention.cache_shards(size.attention_tp))
         kv_blocks = int(room / (kv_bytes * limits.block_size))
         if kv_blocks < 1:
             return None
@@ -124,7 +125,7 @@ class Deployments:
             oracle,
             size,
             lambda tokens: self._a_max(instances, slots * instances, tokens, style.policy),
-            self._attention_side(kv_blocks),
+            self._attention_side(kv_blocks, size.attention_tp),
             style.micro_batches,
             slots,
             style.plan,
@@ -157,10 +158,10 @@ class Deployments:
         slots = min(wanted, possible, model.num_experts)
         return slots if slots >= least else None
 
-    def _attention_side(self, kv_blocks: int) -> AttentionSide:
-        if kv_blocks not in self._sides:
+    def _attention_side(self, kv_blocks: int, tp: int) -> AttentionSide:
+        if (kv_blocks, tp) not in self._sides:
             limits = self.limits
-            self._sides[kv_blocks] = tabulate_attention(
-                self.oracle, limits.max_num_batched_tokens, kv_blocks * limits.block_size
+            self._sides[kv_blocks, tp] = tabulate_attention(
+                self.oracle, limits.max_num_batched_tokens, kv_blocks * limits.block_size, tp
             )
-        return self._sides[kv_blocks]
+        return self._sides[kv_blocks, tp]

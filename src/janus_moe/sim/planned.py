@@ -1,9 +1,14 @@
 """Planners as policies of scaling: each decides on shapes of its own kind for the demand it sees.
 
-A decision asks the planner for the fewest GPUs at `headroom` times the mean rate of the interval
-before, or the rate of its busiest minute if that is asked for and higher, plus what serves the
-requests that wait within `DRAIN_S`, with the mean lengths of requests. What it answers is simulated
-in its own style: slots, scheduling policy with its placement, gating, exchange plan, micro-batches.
+A decision asks the planner for the fewest GPUs for
+
+    rate = max(headroom * max(mean, quantile) + waiting / DRAIN_S, running / (output * objective))
+
+requests per second: the mean rate of the interval before, a quantile of the minutes looked back at
+if that is asked for and higher, those who wait, and what keeps the requests that are under way
+within the objective (a batch B needs B / TPOT tokens per second). Lengths are the means that were
+seen. What the planner answers is simulated in its own style: slots, scheduling policy with its
+placement, gating, exchange plan, micro-batches.
 """
 
 from __future__ import annotations
@@ -11,7 +16,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
@@ -28,8 +32,6 @@ from janus_moe.sim.deployment import Deployment, Deployments, Style
 from janus_moe.sim.scaling import Choice, Demand
 from janus_moe.sim.state import Limits
 from janus_moe.sim.step_table import PoolSize
-
-Provision = Literal["mean", "peak"]
 
 OBSERVED_TOKENS = 16_384
 OPTIONS = 8
@@ -63,13 +65,13 @@ def planning_problem(
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """One planner. headroom: rate to provide for over the mean rate that was seen. provide_for:
-    peak: at least the rate of the busiest minute."""
+    """One planner. headroom: rate to provide for over the rate that was seen. rate_quantile: of the
+    minutes looked back at, 1 for the busiest; None: the mean rate is what counts."""
 
     planner: BaselinePlanner
     deployments: Deployments
     headroom: float = 1.3
-    provide_for: Provision = "mean"
+    rate_quantile: float | None = None
     _known: dict[tuple[int, int, int], tuple[tuple[answers.Deployment, ...], bool]] = field(
         default_factory=dict, repr=False
     )
@@ -77,6 +79,8 @@ class Planned:
     def __post_init__(self) -> None:
         if not 0 < self.headroom < math.inf:
             raise ConfigError(f"a policy needs a headroom above 0, got {self.headroom}")
+        if self.rate_quantile is not None and not 0 <= self.rate_quantile <= 1:
+            raise ConfigError(f"a quantile of rates is from 0 to 1, got {self.rate_quantile}")
 
     @property
     def name(self) -> str:
@@ -89,8 +93,12 @@ class Planned:
             *self.planner.config.lines(),
             f"objective: {1e3 * problem.tpot_s:g} ms per token on up to {problem.max_gpus} GPUs",
             f"demand: {self.headroom:g} times the mean rate of the interval before"
-            + (", or its busiest minute" if self.provide_for == "peak" else "")
-            + f", and those who wait within {DRAIN_S:g} s",
+            + (
+                ""
+                if self.rate_quantile is None
+                else f" or the {self.rate_quantile:g} quantile of the minutes looked back at"
+            )
+            + f", and those who wait within {DRAIN_S:g} s; at least what those under way need",
             f"a_max: {problem.activation.name}",
         )
 
@@ -106,11 +114,7 @@ class Planned:
         return Choice(self._built(chosen), enough)
 
     def _answers(self, demand: Demand) -> tuple[tuple[answers.Deployment, ...], bool]:
-        waiting = demand.num_waiting * demand.output_tokens / DRAIN_S
-        rate = self.headroom * demand.output_tokens_per_s
-        if self.provide_for == "peak":
-            rate = max(rate, demand.peak_requests_per_s * demand.output_tokens)
-        rate = max(rate + waiting, LEAST_TOKENS_PER_S)
+        rate = self._tokens_per_s(demand)
         key = (
             _steps_up(rate, RATE_STEP),
             _steps_up(demand.prompt_tokens, LENGTH_STEP),
@@ -124,6 +128,15 @@ class Planned:
             )
             self._known[key] = self._ask(question)
         return self._known[key]
+
+    def _tokens_per_s(self, demand: Demand) -> float:
+        """Output to provide for; see the module's docstring."""
+        seen = demand.requests_per_s
+        if self.rate_quantile is not None and demand.minute_rates:
+            seen = max(seen, float(np.quantile(demand.minute_rates, self.rate_quantile)))
+        rate = (self.headroom * seen + demand.num_waiting / DRAIN_S) * demand.output_tokens
+        running = demand.num_running / self.planner.problem.tpot_s
+        return max(rate, running, LEAST_TOKENS_PER_S)
 
     def _ask(self, question: Problem) -> tuple[tuple[answers.Deployment, ...], bool]:
         found = self.planner.options(question, OPTIONS)
@@ -147,7 +160,9 @@ class Planned:
 
 
 def _size(one: answers.Deployment) -> PoolSize:
-    return PoolSize(one.num_attention, 0 if one.kind == "monolithic" else one.num_expert)
+    if one.kind == "monolithic":
+        return PoolSize(one.num_attention // one.attention_tp, 0, one.attention_tp)
+    return PoolSize(one.num_attention, one.num_expert)
 
 
 def _steps_up(value: float, step: float) -> int:

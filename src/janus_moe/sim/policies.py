@@ -1,6 +1,6 @@
 """Policies of scaling by name.
 
-static:SIZE  one deployment for all time: 2A6E, or EP16 (monolithic expert parallelism)
+static:SIZE  one deployment for all time: 2A6E, or EP16 (monolithic expert parallelism), EP16TP8
 static       what `janus` takes for the busiest interval of the workload, for all time
 others       the planners of `janus_moe.plan.baselines`: a new shape whenever the demand asks for it
 """
@@ -8,14 +8,14 @@ others       the planners of `janus_moe.plan.baselines`: a new shape whenever th
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from janus_moe.errors import ConfigError
 from janus_moe.plan.baselines import BaselineName, BaselinePlanner
 from janus_moe.plan.problem import Problem
 from janus_moe.sim.deployment import Deployment, Deployments
-from janus_moe.sim.planned import Planned, Provision
+from janus_moe.sim.planned import Planned
 from janus_moe.sim.scaling import ScalingPolicy, Static
 from janus_moe.sim.simulate import demand_between
 from janus_moe.sim.step_table import PoolSize
@@ -28,14 +28,21 @@ KNOWN = f"{', '.join(PLANNERS)}, static, static:SIZE"
 @dataclass(frozen=True, kw_only=True)
 class Choices:
     """What all policies choose from. problem: see `planned.planning_problem`. headroom,
-    provide_for: see `planned.Planned`. changes: fields of the planners' styles to change, where
-    they have them."""
+    rate_quantile: see `planned.Planned`. tpot_margin: share of the objective that plans leave free.
+    changes: fields of the planners' styles to change, where they have them."""
 
     deployments: Deployments
     problem: Problem
     headroom: float = 1.3
-    provide_for: Provision = "mean"
+    rate_quantile: float | None = None
+    tpot_margin: float = 0.0
     changes: tuple[tuple[str, object], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tpot_margin < 1:
+            raise ConfigError(
+                f"the share of the objective left free is from 0 to below 1, got {self.tpot_margin}"
+            )
 
 
 def named_policy(
@@ -47,8 +54,11 @@ def named_policy(
     if name != "static":
         if name not in PLANNERS:
             raise ConfigError(f"there is no policy {name!r}; known are {KNOWN}")
-        planner = BaselinePlanner.of(name, choices.problem, **dict(choices.changes))
-        return Planned(planner, choices.deployments, choices.headroom, choices.provide_for)
+        problem = choices.problem
+        if choices.tpot_margin:
+            problem = replace(problem, tpot_s=(1 - choices.tpot_margin) * problem.tpot_s)
+        planner = BaselinePlanner.of(name, problem, **dict(choices.changes))
+        return Planned(planner, choices.deployments, choices.headroom, choices.rate_quantile)
     janus = named_policy("janus", choices, workload, interval_s)
     number = int(workload.duration_s // interval_s) + 1
     demands = [
@@ -59,14 +69,17 @@ def named_policy(
 
 
 def parse_size(text: str) -> PoolSize:
-    """2A6E or EP16."""
+    """2A6E, EP16, or EP16TP8 with the heads of attention on 8 GPUs each."""
     pools = re.fullmatch(r"([1-9]\d{0,3})A([1-9]\d{0,3})E", text)
     if pools:
         return PoolSize(int(pools[1]), int(pools[2]))
-    whole = re.fullmatch(r"EP([1-9]\d{0,3})", text)
+    whole = re.fullmatch(r"EP([1-9]\d{0,3})(?:TP([1-9]\d?))?", text)
     if whole:
-        return PoolSize(int(whole[1]), 0)
-    raise ConfigError(f"a size is written 2A6E or EP16, got {text!r}")
+        gpus, tp = int(whole[1]), int(whole[2] or 1)
+        if gpus % tp:
+            raise ConfigError(f"{tp} GPUs that share attention must divide {gpus}, got {text!r}")
+        return PoolSize(gpus // tp, 0, tp)
+    raise ConfigError(f"a size is written 2A6E, EP16 or EP16TP8, got {text!r}")
 
 
 def _static(name: str, one: Deployment) -> Static:

@@ -67,7 +67,7 @@ class Report:
         content |= {"configuration": self.configuration, **self.figures}
         content["intervals"] = [asdict(one) for one in self.intervals]
         content["decisions"] = [
-            {**asdict(one), "demand": one.demand._asdict()} for one in self.decisions
+            {**asdict(one), "demand": one.demand.as_dict()} for one in self.decisions
         ]
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 

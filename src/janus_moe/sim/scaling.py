@@ -15,13 +15,13 @@ from janus_moe.sim.deployment import Deployment
 class Demand(NamedTuple):
     """What has arrived since the last decision.
 
-    requests_per_s: mean. peak_requests_per_s: of the busiest minute. prompt_tokens,
-    output_tokens: means per request. num_present: requests in the system now, num_waiting: those of
-    them for which there has been no room.
+    requests_per_s: mean. minute_rates: of each minute that is looked back at, in order of time.
+    prompt_tokens, output_tokens: means per request. num_present: requests in the system now,
+    num_waiting: those of them for which there has been no room.
     """
 
     requests_per_s: float
-    peak_requests_per_s: float
+    minute_rates: tuple[float, ...]
     prompt_tokens: float
     output_tokens: float
     num_present: int
@@ -30,6 +30,16 @@ class Demand(NamedTuple):
     @property
     def output_tokens_per_s(self) -> float:
         return self.requests_per_s * self.output_tokens
+
+    @property
+    def num_running(self) -> int:
+        return self.num_present - self.num_waiting
+
+    def as_dict(self) -> dict[str, float]:
+        """For reports: of the minutes only the busiest."""
+        found = self._asdict()
+        found["peak_requests_per_s"] = max(found.pop("minute_rates"), default=0.0)
+        return found
 
 
 class Choice(NamedTuple):
@@ -89,14 +99,15 @@ class Loading:
         load, move = 0.0, 0.0
         before, after = old.size, new.size
         same_kind = before.monolithic == after.monolithic
+        same_kind = same_kind and before.attention_tp == after.attention_tp
         grows_attention = after.num_attention > before.num_attention or not same_kind
         grows_experts = after.num_expert > before.num_expert
         if grows_attention:
             load = new.attention_bytes + (new.expert_bytes if after.monolithic else 0.0)
         if grows_experts or not same_kind:
             load = max(load, new.expert_bytes)
-        old_pool = before.num_attention if before.monolithic else before.num_expert
-        new_pool = after.num_attention if after.monolithic else after.num_expert
+        old_pool = before.num_gpus if before.monolithic else before.num_expert
+        new_pool = after.num_gpus if after.monolithic else after.num_expert
         if same_kind and old_pool != new_pool:
             share = abs(new_pool - old_pool) / max(new_pool, old_pool)
             move = share * new.expert_bytes / self.move_bytes_per_s

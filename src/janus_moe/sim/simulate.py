@@ -31,13 +31,15 @@ PoolFactory = Callable[[Workload, Limits, int, float, int], AttentionPool]
 class Timing:
     """interval_s: between decisions, and of the report. check_s: between looks at the load.
 
-    on_load: decide before the interval is over when a look finds this many times the rate that the
-    last decision saw; None: never.
+    on_load: decide before the interval is over when a look finds this many times the rate, or the
+    requests under way, that the last decision saw; None: never. look_back_s: how far back policies
+    see the rate of each minute; None: to the last decision.
     """
 
     interval_s: float = 900.0
     check_s: float = 60.0
     on_load: float | None = None
+    look_back_s: float | None = None
     max_instances: int = 256
     log_steps: int = 0
 
@@ -49,6 +51,10 @@ class Timing:
             )
         if self.on_load is not None and not self.on_load > 1:
             raise ConfigError(f"deciding on load needs a factor above 1, got {self.on_load}")
+        if self.look_back_s is not None and not self.look_back_s > 0:
+            raise ConfigError(
+                f"rates are looked back at over more than 0 s, got {self.look_back_s}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,25 +111,35 @@ def simulate(
 
 
 def demand_between(
-    workload: Workload, start_s: float, end_s: float, before: Demand | None = None
+    workload: Workload,
+    start_s: float,
+    end_s: float,
+    before: Demand | None = None,
+    look_back_s: float | None = None,
 ) -> Demand:
     """What arrives in [start_s, end_s); lengths are those of `before` where nothing does. As if
-    nobody were there."""
+    nobody were there. look_back_s: of the minutes, if it is more."""
     start_s = max(start_s, 0.0)
     first, last = np.searchsorted(workload.arrival_s, [start_s, end_s])
-    length = end_s - start_s
+    minutes = _minute_rates(workload, min(start_s, max(0.0, end_s - (look_back_s or 0.0))), end_s)
     if first == last:
         lengths = (before.prompt_tokens, before.output_tokens) if before else (1.0, 1.0)
-        return Demand(0.0, 0.0, *lengths, 0)
-    bins = np.arange(start_s, end_s + 1e-9, min(60.0, length))
-    busiest = np.histogram(workload.arrival_s[first:last], bins)[0].max(initial=0)
+        return Demand(0.0, minutes, *lengths, 0)
     return Demand(
-        requests_per_s=float(last - first) / length,
-        peak_requests_per_s=float(busiest) / min(60.0, length),
+        requests_per_s=float(last - first) / (end_s - start_s),
+        minute_rates=minutes,
         prompt_tokens=float(workload.prompt_tokens[first:last].mean()),
         output_tokens=float(workload.output_tokens[first:last].mean()),
         num_present=0,
     )
+
+
+def _minute_rates(workload: Workload, start_s: float, end_s: float) -> tuple[float, ...]:
+    """Requests per second of each whole minute, or of all of a shorter time."""
+    width = min(60.0, end_s - start_s)
+    edges = np.arange(start_s, end_s + 1e-9, width)
+    counts = np.diff(np.searchsorted(workload.arrival_s, edges))
+    return tuple((counts / width).tolist())
 
 
 @dataclass
@@ -152,8 +168,8 @@ class _Run:
         self.pool = self.new_pool(
             self.workload, first.limits, timing.max_instances, timing.interval_s, timing.log_steps
         )
-        self.draining: set[int] = set()
-        self._resize(first, 0.0)
+        self.draining: dict[int, int] = {}
+        self._resize(first, 0.0, first.size.attention_tp)
         self.gpu_changes.append((0.0, first.num_gpus))
         self.decisions.append(_decision(0.0, 0.0, choice, demand))
         self.num_short = int(not choice.enough)
@@ -198,9 +214,12 @@ class _Run:
     def _look(self, now_s: float) -> None:
         self.next_check_s = now_s + self.timing.check_s
         due = now_s >= self.next_decision_s
-        if not due and self.timing.on_load is not None:
-            recent = self._demand(now_s - self.timing.check_s, now_s)
-            due = recent.requests_per_s > self.timing.on_load * self.seen.requests_per_s
+        if not due and self.timing.on_load is not None and not self.change:
+            recent, factor = self._demand(now_s - self.timing.check_s, now_s), self.timing.on_load
+            due = (
+                recent.requests_per_s > factor * self.seen.requests_per_s
+                or recent.num_running > factor * max(self.seen.num_running, 1)
+            )
         if not due or self.change:
             return
         early = now_s < self.next_decision_s
@@ -215,7 +234,7 @@ class _Run:
             return
         serving_s = now_s + self.loading.change_s(self.current, wanted)
         added = (
-            max(0, wanted.size.num_attention - self.current.size.num_attention),
+            max(0, wanted.size.num_attention_gpus - self.current.size.num_attention_gpus),
             max(0, wanted.size.num_expert - self.current.size.num_expert),
         )
         self.gpu_changes.append((now_s, sum(added)))
@@ -225,11 +244,17 @@ class _Run:
     def _switch(self, change: _Change) -> None:
         now_s, old, new = change.serving_s, self.current, change.deployment
         self.gpu_changes.append((now_s, -max(0, old.size.num_expert - new.size.num_expert)))
-        self._resize(new, now_s)
+        each = old.size.attention_tp
+        if each != new.size.attention_tp:  # other GPUs share attention: none waits for an instance
+            spare = max(0, old.size.num_attention_gpus - new.size.num_attention_gpus)
+            self.gpu_changes.append((now_s, -spare))
+            each = 0
+        self._resize(new, now_s, each)
         self.current, self.change = new, None
 
-    def _resize(self, deployment: Deployment, now_s: float) -> None:
-        """Attention instances: draining ones come back first, those with least to do go first."""
+    def _resize(self, deployment: Deployment, now_s: float, each: int) -> None:
+        """Attention instances: draining ones come back first, those with least to do go first.
+        each: GPUs that an instance gives back when it is gone."""
         instances = self.pool.instances
         active = np.flatnonzero(instances["status"] == state.ACTIVE)
         missing = deployment.size.num_attention - len(active)
@@ -244,25 +269,24 @@ class _Run:
         for instance in (*back, *new):
             self.pool.activate(instance, deployment.kv_blocks)
         if back:  # they were never given back, and the change has taken GPUs for them
-            self.gpu_changes.append((now_s, -len(back)))
-            self.draining.difference_update(back)
+            self.gpu_changes.append((now_s, -sum(self.draining.pop(one) for one in back)))
         present = instances["running"][active] + instances["waiting"][active]
         order = np.lexsort((-active, present))
         for instance in active[order[: max(-missing, 0)]].tolist():
             self.pool.drain(instance, now_s)
-            self.draining.add(instance)
+            self.draining[instance] = each
         self._give_back_drained()
 
     def _give_back_drained(self) -> None:
         instances = self.pool.instances
         for instance in sorted(self.draining):
             if instances["status"][instance] == state.ABSENT:
-                self.gpu_changes.append((float(instances["drained_s"][instance]), -1))
-                self.draining.discard(instance)
+                gpus = self.draining.pop(instance)
+                self.gpu_changes.append((float(instances["drained_s"][instance]), -gpus))
 
     def _demand(self, start_s: float, end_s: float) -> Demand:
         before = self.decisions[-1].demand if self.decisions else None
-        demand = demand_between(self.workload, start_s, end_s, before)
+        demand = demand_between(self.workload, start_s, end_s, before, self.timing.look_back_s)
         if before is None:
             return demand
         running, waiting = (int(self.pool.instances[name].sum()) for name in ("running", "waiting"))

@@ -58,14 +58,20 @@ class StepTable(NamedTuple):
 
 
 class PoolSize(NamedTuple):
-    """num_attention, num_expert: instances; a monolithic deployment has num_expert = 0."""
+    """num_attention, num_expert: instances; a monolithic deployment has num_expert = 0.
+    attention_tp: GPUs of one of its attention instances, which share the heads."""
 
     num_attention: int
     num_expert: int
+    attention_tp: int = 1
+
+    @property
+    def num_attention_gpus(self) -> int:
+        return self.num_attention * self.attention_tp
 
     @property
     def num_gpus(self) -> int:
-        return self.num_attention + self.num_expert
+        return self.num_attention_gpus + self.num_expert
 
     @property
     def monolithic(self) -> bool:
@@ -73,7 +79,9 @@ class PoolSize(NamedTuple):
 
     def __str__(self) -> str:
         if self.monolithic:
-            return f"EP{self.num_attention}"
+            return f"EP{self.num_gpus}" + (
+                f"TP{self.attention_tp}" if self.attention_tp > 1 else ""
+            )
         return f"{self.num_attention}A{self.num_expert}E"
 
 
@@ -89,8 +97,10 @@ class AttentionSide(NamedTuple):
     pair_cost: float
 
 
-def tabulate_attention(oracle: Oracle, max_tokens: int, max_kv_tokens: int) -> AttentionSide:
-    """max_tokens, max_kv_tokens: of one attention instance, per step and in its cache.
+def tabulate_attention(
+    oracle: Oracle, max_tokens: int, max_kv_tokens: int, tp: int = 1
+) -> AttentionSide:
+    """max_tokens, max_kv_tokens: of one attention instance of `tp` GPUs, per step and in its cache.
 
     Beyond the grid the last segment goes on.
     """
@@ -98,16 +108,19 @@ def tabulate_attention(oracle: Oracle, max_tokens: int, max_kv_tokens: int) -> A
         raise ConfigError(f"need a token and a KV position, got {max_tokens} and {max_kv_tokens}")
     tokens = _grid(1, max(max_tokens, 2), 1.15)
     kv = np.concatenate(([0.0], _grid(16, max(max_kv_tokens, 32), 1.2)))
-    each = oracle.attention_layer_s(tokens[:, None], kv[None, :] / tokens[:, None])
-    over = oracle.overheads
+    each = oracle.attention_layer_s(tokens[:, None], kv[None, :] / tokens[:, None], tp)
+    over, share = oracle.overheads, tokens / tp
+    each = each + over.attention_layer_s + over.attention_token_s * share[:, None]
+    if tp > 1:
+        each = each + oracle.all_reduce_s(tokens[:, None], tp)
     return AttentionSide(
         tokens=tokens,
         kv=kv,
-        attention=each + over.attention_layer_s + over.attention_token_s * tokens[:, None],
-        shared=oracle.shared_expert_s(tokens),
-        dense=oracle.dense_layer_s(tokens),
-        head=oracle.lm_head_s(tokens),
-        pair_cost=pair_cost(oracle),
+        attention=each,
+        shared=oracle.shared_expert_s(share),
+        dense=oracle.dense_layer_s(share),
+        head=oracle.lm_head_s(tokens, tp),
+        pair_cost=float(pair_cost(oracle, tp)),
     )
 
 
@@ -127,9 +140,9 @@ def tabulate(
     batch = _grid(1, float(side.tokens[-1]) * size.num_attention, 1.15)
     activated = np.array([a_max(rows) for rows in batch])
     if size.monolithic:
-        load = oracle.monolithic_load(batch, 0.0, size.num_attention, activated)
+        load = oracle.monolithic_load(batch, 0.0, size.num_gpus, activated)
     else:
-        load = oracle.pools_load(batch, 0.0, *size, activated, plan=plan, gating=gating)
+        load = oracle.pools_load(batch, 0.0, *size[:2], activated, plan=plan, gating=gating)
     held = model.num_experts / load.num_expert if slots is None else slots
     pairs = batch * model.top_k / load.num_expert
     rows = batch if load.rows is None else load.rows

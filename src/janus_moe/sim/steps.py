@@ -18,6 +18,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from janus_moe.policy.routing import FULL
 from janus_moe.sim.state import (
     ABSENT,
     ACTIVE,
@@ -85,7 +86,7 @@ def _route(requests, instances, limits, request):  # type: ignore[no-untyped-def
     """`policy.routing.choose_instance` over the active instances."""
     asked, size = requests[request], limits.block_size
     needed = _blocks(asked.prompt + asked.output - 1, size)
-    best, best_pressure, best_number = -1, 0.0, 0
+    best, best_full, best_pressure, best_number = -1, 0.0, 0.0, 0
     for i in range(len(instances)):
         here = instances[i]
         if here.status != ACTIVE or needed > here.capacity:
@@ -93,9 +94,12 @@ def _route(requests, instances, limits, request):  # type: ignore[no-untyped-def
         usage = 1.0 - (here.capacity - here.used) / here.capacity
         pressure = usage + here.unstarted / (here.capacity * size)
         number = here.running + here.waiting
-        better = pressure < best_pressure or (pressure == best_pressure and number < best_number)
+        full = pressure if pressure > FULL else 0.0
+        better = full < best_full
+        if full == best_full:
+            better = number < best_number or (number == best_number and pressure < best_pressure)
         if best < 0 or better:
-            best, best_pressure, best_number = i, pressure, number
+            best, best_full, best_pressure, best_number = i, full, pressure, number
     if best < 0:
         asked.instance = REJECTED
         return

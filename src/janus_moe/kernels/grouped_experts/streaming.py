@@ -66,11 +66,12 @@ def _run(
     ups = np.empty((pairs.size, width), np.float32)
     counter = new_counters(2)
     if workers == 1:
-        _activate_units(
-            hidden, gate_up, first_pair, active, hidden_starts, pair_weights, gates, ups, counter, 1
-        )
+        _activate_units(  # a literal 1 would be compiled as a type of its own
+            hidden, gate_up, first_pair, active, hidden_starts, pair_weights, gates, ups, counter,
+            workers,
+        )  # fmt: skip
         _project_units(
-            gates, down, first_pair, active, activation_starts, token_of, out, counter[8:], 1
+            gates, down, first_pair, active, activation_starts, token_of, out, counter[8:], workers
         )
         return
     for _ in numba.prange(workers):

@@ -49,7 +49,7 @@ def route_fused(
     # Waking a thread takes some 60 us, in which one reads a megabyte or multiplies 4 million times.
     workers = num_workers(max(weight.numel() // 2, tokens * weight.numel() // 16))
     if workers == 1:
-        _run_alone(*arrays)
+        _run_alone(*arrays, workers)
     else:
         with parallel_region():
             _run(*arrays, workers)
@@ -68,10 +68,12 @@ def _run(
 
 
 @helper
-def _run_alone(hidden: Any, weight: Any, bias: Any, rule: Any, ids: Any, weights: Any) -> None:
+def _run_alone(
+    hidden: Any, weight: Any, bias: Any, rule: Any, ids: Any, weights: Any, workers: int
+) -> None:
     """`_run` for one worker, without the start of a parallel loop."""
     logits = np.empty((hidden.shape[0], weight.shape[0]), np.float32)
-    project_units(hidden, weight, logits, new_counters(1), 1)
+    project_units(hidden, weight, logits, new_counters(1), workers)
     _choose_all(logits, bias, rule, ids, weights)
 
 
@@ -94,7 +96,8 @@ def _choose(logits: Any, bias: Any, rule: Any, ids: Any, weights: Any) -> None:
     if num_groups > 1:
         _keep_best_groups(choice, num_groups, top_groups, best)
     elif softmax and bias.size == 0:  # the same order, without the rounding of the scores
-        choice[:] = logits
+        for expert in range(logits.size):  # `choice[:] =` compiles numba's strings, for an error
+            choice[expert] = logits[expert]
     _best(choice, ids)
     total = np.float32(0)
     for k in range(ids.size):
