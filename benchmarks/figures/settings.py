@@ -9,15 +9,17 @@ paper   the same plus what the paper's own throughput implies beyond it (`janus_
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Literal
 
 import msgspec
+import numpy as np
 from benchmarks.figures.routing import Amax, like_paper
 
 from janus_moe.perf import Oracle
-from janus_moe.plan.paper import calibrated
+from janus_moe.perf.arrays import Array, Numbers
+from janus_moe.plan.paper import TOKEN_S, calibrated
 
 SYSTEM, MODEL = "h100_sxm", "deepseek-v2"
 PROMPT, OUTPUT = 16, 256
@@ -55,6 +57,25 @@ def as_busy_time(one: Oracle) -> Oracle:
     }
     busy = replace(side, coefficients=msgspec.structs.replace(side.coefficients, laws=laws))
     return replace(one, overheads=replace(over, attention_token_s=0.0), attention_side=busy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UndividedOracle(Oracle):
+    """GPUs that share the heads of an attention instance do not share its surplus per token."""
+
+    surplus_s: float = 0.0
+
+    def attention_layer_s(self, tokens: Numbers, context: Numbers, tp: Numbers = 1) -> Array:
+        undivided = self.surplus_s * np.asarray(tokens) * (1 - 1 / np.asarray(tp))
+        return np.asarray(super().attention_layer_s(tokens, context, tp) + undivided)
+
+
+@lru_cache(None)
+def undivided_oracle(model: str = MODEL) -> Oracle:
+    """`paper`, but for that."""
+    one = oracle("paper", model)
+    known = {field.name: getattr(one, field.name) for field in fields(Oracle)}
+    return UndividedOracle(**known, surplus_s=TOKEN_S)
 
 
 @lru_cache(None)

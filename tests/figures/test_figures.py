@@ -15,9 +15,10 @@ from benchmarks.figures.exchange import exchange, filled
 from benchmarks.figures.figure import rounded
 from benchmarks.figures.planning import Question, ask, described
 from benchmarks.figures.report import Entry, markdown, page
-from benchmarks.figures.settings import idle_surplus_oracle, oracle
+from benchmarks.figures.settings import idle_surplus_oracle, oracle, undivided_oracle
 
 from janus_moe.perf import LinkModel, device_profile, model_facts
+from janus_moe.plan.paper import TOKEN_S
 
 
 @pytest.mark.parametrize("number", ["3", "4"])
@@ -92,6 +93,13 @@ def test_busy_surplus_takes_as_long_as_idle_surplus() -> None:
         steps = [one.step_s(one.pools_load(256, 144, 2, 8, 15)) for one in (busy, idle)]
         assert float(steps[0]) == pytest.approx(float(steps[1]))
         assert busy.attention_layer_s(64, 144) > idle.attention_layer_s(64, 144)
+
+
+def test_an_undivided_surplus_counts_only_where_heads_are_shared() -> None:
+    divided, undivided = oracle("paper"), undivided_oracle()
+    assert undivided.attention_layer_s(64, 144) == divided.attention_layer_s(64, 144)
+    more = undivided.attention_layer_s(64, 144, 8) - divided.attention_layer_s(64, 144, 8)
+    assert float(more) == pytest.approx(TOKEN_S * 64 * 7 / 8)
 
 
 def test_an_objective_that_nothing_meets_is_described_with_its_reason() -> None:

@@ -147,6 +147,26 @@ def test_what_is_impossible_is_said_with_the_nearest_plan(
     assert main([*command, "--strict-sla"]) == 1
 
 
+def test_steps_with_long_chunks_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    ask = [
+        "plan",
+        "--model",
+        "deepseek-v2",
+        "--system",
+        "h100_sxm",
+        "--isl",
+        "2048",
+        "--osl",
+        "512",
+    ]
+    ask += ["--tpot", "100", "--target-request-rate", "1", "--total-gpus", "8"]
+    assert main([*ask, "--max-num-batched-tokens", "4096", "--slots", "27"]) == 0
+    text = capsys.readouterr().out
+    assert "a step with prompts takes" in text and "(4,096)" in text
+    assert main([*ask, "--max-num-batched-tokens", "256"]) == 0
+    assert "a step with prompts takes" not in capsys.readouterr().out
+
+
 def test_prices_of_two_kinds_of_devices_decide_and_are_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

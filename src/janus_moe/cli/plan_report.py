@@ -18,7 +18,7 @@ from janus_moe.cli.plan_plots import plot_frontiers, text_frontiers
 from janus_moe.cli.prices import dollars_per_hour, dollars_per_million
 from janus_moe.errors import ConfigError
 from janus_moe.plan.answers import Deployment
-from janus_moe.plan.explain import memory_parts, prefill_s, step_estimate
+from janus_moe.plan.explain import memory_parts, prefill_s, prompt_step_s, step_estimate
 from janus_moe.plan.pareto import Point, monolithic_frontier, pools_frontier
 from janus_moe.plan.planner import Plan, alike, wanted_text
 from janus_moe.plan.problem import MonolithicStyle, PoolStyle, Problem
@@ -65,6 +65,7 @@ class Report:
             console.print(f"  - {reason}")
         best = plan.best
         assert best is not None
+        self._warn_of_chunks(console, best)
         if explain:
             for one in [best, *(d for d in listed[:1] if d != best)]:
                 self._explain(console, one)
@@ -180,6 +181,18 @@ class Report:
             shown = ["-" if value is None else f"{value:,.2f}" for value in price]
             table.add_row(*cells, *(shown if priced else []))
         return table
+
+    def _warn_of_chunks(self, console: Console, one: Deployment) -> None:
+        """TPOT is a mean: where a step with prompts alone is longer, bursts of them show."""
+        problem = self._problem_of(one)
+        if problem.prefill == "excluded" or (took := prompt_step_s(problem, one)) <= problem.tpot_s:
+            return
+        console.print(
+            f"[yellow]a step with prompts takes {1e3 * took:.0f} ms, above "
+            f"{1e3 * problem.tpot_s:g} ms[/]: the mean holds, but while prompts arrive in bursts "
+            "nobody beside them is in time; lower --max-num-batched-tokens "
+            f"({problem.batching.max_prompt_tokens:,}) for shorter steps and a later first token"
+        )
 
     def _explain(self, console: Console, one: Deployment) -> None:
         problem = self._problem_of(one)

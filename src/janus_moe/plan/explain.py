@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from janus_moe.perf.arrays import Array
 from janus_moe.perf.coefficients import roofline_law
 from janus_moe.perf.estimate import Estimate
 from janus_moe.perf.models import GqaFacts
 from janus_moe.perf.precision import arithmetic
-from janus_moe.perf.step import StepEstimate
+from janus_moe.perf.step import StepEstimate, StepLoad
 from janus_moe.plan.answers import Deployment
 from janus_moe.plan.memory import Need, attention_need, expert_need, monolithic_need
+from janus_moe.plan.prefill import MixedStep, step_times
 from janus_moe.plan.problem import Problem
+from janus_moe.plan.shapes import with_prompts
 
 
 def step_estimate(problem: Problem, one: Deployment) -> StepEstimate:
@@ -31,10 +34,26 @@ def step_estimate(problem: Problem, one: Deployment) -> StepEstimate:
 
 def decode_estimate(problem: Problem, one: Deployment) -> StepEstimate:
     """A step in which all sequences decode."""
+    return problem.oracle.step(_load(problem, one, one.batch))
+
+
+def prompt_step_s(problem: Problem, one: Deployment) -> float:
+    """A step in which prompts are computed, at the deployment's batch and a_max."""
+    oracle = problem.oracle
+
+    def mixed_s(step: MixedStep) -> Array:
+        return oracle.step_s(with_prompts(_load(problem, one, float(step.rows)), step))
+
+    decode_s = oracle.step_s(_load(problem, one, one.batch))
+    instances, tp = one.num_attention // one.attention_tp, one.attention_tp
+    return float(step_times(problem, one.batch, instances, decode_s, mixed_s, tp).mixed)
+
+
+def _load(problem: Problem, one: Deployment, rows: float) -> StepLoad:
     oracle = problem.oracle
     if one.kind == "monolithic":
         load = oracle.monolithic_load(
-            one.batch,
+            rows,
             problem.context,
             one.num_attention,
             one.activated,
@@ -44,7 +63,7 @@ def decode_estimate(problem: Problem, one: Deployment) -> StepEstimate:
     else:
         assert one.plan != "all-to-all"
         load = oracle.pools_load(
-            one.batch,
+            rows,
             problem.context,
             one.num_attention,
             one.num_expert,
@@ -53,7 +72,7 @@ def decode_estimate(problem: Problem, one: Deployment) -> StepEstimate:
             gating=one.gating,
             micro_batches=one.micro_batches,
         )
-    return oracle.step(replace(load, slots=one.slots))
+    return replace(load, slots=one.slots)
 
 
 def memory_parts(problem: Problem, one: Deployment) -> Mapping[str, tuple[int, dict[str, float]]]:

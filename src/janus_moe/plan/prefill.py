@@ -61,10 +61,11 @@ def most_sequences(problem: Problem, num_attention: Numbers) -> Array:
 @dataclass(frozen=True, slots=True)
 class StepTimes:
     """Seconds. tpot: mean of a step. ttft: mean to the first token of a request, infinite where
-    prompts arrive faster than they are computed."""
+    prompts arrive faster than they are computed. mixed: a step with prompts."""
 
     tpot: Array
     ttft: Array
+    mixed: Array
 
     def strain(self, problem: Problem) -> Array:
         """TPOT, or what it would be if it were as near its objective as TTFT is: both objectives
@@ -88,7 +89,7 @@ def step_times(
     tp: devices that share the heads of an attention instance.
     """
     if not _counted(problem):
-        return StepTimes(decode_s, decode_s)
+        return StepTimes(decode_s, decode_s, decode_s)
     isl, most = problem.workload.isl, float(problem.batching.max_prompt_tokens)
     sequences, instances = np.asarray(batch, np.float64), np.asarray(num_attention, np.float64)
     each = sequences / instances
@@ -114,7 +115,8 @@ def step_times(
     apart, together = load / (2 * free), load ** (np.sqrt(2 * (instances + 1)) - 1) / (2 * free)
     waiting = (apart + together / instances) / 2
     queue = np.where(load < 1, waiting * isl / per_step, np.inf)
-    return StepTimes(tpot, np.asarray(residual + (queue + np.ceil(isl / per_step)) * mixed_s))
+    ttft = np.asarray(residual + (queue + np.ceil(isl / per_step)) * mixed_s)
+    return StepTimes(tpot, ttft, mixed_s)
 
 
 def tpot_s(

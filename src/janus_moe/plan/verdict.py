@@ -90,6 +90,8 @@ def _causes(problem: Problem, pools: Deployment, mono: Deployment) -> tuple[str,
         for step in (ours, theirs)
     ]
     held = [_weights_gb(problem, one) for one in (pools, mono)]
+    tp = mono.attention_tp
+    copies = f"{tp} devices share" if tp > 1 else "every device holds"
     slack = np.array([one.batch / max(one.most_tokens, 1) for one in (pools, mono)])
     return (
         f"in the pools, attention devices compute {busy[0]:.0%} of a layer's time and expert "
@@ -98,7 +100,7 @@ def _causes(problem: Problem, pools: Deployment, mono: Deployment) -> tuple[str,
         f"{mono.activated:.1f}; an exchange takes {exchange[0]:.0f} us per layer against "
         f"{exchange[1]:.0f} us",
         f"weights take {held[0]:,.0f} GB in the pools and {held[1]:,.0f} GB in one piece, where "
-        f"every device holds attention; the batch fills {slack[0]:.0%} and {slack[1]:.0%} of the "
+        f"{copies} attention; the batch fills {slack[0]:.0%} and {slack[1]:.0%} of the "
         "memory that is left",
     )
 
