@@ -23,8 +23,10 @@ from janus_moe.errors import (
 )
 from janus_moe.spec import InstanceId, PoolShape
 from janus_moe.transport import AttentionPort, ReplyNote, WaitRule
+from janus_moe.transport.board import board_bytes
+from janus_moe.transport.channel import LocalNetwork
 from janus_moe.transport.dist import DistExchange, DistLayout
-from janus_moe.transport.news import Farewell, decode_farewell
+from janus_moe.transport.news import Farewell, News, decode_farewell
 from janus_moe.transport.rendezvous import MemoryRendezvous
 
 HOST = "127.0.0.1"
@@ -196,6 +198,32 @@ def test_threads_end_with_their_exchange() -> None:
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() == before
+
+
+def test_nobody_listens_to_a_peer_that_has_said_farewell() -> None:
+    """Without an end of the channel: gloo does not tell everybody of that."""
+    network = LocalNetwork(2)
+    words = memoryview(bytearray(board_bytes(PoolShape(attention=1, expert=1)))).cast("q")
+    heard: list[int] = []
+
+    def listen(rank: int) -> News:
+        return News(
+            rank,
+            2,
+            network.channel(rank),
+            words,
+            on_line=lambda: None,
+            on_farewell=lambda peer, farewell: heard.append(peer),
+            on_lost=heard.append,
+        )
+
+    first, second = listen(0), listen(1)
+    second.start()
+    first.push()
+    first.farewell(ExchangeClosed("done"))
+    started = time.monotonic()
+    second.join(20)
+    assert heard == [0] and time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class ExchangeCounts:
     """One direction of one exchange on its critical path; numbers or arrays that broadcast.
 
     *_hops: transfers that wait for one another. *_messages, *_bytes: on the busiest endpoint,
-    whichever of sending and receiving is more. total_*: of all endpoints together.
+    whichever of sending and receiving is more. total_*: between nodes, of all endpoints together.
     """
 
     intra_hops: Numbers = 0.0
@@ -51,8 +51,8 @@ class ExchangeCounts:
 class LinkModel:
     """Latency of a hop, time of a message and of a byte, inside a node and between nodes.
 
-    shared_*: what any message or byte costs, wherever it goes, on processors that all instances
-    share; 0 where every instance has its own. inter_burst_bytes: what a limited link lets pass at
+    shared_*: what any message or byte between nodes costs on processors that all instances share;
+    0 where every instance has its own. inter_burst_bytes: what a limited link lets pass at
     once after a pause, in each direction of an exchange (the bucket of a token bucket filter).
     """
 
@@ -128,11 +128,12 @@ class LinkModel:
 
 def tcp_links() -> LinkModel:
     """Hosts with 10 Gb/s and TCP, where nothing was measured: what a thread takes to wake up, and
-    what the kernel takes for a message and a byte."""
+    what the kernel takes for a message and a byte. Inside a host, instances read each other's
+    memory: what it takes to copy rows."""
     return LinkModel(
-        intra_latency_s=60e-6,
-        intra_message_s=15e-6,
-        intra_s_per_byte=0.5e-9,
+        intra_latency_s=40e-6,
+        intra_message_s=10e-6,
+        intra_s_per_byte=0.1e-9,
         inter_latency_s=100e-6,
         inter_message_s=15e-6,
         inter_s_per_byte=1e-9,

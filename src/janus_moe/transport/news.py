@@ -145,8 +145,8 @@ class News:
     def join(self, timeout_s: float) -> None:
         """Waits for the threads to end, once the channel is aborted; `timeout_s` for all of them.
 
-        One of them may never end: gloo loses a message that is under way when its connection
-        closes. Such a thread sleeps, and ends with the process.
+        One of them may never end: gloo loses track of a message that is under way when its
+        connection closes. Such a thread sleeps, and ends with the process.
         """
         deadline = time.monotonic() + timeout_s
         for thread in self._threads:
@@ -181,6 +181,9 @@ class News:
                 length = int.from_bytes(data[_LINE_BYTES:end], "little")
                 if length:
                     self._on_farewell(peer, decode_farewell(bytes(data[end : end + length])))
+                    # Nothing comes after it, and gloo may lose track of a receive that is posted
+                    # while its connection closes.
+                    return
         except ChannelAborted:
             return
         except ConnectionError:

@@ -33,7 +33,8 @@ def direction_counts(
 
     Hops: stages that have messages between nodes, and stages that have only messages within nodes.
     Within nodes and for the number of messages the endpoints are instances. Between nodes, bytes
-    of all instances of a node share its link: the endpoint is the node.
+    of all instances of a node share its link: the endpoint is the node. Totals are of messages
+    between nodes.
     """
     header = header_bytes(direction, topology.num_experts)
     per_row = row_bytes.dispatch if direction == "dispatch" else row_bytes.reply
@@ -54,8 +55,9 @@ def direction_counts(
         links = (("out", nodes[0]), ("in", nodes[1])) if far else ends
         for end in links:
             (far_bytes if far else near_bytes)[end] += size
-        total_messages += 1
-        total_bytes += size
+        if far:  # what neighbours read in each other's memory costs the kernel nothing
+            total_messages += 1
+            total_bytes += size
     far_hops = sum(stages.values())
     return ExchangeCounts(
         intra_hops=len(stages) - far_hops,
