@@ -142,7 +142,7 @@ def test_routing_comes_a_step_later_and_whole() -> None:
     rng, routing = np.random.default_rng(5), StepRouting()
     before: list[Tensor] = []
     for tokens in (3, 8, 1):
-        now = [random_ids(rng, tokens) for _ in range(2)]
+        now = [random_ids(rng, tokens + layer) for layer in range(2)]  # micro-batches differ
         for layer, ids in enumerate(now):
             routing.add(layer, ids)
         batches = routing.end_of_step()

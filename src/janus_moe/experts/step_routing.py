@@ -30,7 +30,7 @@ class StepRouting:
         self._before: _Copy | None = None
 
     def add(self, layer: int, expert_ids: Tensor) -> None:
-        """expert_ids: [tokens, top_k] int32 on a device; all of one step have the same shape."""
+        """expert_ids: [tokens, top_k] int32 on a device."""
         self._layers.append(layer)
         self._ids.append(expert_ids)
 
@@ -45,14 +45,15 @@ class StepRouting:
 class _Copy:
     def __init__(self, layers: list[int], ids: list[Tensor]) -> None:
         self._layers = layers
-        stacked = torch.stack(ids)
-        self._host = stacked.to("cpu", non_blocking=True)  # into pinned memory
+        self._rows = [len(batch) for batch in ids]
+        together = torch.cat(ids)
+        self._host = together.to("cpu", non_blocking=True)  # into pinned memory
         self._arrived: torch.cuda.Event | None = None
-        if stacked.is_cuda:
-            self._arrived = torch.cuda.current_stream(stacked.device).record_event()
+        if together.is_cuda:
+            self._arrived = torch.cuda.current_stream(together.device).record_event()
 
     def batches(self) -> list[Batch]:
         if self._arrived is not None:
             self._arrived.synchronize()
-        arrays: NDArray[np.int32] = self._host.numpy()
+        arrays = np.split(self._host.numpy(), np.cumsum(self._rows[:-1]))
         return [Batch(*pair) for pair in zip(self._layers, arrays, strict=True)]
