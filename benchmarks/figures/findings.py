@@ -56,14 +56,11 @@ def _day(data: Mapping[str, Data]) -> str:
             for s, p in fig11_day.PAPER.items()
         )
         parts.append(f"{saved} under `{one['calibration']}`")
-    hours = data["simulated-day"]["gpu_hours_at_share"]
+    day = data["simulated-day"]
     equal = "; ".join(
         f"{share}: "
-        + ", ".join(
-            f"{simulated_day.saving(hours['janus'][share], hours[s][share])} against {s}"
-            for s in fig11_day.PAPER
-        )
-        for share in hours["janus"]
+        + ", ".join(f"{simulated_day.saving(day, s, share)} against {s}" for s in fig11_day.PAPER)
+        for share in day["gpu_hours_at_share"]["janus"]
     )
     return (
         f"GPU hours saved on a bursty day (figure 11): {'; '.join(parts)}. Simulated request by "
