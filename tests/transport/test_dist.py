@@ -24,9 +24,9 @@ from janus_moe.errors import (
 from janus_moe.spec import InstanceId, PoolShape
 from janus_moe.transport import AttentionPort, ReplyNote, WaitRule
 from janus_moe.transport.board import board_bytes
-from janus_moe.transport.channel import LocalNetwork
+from janus_moe.transport.channel import LocalNetwork, Pending
 from janus_moe.transport.dist import DistExchange, DistLayout
-from janus_moe.transport.news import Farewell, News, decode_farewell
+from janus_moe.transport.news import NEWS_TAG, Farewell, News, decode_farewell
 from janus_moe.transport.rendezvous import MemoryRendezvous
 
 HOST = "127.0.0.1"
@@ -152,6 +152,29 @@ def test_the_port_is_bound_to_the_given_address_only() -> None:
     with joined(LAYOUT, MemoryRendezvous()):
         listening = [c for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN"]
         assert {c.laddr.ip for c in listening} == {HOST}
+
+
+@pytest.mark.parametrize("way", ("memory", "gloo"))
+def test_rows_within_a_node_go_over_gloo_only_where_they_are_told_to(way: str) -> None:
+    layout = msgspec.structs.replace(LAYOUT, expert_nodes=(0, 1), within_nodes=way)
+    rule = WaitRule(timeout_s=20.0)
+    sent: set[int] = set()
+    with joined(layout, MemoryRendezvous()) as ends, ThreadPoolExecutor(2) as threads:
+        channel = ends[0]._seat._channel
+        send = channel.send
+
+        def noting(peer: int, tag: int, buffer: torch.Tensor) -> Pending:
+            if tag != NEWS_TAG:
+                sent.add(peer)
+            return send(peer, tag, buffer)
+
+        channel.send = noting  # type: ignore[method-assign]
+        for end in ends[1:]:
+            threads.submit(serve, end, rule)
+        port = ends[0].attention_port(0, rule)
+        assert torch.equal(exchange(port, 1.0), torch.full((3, 4), 4.0))
+        ends[0].shutdown()
+    assert sent == ({2} if way == "memory" else {1, 2})
 
 
 def test_a_connection_that_closes_ends_all_waits_and_names_the_peer() -> None:

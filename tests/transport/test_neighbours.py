@@ -168,8 +168,9 @@ class Crowded(MemoryRendezvous):
 
     def put(self, key: str, value: bytes) -> None:
         card = msgspec.msgpack.decode(value, type=Card)
-        size = neighbour_setup._HELLO.size
-        hellos = (b"", secrets.token_bytes(size), secrets.token_bytes(3), secrets.token_bytes(4096))
+        hellos = [b"", secrets.token_bytes(3), secrets.token_bytes(4096)]
+        for mate in range(3):
+            hellos.append(neighbour_setup._HELLO.pack(secrets.token_bytes(32), mate))
         read_fd, write_fd = os.pipe()
         for hello in hellos:
             stranger = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
