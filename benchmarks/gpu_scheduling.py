@@ -42,6 +42,7 @@ BATCH_SIZES = (1, 4, 16, 64, 128, 256, 1024, 4096)
 TOP_K = 8
 NUM_BATCHES = 16
 PAPER_US = {False: 20.0, True: 90.0}  # by: whether the batch is the largest
+AIM_US = {False: 10.0, True: 20.0}
 INSTANCE = 0
 
 
@@ -149,6 +150,7 @@ def rows_of(experts: int, instances: int, slots: int, replays: int) -> list[dict
                     "batch": size,
                     "policy": policy,
                     **measure(tables, policy, batches, replays),
+                    "aim us": AIM_US[size == max(BATCH_SIZES)],
                     "paper us": PAPER_US[size == max(BATCH_SIZES)],
                 }
             )
