@@ -59,8 +59,8 @@ CELLS: tuple[Shape, ...] = (
     ("shm", 1, 3, (1, 6, 24)),
     ("shm", 2, 3, (6, 24)),
 )
-"""(transport, attention, expert, batches). Profiles are calibrated with other batches: 2, 8 and 32
-of 1A1E and 1A2E, 2, 16 and 64 of 2A2E."""
+"""(transport, attention, expert, batches). Profiles are calibrated with other batches: 2, 4, 16 and
+32 of 1A1E and 1A2E, 2, 8, 32 and 64 of 2A2E."""
 
 
 @cache

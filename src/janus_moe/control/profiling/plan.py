@@ -143,7 +143,8 @@ def _live_runs(
             "attention_instances": attention,
             "expert_instances": expert,
         }
-        batches = {max(2, attention), max(2, max_batch // 4) * attention, max_batch * attention}
+        each = (max(2, max_batch // 8), max(2, max_batch // 2), max_batch)
+        batches = {max(2, attention), *(size * attention for size in each)}
         runs.append(
             LiveRun(
                 config=msgspec.structs.replace(config, **changed), batches=tuple(sorted(batches))
