@@ -88,7 +88,8 @@ def test_the_mean_step_is_that_of_instances_that_have_chunks_by_chance() -> None
     def step_s(step: MixedStep) -> Array:
         return np.asarray(decode_s + per_row * (step.rows - batch) + per_token * 500)
 
-    found = float(prefill.tpot_s(question, batch, instances, np.asarray(decode_s), step_s))
+    times = prefill.step_times(question, batch, instances, np.asarray(decode_s), step_s)
+    found = float(times.tpot)
     rng, busy = np.random.default_rng(1), batch / 200 / instances
     chunks = (rng.random((200_000, instances)) < busy).sum(axis=1)
     drawn = decode_s + np.where(chunks > 0, per_row * 500 * chunks + per_token * 500, 0.0)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.transport.neighbourhood import met
 from tests.transport.plans.interpreter import demands, topologies
 from tests.transport.plans.test_plans import needed, plain_sum
 from torch import Tensor
@@ -22,7 +23,6 @@ from janus_moe.transport.channel import Channel, LocalNetwork
 from janus_moe.transport.executor import BoundProgram, Executor, Record
 from janus_moe.transport.gloo import GlooChannel
 from janus_moe.transport.message_buffers import RowFormat, note_words, notes_of
-from janus_moe.transport.neighbour_setup import meet_neighbours
 from janus_moe.transport.neighbours import Alone, Neighbours
 from janus_moe.transport.plans import (
     PLAN_NAMES,
@@ -59,20 +59,6 @@ def channels(backend: str, num_ranks: int) -> Iterator[list[Channel]]:
     finally:
         for channel in made:
             channel.abort()
-
-
-@contextmanager
-def neighbours(topology: Topology) -> Iterator[Sequence[Neighbours | Alone]]:
-    """Of every rank: the others of its node."""
-    rendezvous, ranks = MemoryRendezvous(), range(topology.num_ranks)
-    with ThreadPoolExecutor(len(ranks)) as threads:
-        joins = [threads.submit(meet_neighbours, r, topology, rendezvous, 20.0) for r in ranks]
-        made = [join.result(30) for join in joins]
-    try:
-        yield made
-    finally:
-        for one in made:
-            one.close()
 
 
 class Node:
@@ -143,7 +129,7 @@ def check_an_exchange(
         ends = stack.enter_context(channels("gloo" if backend == "gloo" else "local", len(ranks)))
         near: Sequence[Neighbours | Alone] = [Alone()] * len(ranks)
         if backend == "near":
-            near = stack.enter_context(neighbours(topology))
+            near = stack.enter_context(met(topology))
         threads = stack.enter_context(ThreadPoolExecutor(len(ranks)))
         lives = []
         for rank in ranks:

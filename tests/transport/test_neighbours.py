@@ -9,14 +9,13 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
+from tests.transport.neighbourhood import PAIR, met
 
 from janus_moe.errors import ExchangeError
 from janus_moe.transport import neighbour_setup
@@ -25,23 +24,6 @@ from janus_moe.transport.neighbour_setup import Card, meet_neighbours
 from janus_moe.transport.neighbours import Alone, Neighbours
 from janus_moe.transport.plans.topology import Topology
 from janus_moe.transport.rendezvous import MemoryRendezvous
-
-PAIR = Topology((0,), (0,))
-
-
-@contextmanager
-def met(
-    topology: Topology = PAIR, rendezvous: MemoryRendezvous | None = None
-) -> Iterator[list[Neighbours | Alone]]:
-    meeting, ranks = rendezvous or MemoryRendezvous(), range(topology.num_ranks)
-    with ThreadPoolExecutor(len(ranks)) as threads:
-        joins = [threads.submit(meet_neighbours, r, topology, meeting, 20.0) for r in ranks]
-        made = [join.result(30) for join in joins]
-    try:
-        yield made
-    finally:
-        for one in made:
-            one.close()
 
 
 def filled(end: Neighbours | Alone, value: int, num_bytes: int = 100) -> torch.Tensor:

@@ -73,7 +73,8 @@ class ExpertInstance:
         self.model = model
         self.layers = layers
         self.schedulers = Schedulers(index, rule, device)
-        self.stepped = threading.Event()  # set once per step, cleared by whoever watches
+        # Set by the last layer of a step, or of a half of one; cleared by whoever watches.
+        self.stepped = threading.Event()
         self._moe_layer = {layer: number for number, layer in enumerate(layers)}
         self._device = torch.device(device)
         self._epoch = make_epoch(placement, first_tables(placement, index), self.schedulers)

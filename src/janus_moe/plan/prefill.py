@@ -119,18 +119,6 @@ def step_times(
     return StepTimes(tpot, ttft, mixed_s)
 
 
-def tpot_s(
-    problem: Problem,
-    batch: Numbers,
-    num_attention: Numbers,
-    decode_s: Array,
-    step_s: Callable[[MixedStep], Array],
-    tp: Numbers = 1,
-) -> Array:
-    """Of `step_times`."""
-    return step_times(problem, batch, num_attention, decode_s, step_s, tp).tpot
-
-
 def _counted(problem: Problem) -> bool:
     """Less than a token is no prompt."""
     return problem.prefill == "included" and problem.workload.isl >= 1

@@ -1,0 +1,30 @@
+"""Instances that have met their neighbours, in threads of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from janus_moe.transport.neighbour_setup import meet_neighbours
+from janus_moe.transport.neighbours import Alone, Neighbours
+from janus_moe.transport.plans.topology import Topology
+from janus_moe.transport.rendezvous import MemoryRendezvous
+
+PAIR = Topology((0,), (0,))
+
+
+@contextmanager
+def met(
+    topology: Topology = PAIR, rendezvous: MemoryRendezvous | None = None
+) -> Iterator[list[Neighbours | Alone]]:
+    """Of every rank: the others of its node."""
+    meeting, ranks = rendezvous or MemoryRendezvous(), range(topology.num_ranks)
+    with ThreadPoolExecutor(len(ranks)) as threads:
+        joins = [threads.submit(meet_neighbours, r, topology, meeting, 20.0) for r in ranks]
+        made = [join.result(30) for join in joins]
+    try:
+        yield made
+    finally:
+        for one in made:
+            one.close()
