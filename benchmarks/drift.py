@@ -39,7 +39,7 @@ from benchmarks.topical_model import NUM_TOPICS, make_checkpoint, prompt
 from msgspec import to_builtins
 from numpy.typing import NDArray
 
-from janus_moe import Engine
+from janus_moe import LLM
 from janus_moe.config import EngineConfig
 from janus_moe.policy.placement import PlacementMethod, even_capacity
 from janus_moe.policy.routing_trace import RoutingTrace
@@ -212,7 +212,7 @@ def record(model: Path, topic: int) -> RoutingTrace:
     path = model / f"topic-{topic}.jrt"
     prompts = [prompt(topic, 12, seed) for seed in range(64)]
     config = to_builtins(settings(model, 0.0)) | {"record_routing": str(path)}
-    with Engine(**config) as engine:
+    with LLM(**config) as engine:
         engine.generate(prompts, max_tokens=64, temperature=1.0, ignore_eos=True, seed=topic)
     return RoutingTrace.load(path)
 

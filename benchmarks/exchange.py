@@ -33,7 +33,7 @@ from janus_moe.transport import (
     AttentionPort,
     DistExchange,
     DistLayout,
-    ReplyNote,
+    ReplyMetadata,
     WaitRule,
 )
 from janus_moe.transport.plans import PLAN_NAMES, PlanName
@@ -42,7 +42,7 @@ from janus_moe.transport.rendezvous import FolderRendezvous
 
 LAYERS = 8
 RULE = WaitRule(timeout_s=60.0)
-NOTE = ReplyNote(routing_digest=1, activated=2)
+NOTE = ReplyMetadata(routing_digest=1, activated=2)
 
 
 class Order(msgspec.Struct, frozen=True):

@@ -34,7 +34,7 @@ from janus_moe.transport.choosing import lower_quartile
 from janus_moe.transport.executor import BoundProgram, Executor
 from janus_moe.transport.gloo import GlooChannel
 from janus_moe.transport.message_buffers import RowFormat
-from janus_moe.transport.neighbour_setup import meet_neighbours
+from janus_moe.transport.neighbour_setup import connect_host_peers
 from janus_moe.transport.plans import Demand, EveryRow, ExchangePlan, PlanName, RoutedRows
 from janus_moe.transport.rendezvous import FolderRendezvous
 
@@ -67,7 +67,7 @@ class Node:
         dtype = getattr(torch, layout.dtype)
         rows = layout.shape.attention * layout.max_tokens
         format_ = RowFormat(rows, layout.hidden_size, layout.shape.expert, dtype)
-        self.near = meet_neighbours(self.rank, self.topology, self.meeting, TIMEOUT_S)
+        self.near = connect_host_peers(self.rank, self.topology, self.meeting, TIMEOUT_S)
         self.executor = Executor(
             self.rank, self.topology, self.channel, format_, TIMEOUT_S, neighbours=self.near
         )

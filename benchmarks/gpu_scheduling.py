@@ -35,7 +35,7 @@ from janus_moe.kernels.activation_schedule import (
 )
 from janus_moe.policy.placement import initial_placement
 from janus_moe.policy.synthetic import SyntheticRouter
-from janus_moe.transport import ReplyNote, Ticket, read_notes
+from janus_moe.transport import ReplyMetadata, Ticket, read_notes
 
 SHAPES = ((128, 8, 20), (256, 16, 20), (512, 64, 10))  # experts, instances, slots
 BATCH_SIZES = (1, 4, 16, 64, 128, 256, 1024, 4096)
@@ -55,7 +55,7 @@ def check(answers: Sequence[ScheduleTensors], expected: Sequence[ScheduleTensors
                 raise SystemExit(f"{name} differ from the CPU's; no figure of this is worth a look")
 
 
-def check_notes(notes: Sequence[ReplyNote], expected: Sequence[ScheduleTensors]) -> None:
+def check_notes(notes: Sequence[ReplyMetadata], expected: Sequence[ScheduleTensors]) -> None:
     tickets = [Ticket(0, 0, call) for call in range(len(notes))]
     for [note], want in zip(
         read_notes(tickets, [(note,) for note in notes]), expected, strict=True

@@ -31,7 +31,7 @@ from examples.bundled_model.corpus import encode_files, read_standard_library, s
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from janus_moe import Engine
+from janus_moe import LLM
 from janus_moe.model.source import resolve_model
 from janus_moe.policy.activation import Scheduler
 from janus_moe.policy.placement import even_capacity
@@ -79,7 +79,7 @@ def record(folder: Path, num_tokens: int) -> tuple[RoutingTrace, RoutingTrace]:
         windows = [own[start : start + WINDOW].tolist() for start in range(0, len(own), WINDOW)]
         if not path.exists():
             settings: dict[str, Any] = {"prefix_caching": "off", "max_model_len": 2048}
-            with Engine(record_routing=str(path), **settings) as engine:
+            with LLM(record_routing=str(path), **settings) as engine:
                 engine.generate(windows, max_tokens=1, temperature=0)
         traces.append(RoutingTrace.load(path))
     return traces[0], traces[1]

@@ -26,7 +26,7 @@ from janus_moe.sim.planned import planning_problem
 from janus_moe.sim.policies import Choices, named_policy
 from janus_moe.sim.report import Objective, make_report
 from janus_moe.sim.simulate import simulate
-from janus_moe.sim.state import Limits
+from janus_moe.sim.state import BatchLimits
 
 TPOT_S = 0.15
 POLICIES = ["janus", "sglang", "megascale-infer", "xdeepserve", "static:16A48E"]
@@ -65,7 +65,7 @@ def _measure(name: str, oracle: Oracle, router: SyntheticRouter, rate: float) ->
 
 
 def _choices(oracle: Oracle, router: SyntheticRouter) -> Choices:
-    limits, a_max = Limits(16, 1024, 2048), SampledAmax(router.batch, oracle.model.num_experts)
+    limits, a_max = BatchLimits(16, 1024, 2048), SampledAmax(router.batch, oracle.model.num_experts)
     return Choices(
         deployments=Deployments(oracle, a_max, limits),
         problem=planning_problem(oracle, router.batch, limits, TPOT_S, 64),

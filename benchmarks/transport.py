@@ -28,7 +28,7 @@ from janus_moe.transport import (
     AttentionPort,
     ExpertPort,
     LoopbackExchange,
-    ReplyNote,
+    ReplyMetadata,
     ShmAddress,
     ShmLayout,
     ShmRegion,
@@ -39,7 +39,7 @@ HIDDEN = 1024
 LAYERS = 12
 TOKENS = (1, 4, 16, 64, 256)
 SHAPES = ((1, 1), (1, 2), (2, 3))
-NOTE = ReplyNote(routing_digest=1, activated=2)
+NOTE = ReplyMetadata(routing_digest=1, activated=2)
 
 
 def drive(port: AttentionPort, num_steps: int) -> dict[int, list[float]]:

@@ -23,8 +23,8 @@ from janus_moe.sim.planned import planning_problem
 from janus_moe.sim.policies import Choices, named_policy
 from janus_moe.sim.report import Objective, make_report
 from janus_moe.sim.simulate import Timing, simulate
-from janus_moe.sim.state import Limits
-from janus_moe.sim.workload import Workload
+from janus_moe.sim.state import BatchLimits
+from janus_moe.sim.workload import RequestTrace
 
 NUMBER = "simulated-day"
 TITLE = "A day like figure 11's, request by request (calibration: paper, 150 ms)"
@@ -85,7 +85,7 @@ def scale(choices: Choices, seed: int) -> float:
     return busiest.tokens_per_s / OUTPUT / HEADROOM / float(load.max())
 
 
-def sweep(workload: Workload, system: BaselineName, choices: Choices) -> list[Data]:
+def sweep(workload: RequestTrace, system: BaselineName, choices: Choices) -> list[Data]:
     """One run for each headroom, the least first."""
     return [
         {"headroom": headroom}
@@ -95,7 +95,7 @@ def sweep(workload: Workload, system: BaselineName, choices: Choices) -> list[Da
 
 
 def played(
-    workload: Workload, system: BaselineName, choices: Choices, on_load: float | None
+    workload: RequestTrace, system: BaselineName, choices: Choices, on_load: float | None
 ) -> Data:
     policy = named_policy(system, choices, workload)
     report = make_report(simulate(workload, policy, Timing(on_load=on_load)), OBJECTIVE)
@@ -124,7 +124,7 @@ def hours_at(runs: Sequence[Data], share: float) -> float | None:
 
 def choices_of(seed: int) -> Choices:
     """The paper's setting: 27 slots, no micro-batches, up to 64 GPUs."""
-    one, sample, limits = oracle("paper"), like_paper(), Limits(16, 1024, 2048)
+    one, sample, limits = oracle("paper"), like_paper(), BatchLimits(16, 1024, 2048)
     most = fig11_day.MAX_GPUS
     return Choices(
         deployments=Deployments(one, SampledAmax(sample, NUM_EXPERTS, seed), limits),

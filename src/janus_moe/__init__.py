@@ -1,6 +1,6 @@
 """Janus: MoE serving with attention and experts on separate worker pools.
 
-`Engine` and `generate` complete prompts from Python; everything else is behind `janus serve`.
+`LLM` and `generate` complete prompts from Python; everything else is behind `janus serve`.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from janus_moe.offline import Completion, Engine, generate
+    from janus_moe.offline import LLM, Completion, generate
 
 __version__ = "0.1.0"
-__all__ = ["Completion", "Engine", "__version__", "generate"]
+__all__ = ["LLM", "Completion", "__version__", "generate"]
 
 
 def __getattr__(name: str) -> Any:
     """Loads the Python API on first use, so that `janus --help` and `policy` stay light."""
-    if name in ("Completion", "Engine", "generate"):
+    if name in ("Completion", "LLM", "generate"):
         from janus_moe import offline
 
         return getattr(offline, name)

@@ -21,7 +21,7 @@ from typing import Any, Self
 import msgspec
 
 from janus_moe.config import EngineConfig
-from janus_moe.control.resolve import RunPlan
+from janus_moe.control.resolve import DeploymentPlan
 from janus_moe.control.service import Service, ignore_progress
 from janus_moe.errors import ConfigError, RequestError, ServiceError
 from janus_moe.messages import Progress, SamplingParams, TokenLogprob
@@ -45,7 +45,7 @@ class Completion:
     finish_reason: str = ""
 
 
-class Engine:
+class LLM:
     """A running service, used from ordinary (not async) code; close it, or use it in `with`.
 
     settings: fields of `EngineConfig`, e.g. model="bundled", attention_instances=1.
@@ -56,7 +56,7 @@ class Engine:
     def __init__(
         self,
         *,
-        on_plan: Callable[[RunPlan], None] = lambda plan: None,
+        on_plan: Callable[[DeploymentPlan], None] = lambda plan: None,
         on_progress: Callable[[Progress], None] = ignore_progress,
         **settings: Any,
     ) -> None:
@@ -164,7 +164,7 @@ def generate(
 
     settings: fields of `EngineConfig` besides the model; sampling: fields of `SamplingParams`.
     """
-    with Engine(model=model, **(settings or {})) as engine:
+    with LLM(model=model, **(settings or {})) as engine:
         return engine.generate(prompts, stop, **sampling)
 
 

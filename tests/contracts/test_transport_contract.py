@@ -36,7 +36,7 @@ from janus_moe.transport import (
     Exchange,
     ExpertPort,
     LoopbackExchange,
-    ReplyNote,
+    ReplyMetadata,
     ShmLayout,
     ShmRegion,
     Ticket,
@@ -58,7 +58,7 @@ GLOO = tuple(f"{kind} {plan}" for kind in ("gloo", "hosts") for plan in (*PLAN_N
 BACKENDS = (*SHARED, "threads 2pc-direct", "hosts 2pc-relay")
 APART = ("loopback-threads", "shm", "threads 2pc-direct", "hosts 2pc-relay")  # nobody inline
 
-Respond = Callable[[int, Work], tuple[Tensor, ReplyNote]]
+Respond = Callable[[int, Work], tuple[Tensor, ReplyMetadata]]
 
 
 # --- the pools ----------------------------------------------------------------------------------
@@ -92,13 +92,13 @@ def expected(
     return list(torch.split(first, list(counts)))
 
 
-def respond(expert: int, work: Work) -> tuple[Tensor, ReplyNote]:
+def respond(expert: int, work: Work) -> tuple[Tensor, ReplyMetadata]:
     ticket = work.ticket
     batch = torch.cat(
         [rows(i, ticket.step, ticket.layer, count) for i, count in enumerate(work.num_tokens)]
     )
     assert torch.equal(work.hidden, batch), "the batch is not the participants' concatenation"
-    note = ReplyNote(routing_digest=-ticket.layer - 5, activated=expert + ticket.step)
+    note = ReplyMetadata(routing_digest=-ticket.layer - 5, activated=expert + ticket.step)
     return partial_sums(expert, ticket.layer, work.hidden), note
 
 
@@ -217,7 +217,7 @@ def running(backend: str, shape: tuple[int, int], rule: WaitRule = PATIENT) -> I
 
 def take_steps(
     port: AttentionPort, instance: int, schedule: list[tuple[int, ...]], num_layers: int
-) -> list[list[tuple[Tensor, tuple[ReplyNote, ...]]]]:
+) -> list[list[tuple[Tensor, tuple[ReplyMetadata, ...]]]]:
     """[steps][layers] what attention `instance` combined, empty for its idle steps."""
     history = []
     for step, counts in enumerate(schedule):
@@ -294,7 +294,7 @@ def check_results(
             if not any(counts):
                 continue
             sums = expected(counts, expert_nodes, step, layer)
-            notes = tuple(ReplyNote(-layer - 5, expert + step) for expert in range(shape[1]))
+            notes = tuple(ReplyMetadata(-layer - 5, expert + step) for expert in range(shape[1]))
             for instance, count in enumerate(counts):
                 if count:
                     hidden, seen = histories[instance][step][layer]
@@ -323,8 +323,8 @@ def test_many_steps_with_changing_idle_instances(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_diverging_digests_are_an_error_at_every_participant(backend: str) -> None:
-    def diverge(expert: int, work: Work) -> tuple[Tensor, ReplyNote]:
-        return work.hidden.clone(), ReplyNote(routing_digest=expert // 2, activated=0)
+    def diverge(expert: int, work: Work) -> tuple[Tensor, ReplyMetadata]:
+        return work.hidden.clone(), ReplyMetadata(routing_digest=expert // 2, activated=0)
 
     with running(backend, (2, 3)) as pools:
         pools.start_experts(diverge)
@@ -335,7 +335,7 @@ def test_diverging_digests_are_an_error_at_every_participant(backend: str) -> No
 
 def _all_take_one_step(
     pools: Pools,
-) -> list[Future[list[list[tuple[Tensor, tuple[ReplyNote, ...]]]]]]:
+) -> list[Future[list[list[tuple[Tensor, tuple[ReplyMetadata, ...]]]]]]:
     schedule = [(2,) * pools.shape.attention]
     return [
         pools.threads.submit(take_steps, port, i, schedule, 1)
@@ -430,7 +430,7 @@ def test_an_instance_that_does_not_announce_is_named_on_both_sides(backend: str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_long_step_that_gets_on_is_not_a_timeout_for_those_who_wait(backend: str) -> None:
     with running(backend, (2, 1), HASTY) as pools:
-        pools.start_experts(lambda expert, work: (work.hidden.clone(), ReplyNote(0, 0)))
+        pools.start_experts(lambda expert, work: (work.hidden.clone(), ReplyMetadata(0, 0)))
         busy, idle = pools.attention
         busy.begin_step(2)
         idle.begin_step(0)
@@ -446,10 +446,10 @@ def test_a_long_step_that_gets_on_is_not_a_timeout_for_those_who_wait(backend: s
 
 @pytest.mark.parametrize("num_attention", (1, 3))
 def test_a_failing_expert_surfaces_in_every_attention_instance(num_attention: int) -> None:
-    def fail(expert: int, work: Work) -> tuple[Tensor, ReplyNote]:
+    def fail(expert: int, work: Work) -> tuple[Tensor, ReplyMetadata]:
         if expert == 1:
             raise ArithmeticError("no more bits")
-        return work.hidden, ReplyNote(0, 0)
+        return work.hidden, ReplyMetadata(0, 0)
 
     with running("loopback-inline", (num_attention, 2)) as pools:
         pools.start_experts(fail)
@@ -589,7 +589,7 @@ def test_all_see_the_latest_epoch_that_anybody_announced_for_a_step(backend: str
     seen: dict[int, set[int]] = {}
     lock = threading.Lock()
 
-    def answer(expert: int, work: Work) -> tuple[Tensor, ReplyNote]:
+    def answer(expert: int, work: Work) -> tuple[Tensor, ReplyMetadata]:
         with lock:
             seen.setdefault(work.ticket.step, set()).add(work.ticket.epoch)
         return respond(expert, work)

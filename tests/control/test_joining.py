@@ -28,7 +28,7 @@ from janus_moe.control.hosts.messages import StartHost
 from janus_moe.control.hosts.pool import HostPool
 from janus_moe.control.hosts.secret import CurveKeys, hkdf, read_secret
 from janus_moe.control.hosts.shares import HostShare
-from janus_moe.control.mailbox import Mailbox
+from janus_moe.control.mailbox import WorkerChannel
 from janus_moe.errors import ConfigError, HostLost, ServiceError, WorkerFailed
 from janus_moe.messages import Hello, StorePut, decode_from_worker
 
@@ -266,7 +266,7 @@ async def test_a_worker_leaves_when_its_connection_is_gone(cluster: Cluster) -> 
     def gone() -> None:
         loop.call_soon_threadsafe(orphaned.set)
 
-    mailbox = Mailbox(
+    mailbox = WorkerChannel(
         Bootstrap(
             name="expert 0",
             endpoint=cluster.pool.channel.endpoint,

@@ -14,7 +14,7 @@ from tests.server.fake_engine import tiny_spec
 
 from janus_moe.config import EngineConfig
 from janus_moe.control.rebalance import Rebalancer
-from janus_moe.control.resolve import RunPlan
+from janus_moe.control.resolve import DeploymentPlan
 from janus_moe.errors import ConflictError
 from janus_moe.messages import (
     DropEpoch,
@@ -65,7 +65,7 @@ class FakeWorkers:
 async def rebalancing(**settings: Any) -> AsyncIterator[tuple[Rebalancer, FakeWorkers]]:
     """Two attention and two expert instances, eight experts, one spare slot."""
     config = EngineConfig(attention_instances=2, expert_instances=2, **settings)
-    plan = RunPlan(
+    plan = DeploymentPlan(
         config=config,
         spec=tiny_spec(10, 10),
         folder=Path(),

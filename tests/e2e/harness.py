@@ -14,7 +14,7 @@ from typing import Any
 from janus_moe.config import EngineConfig
 from janus_moe.control.exchanges import open_exchanges
 from janus_moe.control.layout import create_regions, setup_message, worker_layouts
-from janus_moe.control.members import build_members
+from janus_moe.control.members import build_instances
 from janus_moe.control.service import Service
 from janus_moe.engine.engine import Engine
 from janus_moe.errors import ExchangeClosed
@@ -144,7 +144,7 @@ class ThreadWorkers:
         self._exchanges = [e for own in exchanges for e in own if isinstance(e, ChannelExchange)]
         self._members = {}
         for setup, exchange in zip(setups, exchanges, strict=True):
-            for member in build_members(setup, exchange, self._emit, load_piece):
+            for member in build_instances(setup, exchange, self._emit, load_piece):
                 self._members[member.id] = member
         self._threads = [
             threading.Thread(target=self._live, args=(member,), daemon=True)

@@ -18,12 +18,12 @@ SETTINGS: dict[str, Any] = {"expert_instances": 2, "max_model_len": 128}
 
 
 @pytest.fixture(scope="module")
-def engine(qwen3: Model) -> Iterator[janus_moe.Engine]:
-    with janus_moe.Engine(model=str(qwen3.folder), **SETTINGS) as running:
+def engine(qwen3: Model) -> Iterator[janus_moe.LLM]:
+    with janus_moe.LLM(model=str(qwen3.folder), **SETTINGS) as running:
         yield running
 
 
-def test_prompts_complete_in_their_order(engine: janus_moe.Engine, qwen3: Model) -> None:
+def test_prompts_complete_in_their_order(engine: janus_moe.LLM, qwen3: Model) -> None:
     prompts: list[Prompt] = ["hello", [1, 2, 3], "a longer prompt with more tokens"]
     completions = engine.generate(prompts, max_tokens=20, temperature=0, ignore_eos=True)
     assert [c.prompt for c in completions] == prompts
@@ -34,7 +34,7 @@ def test_prompts_complete_in_their_order(engine: janus_moe.Engine, qwen3: Model)
             assert token == int(qwen3.oracle.logits(ids)[-1].argmax())
 
 
-def test_stop_string_ends_a_completion(engine: janus_moe.Engine) -> None:
+def test_stop_string_ends_a_completion(engine: janus_moe.LLM) -> None:
     (free,) = engine.generate(["hello"], max_tokens=30, temperature=0, ignore_eos=True)
     stop = free.text[3:6]
     (stopped,) = engine.generate(
@@ -44,7 +44,7 @@ def test_stop_string_ends_a_completion(engine: janus_moe.Engine) -> None:
     assert stopped.finish_reason == "stop"
 
 
-def test_bad_prompts_and_settings_are_refused(engine: janus_moe.Engine) -> None:
+def test_bad_prompts_and_settings_are_refused(engine: janus_moe.LLM) -> None:
     with pytest.raises(RequestError, match="empty"):
         engine.generate([[]], max_tokens=1)
     with pytest.raises(RequestError, match="context is 128"):

@@ -21,8 +21,8 @@ from janus_moe.config import EngineConfig
 from janus_moe.control.host_facts import HostFacts
 from janus_moe.control.hosts.shares import whole
 from janus_moe.control.layout import setup_message, worker_layouts
-from janus_moe.control.members import Member, build_members
-from janus_moe.control.resolve import Host, resolve_run
+from janus_moe.control.members import HostedInstance, build_instances
+from janus_moe.control.resolve import Host, plan_deployment
 from janus_moe.experts import instance as expert_instance
 from janus_moe.kernels.activation_schedule import (
     DevicePolicy,
@@ -98,7 +98,7 @@ class OneThread:
             threads=1,
             **settings,
         )
-        self.plan = resolve_run(config, [Host(whole(config.shape), HostFacts(1, 2**33))])
+        self.plan = plan_deployment(config, [Host(whole(config.shape), HostFacts(1, 2**33))])
         self.loads: list[ExpertLoad] = []
         self.steps: list[StepDone] = []
         self.waits: list[int] = []
@@ -108,8 +108,8 @@ class OneThread:
         self._prepared = 0
         [layout] = worker_layouts(self.plan)
         exchange = LoopbackExchange(config.shape)
-        self._attention: Member
-        self._attention, *self._experts = build_members(
+        self._attention: HostedInstance
+        self._attention, *self._experts = build_instances(
             setup_message(self.plan, layout), [exchange], self._take
         )
 

@@ -15,7 +15,7 @@ from tests.checkpoints import make_checkpoint
 from janus_moe.errors import ExchangeError
 from janus_moe.experts import preparing
 from janus_moe.experts.instance import ExpertInstance
-from janus_moe.experts.preparing import EpochPreparer
+from janus_moe.experts.preparing import EpochLoader
 from janus_moe.messages import (
     DropEpoch,
     EpochFailed,
@@ -54,7 +54,7 @@ class Bench:
         self.instance = ExpertInstance(0, model, placement, "exact", spec.moe_layer_ids)
         self.reports: queue.SimpleQueue[FromWorker] = queue.SimpleQueue()
         self.inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
-        preparer = EpochPreparer(
+        preparer = EpochLoader(
             self.instance, checkpoint, bytes_per_step, self.reports.put, load_piece
         )
         self.thread = threading.Thread(target=preparer.serve, args=(self.inbox,))

@@ -24,7 +24,7 @@ from janus_moe.experts.step_routing import StepRouting
 from janus_moe.kernels.activation_schedule import DevicePolicy, PolicyActivationSchedule
 from janus_moe.policy.activation import LayerCost
 from janus_moe.policy.placement import Placement, place_experts
-from janus_moe.transport import ReplyNote, Ticket, read_notes
+from janus_moe.transport import ReplyMetadata, Ticket, read_notes
 
 EXPERTS, INSTANCES, SPARE = 24, 4, 3
 TICKET = Ticket(epoch=0, step=7, layer=2)
@@ -44,7 +44,7 @@ def placements() -> list[Placement]:
     return [place_experts("janus", rows, capacity, epoch=epoch) for epoch, rows in enumerate(load)]
 
 
-def as_on_the_host(note: ReplyNote) -> ReplyNote:
+def as_on_the_host(note: ReplyMetadata) -> ReplyMetadata:
     return read_notes([TICKET], [(note,)])[0][0]
 
 
@@ -99,16 +99,16 @@ def test_digests_tell_ids_orders_and_epochs_apart() -> None:
     assert torch.equal(digest(ids, 1), DeviceDigest("cpu")(ids, 1)), "more factors, the same ones"
 
 
-def note_of(*facts: int) -> ReplyNote:
-    return ReplyNote(0, 0, 5, torch.tensor(facts))
+def note_of(*facts: int) -> ReplyMetadata:
+    return ReplyMetadata(0, 0, 5, torch.tensor(facts))
 
 
 def test_a_step_is_read_at_once_and_divergence_is_found() -> None:
     tickets = [Ticket(0, 7, layer) for layer in (2, 4)]
     notes = [(note_of(11, 3, 0), note_of(11, 4, 0)), (note_of(12, 1, 0), note_of(12, 2, 0))]
     assert read_notes(tickets, notes) == [
-        (ReplyNote(11, 3, 5), ReplyNote(11, 4, 5)),
-        (ReplyNote(12, 1, 5), ReplyNote(12, 2, 5)),
+        (ReplyMetadata(11, 3, 5), ReplyMetadata(11, 4, 5)),
+        (ReplyMetadata(12, 1, 5), ReplyMetadata(12, 2, 5)),
     ]
     notes[1] = (note_of(12, 1, 0), note_of(13, 2, 0))
     with pytest.raises(RoutingDivergence, match=r"step 7, layer 4 .*expert 0: 12, expert 1: 13"):
@@ -116,7 +116,7 @@ def test_a_step_is_read_at_once_and_divergence_is_found() -> None:
     notes[1] = (note_of(12, 1, 1), note_of(12, 2, 1))
     with pytest.raises(ExchangeError, match="out of range in step 7, layer 4"):
         read_notes(tickets, notes)
-    on_the_host = [(ReplyNote(1, 2, 3),)]
+    on_the_host = [(ReplyMetadata(1, 2, 3),)]
     assert read_notes([TICKET], on_the_host) == on_the_host
 
 

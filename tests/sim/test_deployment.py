@@ -15,7 +15,7 @@ from janus_moe.policy.synthetic import SyntheticRouter
 from janus_moe.sim.amax import SampledAmax
 from janus_moe.sim.deployment import Deployments, Style
 from janus_moe.sim.policies import parse_size
-from janus_moe.sim.state import Limits
+from janus_moe.sim.state import BatchLimits
 from janus_moe.sim.step_table import (
     PoolSize,
     busiest_step_seconds,
@@ -23,7 +23,7 @@ from janus_moe.sim.step_table import (
     tabulate_attention,
 )
 
-LIMITS = Limits(16, 512, 1024)
+LIMITS = BatchLimits(16, 512, 1024)
 
 
 def half_of_all(instances: int, slots: int, tokens: float, policy: str = "exact") -> float:

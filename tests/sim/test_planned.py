@@ -14,17 +14,17 @@ from janus_moe.plan.problem import Rate
 from janus_moe.plan.problem import Workload as Means
 from janus_moe.policy.synthetic import SyntheticRouter
 from janus_moe.sim.amax import SampledAmax
-from janus_moe.sim.deployment import Deployment, Deployments
+from janus_moe.sim.deployment import Deployments, SimDeployment
 from janus_moe.sim.generators import Lengths, generate
 from janus_moe.sim.planned import DRAIN_S, Planned, planning_problem
 from janus_moe.sim.policies import PLANNERS, Choices, named_policy
 from janus_moe.sim.report import Objective, make_report
-from janus_moe.sim.scaling import Demand, Static
+from janus_moe.sim.scaling import ObservedDemand, Static
 from janus_moe.sim.simulate import Timing, simulate
-from janus_moe.sim.state import Limits
-from janus_moe.sim.workload import Workload
+from janus_moe.sim.state import BatchLimits
+from janus_moe.sim.workload import RequestTrace
 
-LIMITS = Limits(16, 256, 1024)
+LIMITS = BatchLimits(16, 256, 1024)
 WORKLOAD = generate("poisson", 2.0, 60.0)
 
 
@@ -49,8 +49,8 @@ def policy(name: str, shared: Choices) -> Planned:
     return found
 
 
-def demand(rate: float, waiting: int = 0) -> Demand:
-    return Demand(rate, (rate,), 100.0, 200.0, waiting, waiting)
+def demand(rate: float, waiting: int = 0) -> ObservedDemand:
+    return ObservedDemand(rate, (rate,), 100.0, 200.0, waiting, waiting)
 
 
 @pytest.mark.parametrize("name", PLANNERS)
@@ -141,7 +141,7 @@ def test_an_equally_cheap_shape_is_kept(shared: Choices) -> None:
     others, _ = one._answers(demand(400.0))
     rivals = [other for other in others[1:] if other.cost == others[0].cost]
     assert rivals
-    present: Deployment = one._built(rivals[0])
+    present: SimDeployment = one._built(rivals[0])
     assert not present.same_as(choice)
     assert one.decide(0.0, demand(400.0), present).deployment.size == present.size
 
@@ -159,7 +159,7 @@ def test_demand_beyond_all_gpus_takes_the_most_capable_and_says_so() -> None:
 
 def test_static_holds_what_the_busiest_interval_takes(shared: Choices) -> None:
     calm, busy = (generate("poisson", rate, 100.0, 1) for rate in (1.0, 80.0))
-    both = Workload.of(
+    both = RequestTrace.of(
         "both",
         np.concatenate([calm.arrival_s, busy.arrival_s + 100.0]),
         np.concatenate([calm.prompt_tokens, busy.prompt_tokens]),

@@ -15,14 +15,14 @@ from tests.sim.test_steps import linear_table, requests
 from janus_moe.cli import main
 from janus_moe.errors import ConfigError
 from janus_moe.sim.chrome import events
-from janus_moe.sim.deployment import Deployment
+from janus_moe.sim.deployment import SimDeployment
 from janus_moe.sim.generators import Lengths, generate
 from janus_moe.sim.pools import CompiledPool
 from janus_moe.sim.reference import PolicyPool
 from janus_moe.sim.report import Objective, make_report
-from janus_moe.sim.scaling import Choice, Demand, Loading, Static
+from janus_moe.sim.scaling import Loading, ObservedDemand, ScalingTarget, Static
 from janus_moe.sim.simulate import Simulation, Timing, simulate
-from janus_moe.sim.state import Limits
+from janus_moe.sim.state import BatchLimits
 from janus_moe.sim.step_table import PoolSize
 
 LOADING = Loading(start_s=4.0, load_bytes_per_s=1e9, move_bytes_per_s=1e9)
@@ -30,12 +30,12 @@ SHORT = Lengths(mean=20)
 TIMING = Timing(interval_s=100.0, check_s=20.0)
 
 
-def deployment(attention: int, expert: int) -> Deployment:
-    return Deployment(
+def deployment(attention: int, expert: int) -> SimDeployment:
+    return SimDeployment(
         name=f"{attention}A{expert}E",
         size=PoolSize(attention, expert),
         table=linear_table(1.0 / (attention * expert)),
-        limits=Limits(16, 64, 256),
+        limits=BatchLimits(16, 64, 256),
         kv_blocks=100,
         attention_bytes=6e9,
         expert_bytes=8e9,
@@ -49,11 +49,13 @@ class Script:
 
     def __init__(self, steps: Mapping[float, tuple[int, int]]) -> None:
         self._steps = {at: deployment(*size) for at, size in steps.items()}
-        self.asked: list[tuple[float, Demand]] = []
+        self.asked: list[tuple[float, ObservedDemand]] = []
 
-    def decide(self, now_s: float, demand: Demand, current: Deployment | None) -> Choice:
+    def decide(
+        self, now_s: float, demand: ObservedDemand, current: SimDeployment | None
+    ) -> ScalingTarget:
         self.asked.append((now_s, demand))
-        return Choice(self._steps[max(at for at in self._steps if at <= now_s)])
+        return ScalingTarget(self._steps[max(at for at in self._steps if at <= now_s)])
 
 
 def gpus_at(simulation: Simulation, time: float) -> int:

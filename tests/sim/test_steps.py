@@ -9,9 +9,9 @@ from janus_moe.sim import state
 from janus_moe.sim.generators import Lengths, generate
 from janus_moe.sim.pools import AttentionPool, CompiledPool
 from janus_moe.sim.reference import PolicyPool
-from janus_moe.sim.state import Limits
+from janus_moe.sim.state import BatchLimits
 from janus_moe.sim.step_table import StepTable
-from janus_moe.sim.workload import PrefixBlocks, Workload
+from janus_moe.sim.workload import PrefixBlocks, RequestTrace
 
 FOREVER = 1e12
 
@@ -43,10 +43,10 @@ def linear_table(
     )
 
 
-def requests(*rows: tuple[float, int, int]) -> Workload:
+def requests(*rows: tuple[float, int, int]) -> RequestTrace:
     """(arrival, prompt, output) each."""
     arrival, prompt, output = zip(*rows, strict=True)
-    return Workload.of("test", np.array(arrival), np.array(prompt), np.array(output))
+    return RequestTrace.of("test", np.array(arrival), np.array(prompt), np.array(output))
 
 
 def play(pool: AttentionPool, table: StepTable, instances: int, kv_blocks: int) -> AttentionPool:
@@ -60,7 +60,7 @@ def play(pool: AttentionPool, table: StepTable, instances: int, kv_blocks: int) 
 def test_a_case_computed_by_hand(kind: type[CompiledPool] | type[PolicyPool]) -> None:
     # 10 s per step and 1 s per token. A step of 4 tokens takes 14 s, one of 1 token 11 s.
     workload = requests((0.0, 4, 3), (5.0, 2, 1))
-    pool = play(kind(workload, Limits(16, 8, 64), 1, 900.0, 9), linear_table(10.0, 1.0), 1, 8)
+    pool = play(kind(workload, BatchLimits(16, 8, 64), 1, 900.0, 9), linear_table(10.0, 1.0), 1, 8)
     # 0..14: prompt of A. 14..27: A's second token with prompt of B (1 + 2). 27..38: A's third.
     assert pool.requests["first_s"].tolist() == pytest.approx([14.0, 27.0])
     assert pool.requests["finish_s"].tolist() == pytest.approx([38.0, 27.0])
@@ -77,7 +77,7 @@ def test_instances_that_wait_for_each_other_have_equal_batches(
     fixed, per_token, instances = 20e-3, 1e-4, 6
     workload = generate("poisson", 100.0, 15.0, 1, Lengths(mean=4), Lengths(mean=64))
     pool = play(
-        kind(workload, Limits(16, 256, 256), instances, 900.0, 400),
+        kind(workload, BatchLimits(16, 256, 256), instances, 900.0, 400),
         linear_table(fixed, per_token),
         instances,
         2000,
@@ -94,14 +94,14 @@ def test_prompts_are_chunked_and_kv_positions_are_read(
     # Budget 4: a prompt of 6 takes two steps. Decoding reads start + 1 positions; a chunk of n from
     # s reads max(s + n, pairs / 4).
     workload = requests((0.0, 6, 3))
-    pool = play(kind(workload, Limits(4, 4, 4), 1, 900.0, 9), linear_table(0, 0, 1.0), 1, 8)
+    pool = play(kind(workload, BatchLimits(4, 4, 4), 1, 900.0, 9), linear_table(0, 0, 1.0), 1, 8)
     assert pool.log[:, state.SECONDS].tolist() == pytest.approx([4.0, 6.0, 7.0, 8.0])
 
 
 def test_the_slowest_instance_and_all_tokens_set_the_pace() -> None:
     # Two instances: prompts of 8 and 2 tokens. Attention 1 s per token, experts 0.5 s per token.
     workload = requests((0.0, 8, 1), (0.0, 2, 1))
-    limits = Limits(16, 8, 64)
+    limits = BatchLimits(16, 8, 64)
     pool = play(CompiledPool(workload, limits, 2, 900.0, 9), linear_table(0, 1.0, 0, 0.5), 2, 8)
     assert sorted(pool.requests["instance"].tolist()) == [0, 1]
     assert pool.log[:, state.SECONDS].tolist() == pytest.approx([8 * 1.0 + 10 * 0.5])
@@ -109,11 +109,11 @@ def test_the_slowest_instance_and_all_tokens_set_the_pace() -> None:
 
 CASES = {
     # instances, blocks each, limits, cv of prompts and outputs, rate
-    "roomy": (3, 400, Limits(16, 32, 256), 1.0, 30.0),
-    "few blocks: preemption": (2, 24, Limits(4, 16, 32), 1.0, 30.0),
-    "few sequences: a queue": (2, 100, Limits(8, 3, 16), 0.6, 30.0),
-    "tiny budget: chunks": (1, 90, Limits(4, 4, 4), 1.0, 10.0),
-    "idle between requests": (4, 50, Limits(16, 8, 64), 1.0, 0.5),
+    "roomy": (3, 400, BatchLimits(16, 32, 256), 1.0, 30.0),
+    "few blocks: preemption": (2, 24, BatchLimits(4, 16, 32), 1.0, 30.0),
+    "few sequences: a queue": (2, 100, BatchLimits(8, 3, 16), 0.6, 30.0),
+    "tiny budget: chunks": (1, 90, BatchLimits(4, 4, 4), 1.0, 10.0),
+    "idle between requests": (4, 50, BatchLimits(16, 8, 64), 1.0, 0.5),
 }
 
 
@@ -137,8 +137,10 @@ def test_compiled_steps_equal_those_of_the_policy_code(name: str, seed: int) -> 
 
 def test_pausing_changes_nothing() -> None:
     workload = generate("poisson", 30.0, 10.0, 5)
-    whole = play(CompiledPool(workload, Limits(16, 32, 256), 2, 1.0), linear_table(1e-3), 2, 400)
-    parts = CompiledPool(workload, Limits(16, 32, 256), 2, 1.0)
+    whole = play(
+        CompiledPool(workload, BatchLimits(16, 32, 256), 2, 1.0), linear_table(1e-3), 2, 400
+    )
+    parts = CompiledPool(workload, BatchLimits(16, 32, 256), 2, 1.0)
     for instance in range(2):
         parts.activate(instance, 400)
     for until in np.arange(0.0, 10.0, 0.1):
@@ -149,7 +151,7 @@ def test_pausing_changes_nothing() -> None:
 
 def test_every_request_finishes_once_and_nothing_is_left() -> None:
     workload = generate("poisson", 100.0, 20.0, 2, outputs=Lengths(mean=30, cv=1.0))
-    pool = play(CompiledPool(workload, Limits(4, 64, 128), 2, 5.0), linear_table(2e-3), 2, 110)
+    pool = play(CompiledPool(workload, BatchLimits(4, 64, 128), 2, 5.0), linear_table(2e-3), 2, 110)
     assert pool.num_preemptions > 0
     done = pool.requests
     assert (done["arrival_s"] < done["first_s"]).all() and (
@@ -165,7 +167,7 @@ def test_littles_law() -> None:
     # half a step. So rate * time = requests in the pool.
     workload = generate("poisson", 200.0, 200.0, 3, outputs=Lengths(mean=50))
     pool = play(
-        CompiledPool(workload, Limits(16, 4096, 8192), 1, 50.0), linear_table(0.02), 1, 9999
+        CompiledPool(workload, BatchLimits(16, 4096, 8192), 1, 50.0), linear_table(0.02), 1, 9999
     )
     served_s = (pool.requests["finish_s"] - pool.requests["arrival_s"]).mean()
     assert served_s == pytest.approx(1.0 + 0.01, rel=0.01)
@@ -178,7 +180,7 @@ def test_littles_law() -> None:
 def test_what_can_never_fit_is_rejected_and_the_rest_served() -> None:
     workload = requests((0.0, 100, 5), (0.0, 10, 5), (1.0, 10, 200))
     for kind in (CompiledPool, PolicyPool):
-        pool = play(kind(workload, Limits(4, 8, 64), 1, 900.0), linear_table(1.0), 1, 8)
+        pool = play(kind(workload, BatchLimits(4, 8, 64), 1, 900.0), linear_table(1.0), 1, 8)
         assert pool.requests["instance"].tolist() == [state.REJECTED, 0, state.REJECTED]
         assert np.isnan(pool.requests["finish_s"]).tolist() == [True, False, True]
 
@@ -188,7 +190,7 @@ def test_a_draining_instance_finishes_and_takes_nothing_new(
     kind: type[CompiledPool] | type[PolicyPool],
 ) -> None:
     workload = requests((0.0, 4, 10), (0.0, 4, 10), *((5.0 + i, 4, 2) for i in range(4)))
-    pool = kind(workload, Limits(4, 8, 64), 2, 900.0)
+    pool = kind(workload, BatchLimits(4, 8, 64), 2, 900.0)
     pool.activate(0, 50)
     pool.activate(1, 50)
     assert not pool.run(5.0, linear_table(1.0))
@@ -205,9 +207,9 @@ def test_known_prefixes_save_time() -> None:
     ids = np.tile(np.arange(4), 20)
     prefix = PrefixBlocks(hashes=ids, offsets=np.arange(21) * 4, block_tokens=32)
     same = np.full(20, 128)
-    table, limits = linear_table(1e-3, 1e-3), Limits(16, 8, 256)
-    cold = Workload.of("cold", arrival, same, np.full(20, 3))
-    warm = Workload.of("warm", arrival, same, np.full(20, 3), prefix)
+    table, limits = linear_table(1e-3, 1e-3), BatchLimits(16, 8, 256)
+    cold = RequestTrace.of("cold", arrival, same, np.full(20, 3))
+    warm = RequestTrace.of("warm", arrival, same, np.full(20, 3), prefix)
     times = [
         play(PolicyPool(workload, limits, 2, 900.0), table, 2, 100).requests["first_s"] - arrival
         for workload in (cold, warm)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from janus_moe.transport.neighbour_setup import meet_neighbours
-from janus_moe.transport.neighbours import Alone, Neighbours
+from janus_moe.transport.neighbour_setup import connect_host_peers
+from janus_moe.transport.neighbours import HostPeers, NoHostPeers
 from janus_moe.transport.plans.topology import Topology
 from janus_moe.transport.rendezvous import MemoryRendezvous
 
@@ -17,11 +17,11 @@ PAIR = Topology((0,), (0,))
 @contextmanager
 def met(
     topology: Topology = PAIR, rendezvous: MemoryRendezvous | None = None
-) -> Iterator[list[Neighbours | Alone]]:
+) -> Iterator[list[HostPeers | NoHostPeers]]:
     """Of every rank: the others of its node."""
     meeting, ranks = rendezvous or MemoryRendezvous(), range(topology.num_ranks)
     with ThreadPoolExecutor(len(ranks)) as threads:
-        joins = [threads.submit(meet_neighbours, r, topology, meeting, 20.0) for r in ranks]
+        joins = [threads.submit(connect_host_peers, r, topology, meeting, 20.0) for r in ranks]
         made = [join.result(30) for join in joins]
     try:
         yield made

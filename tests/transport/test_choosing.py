@@ -15,8 +15,8 @@ from janus_moe.errors import ConfigError, ExchangeClosed
 from janus_moe.perf.links import tcp_links
 from janus_moe.policy.exchange_choice import NUM_BUCKETS, ChoiceRule, pack
 from janus_moe.spec import InstanceId, PoolShape
-from janus_moe.transport import AttentionPort, Combined, ReplyNote, WaitRule
-from janus_moe.transport.board import Board, board_bytes
+from janus_moe.transport import AttentionPort, Combined, ReplyMetadata, WaitRule
+from janus_moe.transport.board import ControlBlock, control_block_bytes
 from janus_moe.transport.channel import LocalNetwork
 from janus_moe.transport.choosing import FixedPlan, PlanChooser, plan_in, predicted_times
 from janus_moe.transport.dist import ChannelExchange, DistLayout
@@ -70,7 +70,7 @@ def serve(end: ChannelExchange) -> None:
         while True:
             work = port.accept()
             if work is not None:
-                port.reply(work, 2 * work.hidden + end.instance.index, ReplyNote(1, 2))
+                port.reply(work, 2 * work.hidden + end.instance.index, ReplyMetadata(1, 2))
 
 
 def take_part(
@@ -121,7 +121,7 @@ def test_plans_may_change_with_every_step_and_all_instances_follow_the_first() -
 
 def test_the_board_keeps_the_plans_of_two_steps() -> None:
     shape = PoolShape(attention=2, expert=1)
-    board = Board(shape, memoryview(bytearray(board_bytes(shape))).cast("q"))
+    board = ControlBlock(shape, memoryview(bytearray(control_block_bytes(shape))).cast("q"))
     words = [0, 2**32 - 1, 5, 2**31, 0, 7]
     for step, (before, word) in enumerate(itertools.pairwise(words)):
         board.announce(0, step, 1, 0, before)

@@ -22,11 +22,11 @@ from janus_moe.errors import (
     PeerLost,
 )
 from janus_moe.spec import InstanceId, PoolShape
-from janus_moe.transport import AttentionPort, ReplyNote, WaitRule
-from janus_moe.transport.board import board_bytes
+from janus_moe.transport import AttentionPort, ReplyMetadata, WaitRule
+from janus_moe.transport.board import control_block_bytes
 from janus_moe.transport.channel import LocalNetwork, Pending
 from janus_moe.transport.dist import DistExchange, DistLayout
-from janus_moe.transport.news import NEWS_TAG, Farewell, News, decode_farewell
+from janus_moe.transport.news import NEWS_TAG, ControlBroadcast, LeaveNotice, decode_leave_notice
 from janus_moe.transport.rendezvous import MemoryRendezvous
 
 HOST = "127.0.0.1"
@@ -64,7 +64,7 @@ def serve(end: DistExchange, rule: WaitRule) -> None:
         while True:
             work = port.accept()
             if work is not None:
-                port.reply(work, 2 * work.hidden.float(), ReplyNote(1, 2))
+                port.reply(work, 2 * work.hidden.float(), ReplyMetadata(1, 2))
 
 
 def exchange(port: AttentionPort, value: float) -> torch.Tensor:
@@ -226,11 +226,11 @@ def test_threads_end_with_their_exchange() -> None:
 def test_nobody_listens_to_a_peer_that_has_said_farewell() -> None:
     """Without an end of the channel: gloo does not tell everybody of that."""
     network = LocalNetwork(2)
-    words = memoryview(bytearray(board_bytes(PoolShape(attention=1, expert=1)))).cast("q")
+    words = memoryview(bytearray(control_block_bytes(PoolShape(attention=1, expert=1)))).cast("q")
     heard: list[int] = []
 
-    def listen(rank: int) -> News:
-        return News(
+    def listen(rank: int) -> ControlBroadcast:
+        return ControlBroadcast(
             rank,
             2,
             network.channel(rank),
@@ -259,9 +259,9 @@ def test_nobody_listens_to_a_peer_that_has_said_farewell() -> None:
     ],
 )
 def test_a_farewell_brings_the_error_to_the_others(error: ExchangeError) -> None:
-    data = msgspec.msgpack.encode(Farewell.of(error))
+    data = msgspec.msgpack.encode(LeaveNotice.of(error))
     assert len(data) <= 952
-    told = decode_farewell(data).error("expert 4 (pid 3)")
+    told = decode_leave_notice(data).error("expert 4 (pid 3)")
     assert type(told) is type(error)
     if isinstance(error, (ExchangeTimeout, PeerLost)):
         assert str(told) == str(error)
@@ -270,4 +270,4 @@ def test_a_farewell_brings_the_error_to_the_others(error: ExchangeError) -> None
 
 
 def test_an_unreadable_farewell_is_an_error_too() -> None:
-    assert "unreadable" in decode_farewell(b"\xc1 what").text
+    assert "unreadable" in decode_leave_notice(b"\xc1 what").text

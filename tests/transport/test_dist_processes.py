@@ -23,7 +23,7 @@ from torch import Tensor
 
 from janus_moe.errors import ExchangeClosed, ExchangeError, PeerLost
 from janus_moe.spec import InstanceId, Pool, PoolShape
-from janus_moe.transport import AttentionPort, DistExchange, DistLayout, ReplyNote, WaitRule
+from janus_moe.transport import AttentionPort, DistExchange, DistLayout, ReplyMetadata, WaitRule
 from janus_moe.transport.rendezvous import FolderRendezvous
 
 HIDDEN = 16
@@ -81,7 +81,7 @@ def run_expert(end: DistExchange) -> None:
     while True:
         work = port.accept()
         if work is not None:
-            port.reply(work, partial_sums(end.instance.index, work.hidden), ReplyNote(1, 2))
+            port.reply(work, partial_sums(end.instance.index, work.hidden), ReplyMetadata(1, 2))
 
 
 def join(folder: str, pool: Pool, index: int) -> DistExchange:

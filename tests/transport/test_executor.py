@@ -18,12 +18,12 @@ from tests.transport.plans.test_plans import needed, plain_sum
 from torch import Tensor
 
 from janus_moe.errors import ExchangeClosed, ExchangeError, ExchangeTimeout, PeerLost
-from janus_moe.transport.base import ReplyNote, Ticket
+from janus_moe.transport.base import ReplyMetadata, Ticket
 from janus_moe.transport.channel import Channel, LocalNetwork
 from janus_moe.transport.executor import BoundProgram, Executor, Record
 from janus_moe.transport.gloo import GlooChannel
 from janus_moe.transport.message_buffers import RowFormat, note_words, notes_of
-from janus_moe.transport.neighbours import Alone, Neighbours
+from janus_moe.transport.neighbours import HostPeers, NoHostPeers
 from janus_moe.transport.plans import (
     PLAN_NAMES,
     Demand,
@@ -71,14 +71,14 @@ class Node:
         self.dispatch = executor.bind(exchange.dispatch(rank))
         self.reply = executor.bind(exchange.reply(rank))
 
-    def live(self, hidden: Tensor, layers: int) -> list[tuple[Tensor, tuple[ReplyNote, ...]]]:
+    def live(self, hidden: Tensor, layers: int) -> list[tuple[Tensor, tuple[ReplyMetadata, ...]]]:
         """What the instance got: batches or results."""
         topology = self.exchange.batch.topology
         if self.rank < topology.num_attention:
             return [self._attention(hidden, layer) for layer in range(layers)]
         return [self._expert(hidden, layer) for layer in range(layers)]
 
-    def _attention(self, hidden: Tensor, layer: int) -> tuple[Tensor, tuple[ReplyNote, ...]]:
+    def _attention(self, hidden: Tensor, layer: int) -> tuple[Tensor, tuple[ReplyMetadata, ...]]:
         topology, tokens = self.exchange.batch.topology, self.exchange.batch.demand.tokens
         start = sum(tokens[: self.rank])
         rows = hidden[start : start + tokens[self.rank]] + layer
@@ -88,13 +88,13 @@ class Node:
         self._run(self.reply, layer, {"result": result}, notes)
         return result.cpu(), notes_of(notes)
 
-    def _expert(self, hidden: Tensor, layer: int) -> tuple[Tensor, tuple[ReplyNote, ...]]:
+    def _expert(self, hidden: Tensor, layer: int) -> tuple[Tensor, tuple[ReplyMetadata, ...]]:
         topology, demand = self.exchange.batch.topology, self.exchange.batch.demand
         expert = self.rank - topology.num_attention
         batch = hidden.new_full((len(needed(demand, expert)), WIDTH), float("nan"))
         notes = [0] * (3 * topology.num_experts)
         self._run(self.dispatch, layer, {"batch": batch}, notes)
-        notes[3 * expert : 3 * expert + 3] = note_words((ReplyNote(7, expert, layer),))
+        notes[3 * expert : 3 * expert + 3] = note_words((ReplyMetadata(7, expert, layer),))
         self._run(self.reply, layer, {"partial": partial_sums(batch, expert)}, notes)
         return batch.cpu(), ()
 
@@ -127,7 +127,7 @@ def check_an_exchange(
     ranks = range(topology.num_ranks)
     with ExitStack() as stack:
         ends = stack.enter_context(channels("gloo" if backend == "gloo" else "local", len(ranks)))
-        near: Sequence[Neighbours | Alone] = [Alone()] * len(ranks)
+        near: Sequence[HostPeers | NoHostPeers] = [NoHostPeers()] * len(ranks)
         if backend == "near":
             near = stack.enter_context(met(topology))
         threads = stack.enter_context(ThreadPoolExecutor(len(ranks)))
@@ -148,7 +148,7 @@ def check_an_exchange(
         results = np.concatenate([got[i][0].numpy() for i in range(topology.num_attention)])
         assert np.array_equal(results, plain_sum(topology, demand, partials))
         if isinstance(demand, EveryRow):
-            notes = tuple(ReplyNote(7, expert, layer) for expert in range(topology.num_experts))
+            notes = tuple(ReplyMetadata(7, expert, layer) for expert in range(topology.num_experts))
             assert all(got[i][1] == notes for i, n in enumerate(demand.tokens) if n)
     row_bytes = RowBytes(4 * WIDTH, 4 * WIDTH)
     there = count(topology, exchange.dispatches, "dispatch", row_bytes)

@@ -20,13 +20,13 @@ from tests.transport.neighbourhood import PAIR, met
 from janus_moe.errors import ExchangeError
 from janus_moe.transport import neighbour_setup
 from janus_moe.transport.channel import ChannelAborted
-from janus_moe.transport.neighbour_setup import Card, meet_neighbours
-from janus_moe.transport.neighbours import Alone, Neighbours
+from janus_moe.transport.neighbour_setup import Advertisement, connect_host_peers
+from janus_moe.transport.neighbours import HostPeers, NoHostPeers
 from janus_moe.transport.plans.topology import Topology
 from janus_moe.transport.rendezvous import MemoryRendezvous
 
 
-def filled(end: Neighbours | Alone, value: int, num_bytes: int = 100) -> torch.Tensor:
+def filled(end: HostPeers | NoHostPeers, value: int, num_bytes: int = 100) -> torch.Tensor:
     return end.memory(num_bytes).fill_(value)
 
 
@@ -51,13 +51,13 @@ def test_waiting_threads_do_not_take_each_others_news() -> None:
     """Ten lanes, each with a thread at either end; every ring wakes one of them first."""
     lanes, rounds = range(10), 20
 
-    def send(left: Neighbours, tag: int) -> None:
+    def send(left: HostPeers, tag: int) -> None:
         buffer = left.memory(8)
         for number in range(rounds):
             buffer.fill_(number)
             left.send(1, tag, buffer).wait(20)
 
-    def receive(right: Neighbours, tag: int) -> list[int]:
+    def receive(right: HostPeers, tag: int) -> list[int]:
         seen = []
         for _ in range(rounds):
             loan = right.receive(0, tag)
@@ -67,7 +67,7 @@ def test_waiting_threads_do_not_take_each_others_news() -> None:
         return seen
 
     with met() as (left, right), ThreadPoolExecutor(2 * len(lanes)) as threads:
-        assert isinstance(left, Neighbours) and isinstance(right, Neighbours)
+        assert isinstance(left, HostPeers) and isinstance(right, HostPeers)
         got = [threads.submit(receive, right, tag) for tag in lanes]
         for tag in lanes:
             threads.submit(send, left, tag)
@@ -133,7 +133,7 @@ def listening() -> list[str]:
 
 def test_memory_that_nobody_has_written_takes_none() -> None:
     with met() as (left, _):
-        assert isinstance(left, Neighbours)
+        assert isinstance(left, HostPeers)
         left.memory(1 << 30)[: 1 << 20].fill_(1)
         assert os.fstat(left._file).st_blocks * 512 < 2 << 20
 
@@ -149,7 +149,7 @@ class Crowded(MemoryRendezvous):
         self.strangers: list[socket.socket] = []
 
     def put(self, key: str, value: bytes) -> None:
-        card = msgspec.msgpack.decode(value, type=Card)
+        card = msgspec.msgpack.decode(value, type=Advertisement)
         hellos = [b"", secrets.token_bytes(3), secrets.token_bytes(4096)]
         for mate in range(3):
             hellos.append(neighbour_setup._HELLO.pack(secrets.token_bytes(32), mate))
@@ -189,7 +189,7 @@ def test_another_user_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: me + 1)
     meeting = MemoryRendezvous()
     with ThreadPoolExecutor(2) as pool:
-        joins = [pool.submit(meet_neighbours, rank, PAIR, meeting, 0.3) for rank in range(2)]
+        joins = [pool.submit(connect_host_peers, rank, PAIR, meeting, 0.3) for rank in range(2)]
         for join in joins:
             with pytest.raises(ExchangeError, match=r"did not get hold of the memory of rank"):
                 join.result(10)
@@ -203,9 +203,9 @@ def test_instances_that_cannot_share_memory_are_left_out_on_both_sides(
     where, meeting, topology = threading.local(), MemoryRendezvous(), Topology((0, 0), (0,))
     monkeypatch.setattr(neighbour_setup, "place", lambda: where.place)
 
-    def join(rank: int) -> Neighbours | Alone:
+    def join(rank: int) -> HostPeers | NoHostPeers:
         where.place = elsewhere if rank == 2 else "here"
-        return meet_neighbours(rank, topology, meeting, 20.0)
+        return connect_host_peers(rank, topology, meeting, 20.0)
 
     with caplog.at_level(logging.WARNING), ThreadPoolExecutor(3) as threads:
         ends = list(threads.map(join, range(3)))
@@ -219,13 +219,13 @@ def test_instances_that_cannot_share_memory_are_left_out_on_both_sides(
 
 def test_nobody_waits_forever_for_neighbours_that_never_come() -> None:
     with pytest.raises(ExchangeError, match=r"rank 0 does not know where rank 1 is.*0\.2 s"):
-        meet_neighbours(0, PAIR, MemoryRendezvous(), 0.2)
+        connect_host_peers(0, PAIR, MemoryRendezvous(), 0.2)
     meeting = MemoryRendezvous()
     silent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     name = f"janus-test-{secrets.token_hex(8)}"
     silent.bind(f"\0{name}")
     silent.listen()
-    card = Card(place=neighbour_setup.place(), name=name, secret=b"")
+    card = Advertisement(place=neighbour_setup.place(), name=name, secret=b"")
     meeting.put("near/1", msgspec.msgpack.encode(card))
     with silent, pytest.raises(ExchangeError, match=r"rank 0 did not get .* of rank 1 .*0\.2 s"):
-        meet_neighbours(0, PAIR, meeting, 0.2)
+        connect_host_peers(0, PAIR, meeting, 0.2)

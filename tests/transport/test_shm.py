@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from janus_moe.errors import ConfigError
 from janus_moe.spec import PoolShape
 from janus_moe.transport import (
-    ReplyNote,
+    ReplyMetadata,
     ShmAddress,
     ShmLayout,
     ShmRegion,
     WaitRule,
     spin_budget_us,
 )
-from janus_moe.transport.bells import FdBell
-from janus_moe.transport.board import board_bytes
+from janus_moe.transport.bells import EventFdWakeup
+from janus_moe.transport.board import control_block_bytes
 
 LAYOUT = ShmLayout(
     shape=PoolShape(attention=2, expert=2), max_tokens=4, hidden_size=3, dtype="bfloat16"
@@ -50,7 +50,7 @@ def test_areas_are_aligned_and_do_not_overlap(
     batch_bytes = elements * (4 if wide else 2)
     offsets = [layout.batch_offset, *(layout.partial_offset(e) for e in range(expert))]
     ends = [layout.batch_offset + batch_bytes, *(start + 4 * elements for start in offsets[1:])]
-    assert board_bytes(shape) <= offsets[0]
+    assert control_block_bytes(shape) <= offsets[0]
     assert all(end <= start for end, start in zip(ends, offsets[1:], strict=False))
     assert ends[-1] <= layout.total_bytes
     assert all(start % 64 == 0 for start in offsets)
@@ -91,9 +91,9 @@ def test_wrong_dtypes_are_refused_with_both() -> None:
     work = expert.accept()
     assert work is not None
     with pytest.raises(ValueError, match=r"bfloat16.*float32"):
-        expert.reply(work, torch.zeros(1, 3, dtype=torch.bfloat16), ReplyNote(0, 0))
+        expert.reply(work, torch.zeros(1, 3, dtype=torch.bfloat16), ReplyMetadata(0, 0))
     with pytest.raises(ValueError, match=r"\(2, 3\) to \(1, 3\)"):
-        expert.reply(work, torch.zeros(2, 3), ReplyNote(0, 0))
+        expert.reply(work, torch.zeros(2, 3), ReplyMetadata(0, 0))
     region.close()
 
 
@@ -111,7 +111,7 @@ def test_works_where_neither_memfd_nor_eventfd_exists(monkeypatch: pytest.Monkey
         for _ in range(20):
             work = expert.accept()
             assert work is not None
-            expert.reply(work, 2 * work.hidden, ReplyNote(0, 0))
+            expert.reply(work, 2 * work.hidden, ReplyMetadata(0, 0))
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -124,7 +124,7 @@ def test_works_where_neither_memfd_nor_eventfd_exists(monkeypatch: pytest.Monkey
 
 
 def test_a_bell_holds_any_number_of_rings_and_is_deaf_once_closed() -> None:
-    bell = FdBell(*_small_pipe())
+    bell = EventFdWakeup(*_small_pipe())
     for _ in range(100_000):
         bell.ring()
     bell.park(5.0)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from janus_moe.errors import ExchangeClosed, ExchangeTimeout
 from janus_moe.spec import PoolShape
-from janus_moe.transport import ReplyNote, ShmAddress, ShmLayout, ShmRegion, WaitRule
+from janus_moe.transport import ReplyMetadata, ShmAddress, ShmLayout, ShmRegion, WaitRule
 
 HIDDEN = 16
 NUM_LAYERS = 3
@@ -78,7 +78,7 @@ def run_expert(region: ShmRegion, index: int) -> str:
         while True:
             work = port.accept()
             if work is not None:
-                port.reply(work, partial_sums(index, work.hidden), ReplyNote(1, 2))
+                port.reply(work, partial_sums(index, work.hidden), ReplyMetadata(1, 2))
     return "closed"
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from janus_moe.messages import ExpertActivity
 from janus_moe.model.attention_block import AttentionModel, KvCache, StepInput
 from janus_moe.tracing import SpanLog
-from janus_moe.transport import AttentionPort, ReplyNote, Ticket, read_notes
+from janus_moe.transport import AttentionPort, ReplyMetadata, Ticket, read_notes
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class ExchangeLog:
     dispatch_seconds: float = 0.0
     combine_seconds: float = 0.0
     tickets: list[Ticket] = field(default_factory=list)
-    notes: list[tuple[ReplyNote, ...]] = field(default_factory=list)
+    notes: list[tuple[ReplyMetadata, ...]] = field(default_factory=list)
     epoch: int = 0
     plan: str = ""
     notices: list[str] = field(default_factory=list)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
-from janus_moe.control.resolve import RunPlan
+from janus_moe.control.resolve import DeploymentPlan
 from janus_moe.control.service import Service
 from janus_moe.engine.engine import Engine
 from janus_moe.engine.snapshot import EngineSnapshot
@@ -55,7 +55,7 @@ class StartupView:
         self.say(name, "...")
         yield
 
-    def plan(self, plan: RunPlan) -> None:
+    def plan(self, plan: DeploymentPlan) -> None:
         """What was decided, and what loading will read."""
         spec, config = plan.spec, plan.config
         self.say(
@@ -149,7 +149,7 @@ def _activated_between(before: EngineSnapshot, after: EngineSnapshot) -> tuple[f
     return per_pass(mean), per_pass(lambda snapshot: snapshot.max_activated_experts)
 
 
-def _pool_text(plan: RunPlan) -> str:
+def _pool_text(plan: DeploymentPlan) -> str:
     redundant = plan.config.redundant_experts
     return (
         f"{plan.config.attention_instances} attention ({_threads(plan, 'attention')}), "
@@ -158,7 +158,7 @@ def _pool_text(plan: RunPlan) -> str:
     )
 
 
-def _threads(plan: RunPlan, pool: Pool) -> str:
+def _threads(plan: DeploymentPlan, pool: Pool) -> str:
     """Threads of an instance, which differ where hosts do."""
     counts = {
         plan.threads(host, pool)

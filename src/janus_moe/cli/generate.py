@@ -11,7 +11,7 @@ import msgspec
 from janus_moe.cli.console import StartupView
 from janus_moe.cli.flags import add_flags, split
 from janus_moe.config import EngineConfig
-from janus_moe.offline import Completion, Engine
+from janus_moe.offline import LLM, Completion
 
 SAMPLING_FLAGS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "sampling_seed")
 
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     sampling = {name.removeprefix("sampling_"): values.pop(name) for name in SAMPLING_FLAGS}
     (settings,) = split(values, [EngineConfig])
     view = StartupView()
-    with Engine(on_plan=view.plan, on_progress=view.progress, **settings) as engine:
+    with LLM(on_plan=view.plan, on_progress=view.progress, **settings) as engine:
         view.say("ready", f"prompts to complete: {len(prompts)}")
         for completion in engine.generate(prompts, stop, **sampling):
             print(_as_json(completion) if as_json else f"{completion.prompt}{completion.text}")

@@ -8,7 +8,7 @@ import msgspec
 
 from janus_moe.errors import ConfigError
 from janus_moe.perf import Oracle
-from janus_moe.perf.sides import Side
+from janus_moe.perf.sides import PoolDevice
 from janus_moe.plan.answers import Deployment
 from janus_moe.plan.problem import Problem
 
@@ -54,7 +54,7 @@ def dollars_per_million(problem: Problem, one: Deployment) -> float | None:
     return None if dollars is None else dollars / (one.tokens_per_s * 3600 / 1e6)
 
 
-def _at(side: Side, name: str, price: float) -> Side:
+def _at(side: PoolDevice, name: str, price: float) -> PoolDevice:
     if not side.device.name.startswith(name):
         return side
     return replace(side, device=msgspec.structs.replace(side.device, price_per_hour=price))

@@ -26,9 +26,9 @@ from janus_moe.sim.reference import PolicyPool
 from janus_moe.sim.report import Objective, make_report
 from janus_moe.sim.scaling import Loading
 from janus_moe.sim.simulate import Timing, simulate
-from janus_moe.sim.state import Limits
+from janus_moe.sim.state import BatchLimits
 from janus_moe.sim.traces import TraceFormat, load_trace
-from janus_moe.sim.workload import Workload
+from janus_moe.sim.workload import RequestTrace
 
 SYNTHETIC = "synthetic:"
 LOGGED_STEPS = 20_000
@@ -142,7 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _heading(arguments: argparse.Namespace, workload: Workload) -> str:
+def _heading(arguments: argparse.Namespace, workload: RequestTrace) -> str:
     """What was simulated, in sentences."""
     parts = [
         f"{workload.name}: {workload.num_requests:,} requests in {workload.duration_s:,.0f} s, "
@@ -166,7 +166,7 @@ def _heading(arguments: argparse.Namespace, workload: Workload) -> str:
     return "; ".join(parts)
 
 
-def _workload(arguments: argparse.Namespace) -> Workload:
+def _workload(arguments: argparse.Namespace) -> RequestTrace:
     if not arguments.trace.startswith(SYNTHETIC):
         workload = load_trace(Path(arguments.trace), arguments.format)
         if arguments.start or arguments.duration is not None:
@@ -189,7 +189,9 @@ def _choices(arguments: argparse.Namespace, tpot_s: float) -> Choices:
     oracle = Oracle.build(arguments.model, arguments.system, arguments.expert_system)
     model, per_expert = oracle.model, arguments.slots_per_expert
     sample = _sampler(arguments.routing, model.num_experts, model.top_k, arguments.seed)
-    limits = Limits(arguments.block_size, arguments.max_num_seqs, arguments.max_num_batched_tokens)
+    limits = BatchLimits(
+        arguments.block_size, arguments.max_num_seqs, arguments.max_num_batched_tokens
+    )
     if min(limits) < 1:
         raise ConfigError(f"block size, sequences and tokens must be 1 or more, got {limits}")
     a_max = SampledAmax(sample, model.num_experts, seed=arguments.seed)

@@ -21,7 +21,7 @@ from janus_moe.control.hosts.messages import StartHost, WorkerStart
 from janus_moe.control.hosts.pool import IDENTITY_PREFIX, HostPool
 from janus_moe.control.launcher import ProcessLauncher, WorkerProcess, end_processes
 from janus_moe.control.layout import create_regions, setup_message, worker_layouts
-from janus_moe.control.resolve import RunPlan
+from janus_moe.control.resolve import DeploymentPlan
 from janus_moe.errors import JanusError, ServiceError, WorkerDied, WorkerFailed
 from janus_moe.messages import (
     Failed,
@@ -58,7 +58,7 @@ class Cluster:
     """
 
     def __init__(
-        self, plan: RunPlan, hosts: HostPool | None = None, bind_host: str = LOOPBACK_ADDRESS
+        self, plan: DeploymentPlan, hosts: HostPool | None = None, bind_host: str = LOOPBACK_ADDRESS
     ) -> None:
         self._plan = plan
         self._hosts = hosts

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from janus_moe.messages import Setup
 from janus_moe.transport import Exchange, LoopbackExchange, ShmAddress, ShmRegion
 from janus_moe.transport.dist import DistExchange, DistLayout
-from janus_moe.transport.rendezvous import Apart, Rendezvous
+from janus_moe.transport.rendezvous import NamespacedRendezvous, Rendezvous
 
 
 def open_exchanges(
@@ -27,7 +27,10 @@ def open_exchanges(
         case "gloo":
             (instance,) = setup.instances
             layout = _dist_layout(setup)
-            meetings = [Apart(rendezvous, number) for number in range(config.num_micro_batches)]
+            meetings = [
+                NamespacedRendezvous(rendezvous, number)
+                for number in range(config.num_micro_batches)
+            ]
             return tuple(DistExchange(layout, instance, m, bind_host) for m in meetings)
         case "auto":
             raise AssertionError("the plan decides the transport")

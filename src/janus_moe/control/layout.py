@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from janus_moe.control.bootstrap import Bootstrap
-from janus_moe.control.resolve import Host, RunPlan
+from janus_moe.control.resolve import DeploymentPlan, Host
 from janus_moe.messages import Setup
 from janus_moe.spec import InstanceId
 from janus_moe.transport import ShmLayout, ShmRegion
@@ -38,7 +38,7 @@ class WorkerLayout:
         )
 
 
-def worker_layouts(plan: RunPlan) -> Sequence[WorkerLayout]:
+def worker_layouts(plan: DeploymentPlan) -> Sequence[WorkerLayout]:
     """The worker processes of a run, attention instances first."""
     if plan.config.transport == "loopback":
         (host,) = plan.hosts
@@ -53,7 +53,7 @@ def worker_layouts(plan: RunPlan) -> Sequence[WorkerLayout]:
     return [WorkerLayout(str(i), hosts[i], (i,), plan.threads(hosts[i], i.pool)) for i in instances]
 
 
-def create_regions(plan: RunPlan) -> tuple[ShmRegion, ...]:
+def create_regions(plan: DeploymentPlan) -> tuple[ShmRegion, ...]:
     """Shared memory for the exchange of each micro-batch, where a run needs any."""
     if plan.config.transport != "shm":
         return ()
@@ -67,7 +67,7 @@ def create_regions(plan: RunPlan) -> tuple[ShmRegion, ...]:
     return tuple(ShmRegion.create(layout) for _ in range(plan.config.num_micro_batches))
 
 
-def setup_message(plan: RunPlan, layout: WorkerLayout) -> Setup:
+def setup_message(plan: DeploymentPlan, layout: WorkerLayout) -> Setup:
     """What a worker needs to build its instances."""
     attention_nodes, expert_nodes = plan.nodes
     return Setup(

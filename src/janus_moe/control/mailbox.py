@@ -39,7 +39,7 @@ LOST = (
 )
 
 
-class Mailbox:
+class WorkerChannel:
     """Messages to and from the engine; also a `Rendezvous` among all workers of the run.
 
     All but the constructor may be used from any thread.

@@ -20,7 +20,7 @@ from janus_moe.attention.loop import serve as serve_attention
 from janus_moe.control.costs import activation_rule
 from janus_moe.experts.instance import ExpertInstance
 from janus_moe.experts.loop import serve as serve_experts
-from janus_moe.experts.preparing import EpochPreparer, LoadPiece
+from janus_moe.experts.preparing import EpochLoader, LoadPiece
 from janus_moe.experts.recording import RoutingRecorder
 from janus_moe.messages import FromWorker, Progress, Setup, ToWorker, Trace, Traced
 from janus_moe.model.attention_block import AttentionModel, KvCache
@@ -41,12 +41,12 @@ from janus_moe.transport import (
 from janus_moe.transport.dist import ChannelExchange
 
 Send = Callable[[FromWorker], None]
-Work = Callable[[queue.SimpleQueue[ToWorker]], None]
+ThreadBody = Callable[[queue.SimpleQueue[ToWorker]], None]
 REPORT_EVERY_S = 0.2
 MESSAGE_ROWS = {"send": "sent", "receive": "received"}
 
 
-class Member:
+class HostedInstance:
     """An instance in a worker: its inbox, and the work of its thread (in loopback, where attention
     instances run the experts, an expert's thread only prepares epochs). spans: what it did when."""
 
@@ -54,7 +54,7 @@ class Member:
         self,
         instance_id: InstanceId,
         wake: Callable[[], None],
-        work: Work,
+        work: ThreadBody,
         spans: SpanLog,
         send: Send,
     ) -> None:
@@ -84,7 +84,7 @@ class Member:
         self._send(Traced(instance=self.id, now_ns=now_ns, spans=() if recording else spans))
 
 
-def _closing(stack: contextlib.ExitStack, work: Work) -> Work:
+def _closing(stack: contextlib.ExitStack, work: ThreadBody) -> ThreadBody:
     """The same work; afterwards the stack is closed, whatever happened."""
 
     def and_close(inbox: queue.SimpleQueue[ToWorker]) -> None:
@@ -94,9 +94,9 @@ def _closing(stack: contextlib.ExitStack, work: Work) -> Work:
     return and_close
 
 
-def build_members(
+def build_instances(
     setup: Setup, exchanges: Sequence[Exchange], send: Send, load_piece: LoadPiece = Piece.load
-) -> Sequence[Member]:
+) -> Sequence[HostedInstance]:
     """Loads and warms up the instances of a worker.
 
     Experts come first: in loopback the attention instances call them.
@@ -160,7 +160,7 @@ class _Builder:
                 exchange.record_to(record)
         return spans
 
-    def attention(self, instance_id: InstanceId) -> Member:
+    def attention(self, instance_id: InstanceId) -> HostedInstance:
         setup, config, spans = self._setup, self._setup.config, self._spans()
         model = AttentionModel.load(
             setup.spec,
@@ -189,7 +189,7 @@ class _Builder:
             ports=[e.attention_port(instance_id.index, self._rule) for e in self._exchanges],
             spans=spans,
         )
-        return Member(
+        return HostedInstance(
             instance_id,
             instance.wake,
             lambda inbox: serve_attention(instance, inbox, self._send),
@@ -197,7 +197,7 @@ class _Builder:
             self._send,
         )
 
-    def expert(self, instance_id: InstanceId) -> Member:
+    def expert(self, instance_id: InstanceId) -> HostedInstance:
         setup, index, spans = self._setup, instance_id.index, self._spans()
         slots = [layer[index] for layer in setup.slots]
         model = ExpertModel.load(
@@ -218,7 +218,7 @@ class _Builder:
             spans=spans,
             device=self._device,
         )
-        preparer = EpochPreparer(
+        preparer = EpochLoader(
             instance,
             self._checkpoint,
             setup.config.rebalance_bytes_per_step,
@@ -233,7 +233,7 @@ class _Builder:
             recorder = self._recorder(setup.config.record_routing)
             instance.record_to(recorder)
             closing.callback(recorder.close)
-        member = partial(Member, spans=spans, send=self._send)
+        member = partial(HostedInstance, spans=spans, send=self._send)
         if isinstance(self._exchanges[0], LoopbackExchange):
             self._exchanges[0].serve(index, instance.serve_once)
             return member(instance_id, lambda: None, _closing(closing, preparer.serve))

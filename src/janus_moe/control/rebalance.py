@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from janus_moe.control.listening import Listening
-from janus_moe.control.resolve import RunPlan
+from janus_moe.control.resolve import DeploymentPlan
 from janus_moe.engine.engine import Workers
 from janus_moe.engine.expert_pool import RebalanceStatus
 from janus_moe.errors import (
@@ -50,9 +50,9 @@ Slots = Sequence[Sequence[Sequence[int]]]
 
 
 class Rebalancer:
-    """The expert pool of one service; an `engine.ExpertPool`. One asyncio loop uses it."""
+    """The expert pool of one service; an `engine.PlacementController`. One asyncio loop uses it."""
 
-    def __init__(self, plan: RunPlan) -> None:
+    def __init__(self, plan: DeploymentPlan) -> None:
         self.placement = plan.placement
         self.load: ExpertLoad | None = None
         self.status = RebalanceStatus()
@@ -84,7 +84,7 @@ class Rebalancer:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def rebalance(self, slots: Slots | None = None) -> RebalanceStatus:
-        """See `engine.ExpertPool`."""
+        """See `engine.PlacementController`."""
         if slots is None:
             return await self._start(lambda: self._propose().target)
         try:

@@ -50,7 +50,7 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
-class RunPlan:
+class DeploymentPlan:
     """A run in which nothing is left to decide.
 
     spare_slots: per layer and expert instance. num_kv_blocks: per attention instance.
@@ -99,7 +99,7 @@ def this_host(config: EngineConfig) -> Host:
     return Host(whole(config.shape), host_facts(config.device))
 
 
-def resolve_run(config: EngineConfig, hosts: Sequence[Host]) -> RunPlan:
+def plan_deployment(config: EngineConfig, hosts: Sequence[Host]) -> DeploymentPlan:
     """Decides everything about a run or raises ConfigError or CheckpointError."""
     recording = None if config.record_routing is None else Path(config.record_routing).absolute()
     if recording is not None:
@@ -146,7 +146,7 @@ def resolve_run(config: EngineConfig, hosts: Sequence[Host]) -> RunPlan:
         max_model_len=max_model_len,
         record_routing=None if recording is None else str(recording),
     )
-    return RunPlan(
+    return DeploymentPlan(
         config=resolved,
         spec=spec,
         folder=folder,

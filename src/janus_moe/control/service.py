@@ -14,7 +14,7 @@ from janus_moe.config import EngineConfig
 from janus_moe.control.cluster import FAILED_GRACE_S, Cluster
 from janus_moe.control.hosts.gathering import Gathered
 from janus_moe.control.rebalance import Rebalancer
-from janus_moe.control.resolve import RunPlan, resolve_run, this_host
+from janus_moe.control.resolve import DeploymentPlan, plan_deployment, this_host
 from janus_moe.control.tracing import Tracer
 from janus_moe.engine.admission import Limits
 from janus_moe.engine.engine import Engine, Workers
@@ -34,7 +34,7 @@ class Service:
     between its instances. tracer: records what they do when. gathered: all hosts, where there are
     several."""
 
-    plan: RunPlan
+    plan: DeploymentPlan
     engine: Engine
     rebalancer: Rebalancer
     tracer: Tracer
@@ -45,7 +45,7 @@ class Service:
     def prepare(cls, config: EngineConfig, gathered: Gathered | None = None) -> Service:
         """Validates and decides everything; raises ConfigError or CheckpointError."""
         hosts = [this_host(config)] if gathered is None else gathered.hosts
-        plan = resolve_run(config, hosts)
+        plan = plan_deployment(config, hosts)
         folder = plan.folder if config.tokenizer is None else resolve_model(config.tokenizer)
         limits = Limits(
             max_model_len=plan.max_model_len,

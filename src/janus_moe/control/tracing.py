@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from janus_moe.control.listening import Listening
-from janus_moe.control.resolve import RunPlan
+from janus_moe.control.resolve import DeploymentPlan
 from janus_moe.engine.engine import Engine, Workers
 from janus_moe.errors import ConfigError, ServiceError
 from janus_moe.messages import FromWorker, SamplingParams, Trace, Traced
@@ -39,7 +39,7 @@ class InstanceTrace:
 class Tracer:
     """Starts and stops recording in all instances of one service. One asyncio loop uses it."""
 
-    def __init__(self, plan: RunPlan) -> None:
+    def __init__(self, plan: DeploymentPlan) -> None:
         shape = plan.config.shape
         pools = (("attention", shape.attention), ("expert", shape.expert))
         self._plan = plan

@@ -20,8 +20,8 @@ import msgspec
 from janus_moe import __version__
 from janus_moe.control.bootstrap import Bootstrap
 from janus_moe.control.exchanges import open_exchanges
-from janus_moe.control.mailbox import Mailbox
-from janus_moe.control.members import Member, build_members
+from janus_moe.control.mailbox import WorkerChannel
+from janus_moe.control.members import HostedInstance, build_instances
 from janus_moe.errors import ExchangeClosed, ExchangeError, HostLost, JanusError
 from janus_moe.messages import Failed, Hello, Ready, Setup, Stop, StorePut, ToWorker, recipient
 from janus_moe.transport import Exchange, ShmAddress
@@ -36,7 +36,7 @@ SETUP_S = 60.0
 
 def run(bootstrap: Bootstrap) -> int:
     """Lives until told to stop; returns the exit status."""
-    mailbox = Mailbox(bootstrap, on_orphaned=lambda: _leave_at_once(bootstrap))
+    mailbox = WorkerChannel(bootstrap, on_orphaned=lambda: _leave_at_once(bootstrap))
     mailbox.send(Hello(name=bootstrap.name, pid=os.getpid(), version=__version__))
     try:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -49,7 +49,7 @@ def run(bootstrap: Bootstrap) -> int:
             setup = msgspec.structs.replace(setup, checkpoint=bootstrap.checkpoint)
         shm = [msgspec.json.decode(address, type=ShmAddress) for address in bootstrap.shm]
         exchanges = open_exchanges(setup, shm, mailbox, bootstrap.bind_host)
-        members = build_members(setup, exchanges, mailbox.send)
+        members = build_instances(setup, exchanges, mailbox.send)
         mailbox.send(Ready(name=bootstrap.name))
         # Over a network nobody else can end this worker's waits.
         return _serve(members, exchanges if setup.config.transport == "gloo" else (), mailbox)
@@ -61,7 +61,7 @@ def run(bootstrap: Bootstrap) -> int:
         mailbox.close()
 
 
-def _first_message(bootstrap: Bootstrap, mailbox: Mailbox) -> ToWorker:
+def _first_message(bootstrap: Bootstrap, mailbox: WorkerChannel) -> ToWorker:
     """On one host the lifeline ends the wait; over a network there is a deadline besides."""
     try:
         return mailbox.inbox.get(timeout=None if bootstrap.secret_fd is None else SETUP_S)
@@ -71,13 +71,15 @@ def _first_message(bootstrap: Bootstrap, mailbox: Mailbox) -> ToWorker:
         ) from None
 
 
-def _serve(members: Sequence[Member], to_end: Sequence[Exchange], mailbox: Mailbox) -> int:
+def _serve(
+    members: Sequence[HostedInstance], to_end: Sequence[Exchange], mailbox: WorkerChannel
+) -> int:
     """Runs every member in a thread and hands messages on until the worker is told to stop.
 
     to_end: exchanges to shut down then."""
     failed = threading.Event()
 
-    def live(member: Member) -> None:
+    def live(member: HostedInstance) -> None:
         try:
             member.serve()
         except ExchangeClosed:
@@ -104,7 +106,7 @@ def _serve(members: Sequence[Member], to_end: Sequence[Exchange], mailbox: Mailb
     return 1 if failed.is_set() else 0
 
 
-def _report(name: str, error: Exception, mailbox: Mailbox) -> None:
+def _report(name: str, error: Exception, mailbox: WorkerChannel) -> None:
     if not isinstance(error, JanusError):
         logger.exception("%s failed", name)
     kind = "" if isinstance(error, JanusError) else f"{type(error).__name__}: "

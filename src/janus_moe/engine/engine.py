@@ -19,7 +19,7 @@ from janus_moe.config import EngineConfig
 from janus_moe.engine.admission import Limits, admit
 from janus_moe.engine.chunks import Status, TokenChunk
 from janus_moe.engine.counters import EngineCounters
-from janus_moe.engine.expert_pool import ExpertPool
+from janus_moe.engine.expert_pool import PlacementController
 from janus_moe.engine.load import InstanceLoads
 from janus_moe.engine.request import RequestRecord
 from janus_moe.engine.snapshot import EngineSnapshot
@@ -69,7 +69,7 @@ class Engine:
         spec: ModelSpec,
         tokenizer: Tokenizer,
         limits: Limits,
-        expert_pool: ExpertPool,
+        expert_pool: PlacementController,
     ) -> None:
         self.config = config
         self.spec = spec

@@ -35,7 +35,7 @@ class RebalanceStatus:
     error: str | None = None
 
 
-class ExpertPool(Protocol):
+class PlacementController(Protocol):
     """The running expert instances."""
 
     @property

@@ -26,7 +26,7 @@ from janus_moe.model.expert_block import ExpertModel
 from janus_moe.policy.placement import Placement
 from janus_moe.policy.statistics import RoutingWindow
 from janus_moe.tracing import SpanLog
-from janus_moe.transport import ExpertPort, ReplyNote, Ticket, Work
+from janus_moe.transport import ExpertPort, ReplyMetadata, Ticket, Work
 
 WARM_UP_TOKENS = (1, 4, 128)
 REPORT_EVERY_S = 1.0
@@ -41,7 +41,7 @@ class Answer(NamedTuple):
     top_k] logical ids that the batch was routed to."""
 
     partial: Tensor
-    note: ReplyNote
+    note: ReplyMetadata
     expert_ids: Tensor
 
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 from janus_moe.errors import ExchangeClosed
 from janus_moe.experts.instance import ExpertInstance
-from janus_moe.experts.preparing import EpochPreparer
+from janus_moe.experts.preparing import EpochLoader
 from janus_moe.messages import Stop, ToWorker
 from janus_moe.transport import ExpertPort
 
 
 def serve(
     instance: ExpertInstance,
-    preparer: EpochPreparer,
+    preparer: EpochLoader,
     ports: Sequence[ExpertPort],
     inbox: queue.SimpleQueue[ToWorker],
 ) -> None:

@@ -42,7 +42,7 @@ TABLES_S = 0.0002
 LoadPiece = Callable[[Piece], None]
 
 
-class EpochPreparer:
+class EpochLoader:
     """Takes PrepareEpoch and DropEpoch for one expert instance.
 
     bytes_per_step: what it reads between two steps. load_piece: how; tests pass faults.

@@ -24,7 +24,7 @@ from janus_moe.kernels.activation_schedule import (
 )
 from janus_moe.policy.activation import LayerCost, Policy, Scheduler, TokenAwareScheduler
 from janus_moe.policy.placement import Placement
-from janus_moe.transport import ReplyNote
+from janus_moe.transport import ReplyMetadata
 
 Rule = Policy | LayerCost
 """How replicas are chosen: by a policy, or token-aware with these costs."""
@@ -39,7 +39,7 @@ class Scheduled(NamedTuple):
     each choice here, -1 for other instances and padding."""
 
     slot_ids: Tensor
-    note: ReplyNote
+    note: ReplyMetadata
 
 
 class LayerScheduler(Protocol):
@@ -71,7 +71,7 @@ class HostScheduler:
         slot_ids, activated, _ = self._scheduler.rewrite(ids)
         scheduler_ns = time.perf_counter_ns() - start
         digest = zlib.crc32(ids.tobytes(), self._epoch)
-        note = ReplyNote(digest, int(activated[self._instance]), scheduler_ns)
+        note = ReplyMetadata(digest, int(activated[self._instance]), scheduler_ns)
         return Scheduled(torch.from_numpy(slot_ids).to(expert_ids.device), note)
 
     def warm_up(self) -> None:
@@ -117,7 +117,7 @@ class DeviceScheduler:
         scheduler_ns = time.perf_counter_ns() - start
         own = answer.activated[self._instance : self._instance + 1]
         unread = torch.cat((self._digest(expert_ids, self._epoch), own, answer.invalid))
-        return Scheduled(answer.slot_ids, ReplyNote(0, 0, scheduler_ns, unread))
+        return Scheduled(answer.slot_ids, ReplyMetadata(0, 0, scheduler_ns, unread))
 
     def warm_up(self) -> None:
         self._schedule.warm_up()

@@ -20,7 +20,7 @@ from janus_moe.perf.links import (
 from janus_moe.perf.models import ModelFacts
 from janus_moe.perf.oracle import Oracle
 from janus_moe.perf.profile import Profile, read_profile
-from janus_moe.perf.sides import Overheads, Side
+from janus_moe.perf.sides import Overheads, PoolDevice
 from janus_moe.perf.step import StepEstimate, StepLoad
 
 __all__ = [
@@ -37,8 +37,8 @@ __all__ = [
     "OpLaw",
     "Oracle",
     "Overheads",
+    "PoolDevice",
     "Profile",
-    "Side",
     "StepEstimate",
     "StepLoad",
     "all_to_all_counts",

@@ -17,7 +17,7 @@ from janus_moe.perf.coefficients import LinkLaw
 from janus_moe.perf.devices import DeviceProfile
 from janus_moe.perf.estimate import Confidence, weakest
 
-Plan = Literal["1pc", "2pc-direct", "2pc-relay", "2pc-sharded"]
+ExchangePlanName = Literal["1pc", "2pc-direct", "2pc-relay", "2pc-sharded"]
 Gating = Literal["egate", "agate"]
 
 LINK_EFFICIENCY = 0.8
@@ -166,7 +166,7 @@ def exchange_counts(
     hidden_size: int,
     top_k: int,
     *,
-    plan: Plan = "2pc-sharded",
+    plan: ExchangePlanName = "2pc-sharded",
     gating: Gating = "egate",
     activation_bytes: int = 2,
 ) -> tuple[ExchangeCounts, ExchangeCounts]:
@@ -175,9 +175,9 @@ def exchange_counts(
     EGate: every expert instance gets every row. AGate: an instance gets the rows that are routed
     to it, of uniform routing. The way back mirrors the way there, with partial sums in float32.
     """
-    if plan not in get_args(Plan):
+    if plan not in get_args(ExchangePlanName):
         raise ConfigError(
-            f"there is no exchange plan {plan!r}; plans are {', '.join(get_args(Plan))}"
+            f"there is no exchange plan {plan!r}; plans are {', '.join(get_args(ExchangePlanName))}"
         )
     n_a = np.asarray(layout.num_attention, np.float64)
     n_e = np.asarray(layout.num_expert, np.float64)
@@ -248,7 +248,12 @@ def all_reduce_counts(
 
 
 def _one_phase(
-    layout: NodeLayout, n_a: Array, n_e: Array, rows: Array, row_bytes: float, plan: Plan
+    layout: NodeLayout,
+    n_a: Array,
+    n_e: Array,
+    rows: Array,
+    row_bytes: float,
+    plan: ExchangePlanName,
 ) -> ExchangeCounts:
     """Every attention instance to every expert instance; both ends of the busiest link."""
     g = layout.gpus_per_node
@@ -270,7 +275,12 @@ def _one_phase(
 
 
 def _two_phase(
-    layout: NodeLayout, n_a: Array, n_e: Array, rows: Array, row_bytes: float, plan: Plan
+    layout: NodeLayout,
+    n_a: Array,
+    n_e: Array,
+    rows: Array,
+    row_bytes: float,
+    plan: ExchangePlanName,
 ) -> ExchangeCounts:
     """Gather in the source node, between nodes, hand out in the destination node, one after
     another; equal to counting the messages of `transport.plans` where nodes are full."""

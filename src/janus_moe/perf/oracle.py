@@ -22,10 +22,10 @@ from janus_moe.perf.devices import device_profile
 from janus_moe.perf.estimate import Confidence, Estimate, weakest
 from janus_moe.perf.links import (
     ExchangeCounts,
+    ExchangePlanName,
     Gating,
     LinkModel,
     NodeLayout,
-    Plan,
     all_reduce_counts,
     all_to_all_counts,
     exchange_counts,
@@ -34,7 +34,7 @@ from janus_moe.perf.links import (
 from janus_moe.perf.models import ModelFacts, with_precision
 from janus_moe.perf.precision import BYTES_PER_ACTIVATION, Format
 from janus_moe.perf.profile import Measured, Profile
-from janus_moe.perf.sides import Overheads, Side
+from janus_moe.perf.sides import Overheads, PoolDevice
 from janus_moe.perf.step import (
     LAYER_PARTS,
     LayerParts,
@@ -54,8 +54,8 @@ class Oracle:
     """
 
     model: ModelFacts
-    attention_side: Side
-    expert_side: Side
+    attention_side: PoolDevice
+    expert_side: PoolDevice
     links: LinkModel
     overheads: Overheads = field(default_factory=Overheads)
     kv_format: Format = "bfloat16"
@@ -76,7 +76,7 @@ class Oracle:
     ) -> Oracle:
         """From names; raises ConfigError for unknown ones. Formats default to the model's."""
         found = model_facts(model) if isinstance(model, str) else model
-        attention, expert = Side.of(device), Side.of(expert_device or device)
+        attention, expert = PoolDevice.of(device), PoolDevice.of(expert_device or device)
         return cls(
             model=with_precision(found, weights, expert_weights),
             attention_side=attention,
@@ -103,7 +103,7 @@ class Oracle:
                 f"the profile has no transport {transport!r}, only {', '.join(profile.exchanges)}"
             )
         device = device_profile(profile.device)
-        side = Side(device, Coefficients(device=profile.device, source="profile", laws={}))
+        side = PoolDevice(device, Coefficients(device=profile.device, source="profile", laws={}))
         slower = profile.hosts[transport].slower
         measured = Measured.of(profile, num_attention, num_expert, slower)
         return cls(
@@ -192,7 +192,7 @@ class Oracle:
         num_expert: Numbers,
         activated: Numbers,
         *,
-        plan: Plan = "2pc-sharded",
+        plan: ExchangePlanName = "2pc-sharded",
         gating: Gating = "egate",
         busiest_tokens: Numbers | None = None,
         micro_batches: Numbers = 1,
@@ -225,7 +225,7 @@ class Oracle:
         num_attention: Numbers,
         num_expert: Numbers,
         *,
-        plan: Plan = "2pc-sharded",
+        plan: ExchangePlanName = "2pc-sharded",
         gating: Gating = "egate",
     ) -> tuple[ExchangeCounts, ExchangeCounts]:
         """(dispatch, combine) of one exchange of `tokens`, of pools that fill nodes in order."""
@@ -392,7 +392,7 @@ class Oracle:
         return laws if self.measured is None else self.measured
 
 
-def _links(attention: Side, expert: Side) -> LinkModel:
+def _links(attention: PoolDevice, expert: PoolDevice) -> LinkModel:
     alike = attention.device.name == expert.device.name
     measured = attention.coefficients.intra if alike else None
     return LinkModel.of(attention.device, expert.device, measured)

@@ -17,14 +17,14 @@ from janus_moe.perf.precision import Arithmetic, Format, arithmetic
 
 
 @dataclass(frozen=True)
-class Side:
+class PoolDevice:
     """One pool's device, with the laws that hold for its operations."""
 
     device: DeviceProfile
     coefficients: Coefficients
 
     @classmethod
-    def of(cls, name: str) -> Side:
+    def of(cls, name: str) -> PoolDevice:
         """A known device with the laws fitted for it, roofline where there are none."""
         return cls(device_profile(name), fitted_coefficients(name))
 

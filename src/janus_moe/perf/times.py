@@ -13,7 +13,7 @@ from janus_moe.perf.coefficients import OpLaw
 from janus_moe.perf.estimate import Confidence, weakest
 from janus_moe.perf.models import GqaFacts, ModelFacts
 from janus_moe.perf.precision import BYTES_PER_ACTIVATION, BYTES_PER_WEIGHT, Format
-from janus_moe.perf.sides import Side
+from janus_moe.perf.sides import PoolDevice
 
 
 class Times(Protocol):
@@ -47,8 +47,8 @@ class LawTimes:
     """By the laws of two devices. kv_format: of the cache."""
 
     model: ModelFacts
-    attention_side: Side
-    expert_side: Side
+    attention_side: PoolDevice
+    expert_side: PoolDevice
     kv_format: Format
 
     def attention_layer_s(self, tokens: Numbers, context: Numbers, tp: Numbers = 1) -> Array:

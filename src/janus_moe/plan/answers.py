@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from janus_moe.perf.links import Gating, Plan
+from janus_moe.perf.links import ExchangePlanName, Gating
 from janus_moe.plan.activation import ReplicaPolicy
 
 Kind = Literal["pools", "monolithic"]
@@ -26,7 +26,7 @@ class Deployment:
     num_attention: int
     num_expert: int
     slots: int
-    plan: Plan | Literal["all-to-all"]
+    plan: ExchangePlanName | Literal["all-to-all"]
     gating: Gating
     policy: ReplicaPolicy
     micro_batches: int

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_moe.perf.arrays import Array
-from janus_moe.perf.links import Plan, share_reached
+from janus_moe.perf.links import ExchangePlanName, share_reached
 from janus_moe.perf.step import StepLoad
 from janus_moe.plan.activation import AmaxGrid
 from janus_moe.plan.prefill import MixedStep, StepTimes, step_times
@@ -117,12 +117,12 @@ class Exchanges:
         fixed, each = (np.stack(part) for part in zip(*plans, strict=True))
         return fixed, each
 
-    def _plan(self, plan: Plan, num_attention: Ints) -> tuple[Array, Array]:
+    def _plan(self, plan: ExchangePlanName, num_attention: Ints) -> tuple[Array, Array]:
         few, many = (self._seconds(plan, num_attention, tokens) for tokens in (1.0, 1025.0))
         each = (many - few) / 1024
         return few - each, each
 
-    def _seconds(self, plan: Plan, num_attention: Ints, tokens: float) -> Array:
+    def _seconds(self, plan: ExchangePlanName, num_attention: Ints, tokens: float) -> Array:
         oracle = self.problem.oracle
         sizes, gating = (num_attention, self.num_expert[None, :]), self.style.gating
         there, back = oracle.counts(tokens, *sizes, plan=plan, gating=gating)

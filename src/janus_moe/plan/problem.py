@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from janus_moe.errors import ConfigError
-from janus_moe.perf.links import Gating, Plan
+from janus_moe.perf.links import ExchangePlanName, Gating
 from janus_moe.perf.oracle import Oracle
 from janus_moe.plan.activation import Activation, ReplicaPolicy
 from janus_moe.plan.memory import MemoryRules
@@ -17,7 +17,7 @@ from janus_moe.plan.memory import MemoryRules
 Objective = Literal["gpus", "price"]
 Prefill = Literal["included", "excluded"]
 
-ALL_PLANS: tuple[Plan, ...] = ("1pc", "2pc-direct", "2pc-relay", "2pc-sharded")
+ALL_PLANS: tuple[ExchangePlanName, ...] = ("1pc", "2pc-direct", "2pc-relay", "2pc-sharded")
 REDUNDANCIES = (1.0, 1.125, 1.25, 1.5)
 
 
@@ -109,7 +109,7 @@ class PoolStyle:
 
     policy: ReplicaPolicy = "exact"
     gating: Gating = "egate"
-    plans: tuple[Plan, ...] = ALL_PLANS
+    plans: tuple[ExchangePlanName, ...] = ALL_PLANS
     micro_batches: tuple[int, ...] = (1, 2)
     slots: int | None = None
     redundancies: tuple[float, ...] = REDUNDANCIES

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_moe.perf.arrays import Array, Numbers
-from janus_moe.perf.links import Plan
+from janus_moe.perf.links import ExchangePlanName
 from janus_moe.perf.step import StepLoad
 from janus_moe.plan.activation import AmaxGrid
 from janus_moe.plan.memory import attention_need, expert_need, monolithic_need
@@ -37,7 +37,7 @@ class Pools:
     slots: Ints
     rows: Ints
     amax: AmaxGrid
-    plan: Plan
+    plan: ExchangePlanName
     micro_batches: int
 
     @cached_property

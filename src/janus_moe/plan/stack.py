@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from janus_moe.perf.arrays import Array
-from janus_moe.perf.links import Plan, share_reached
+from janus_moe.perf.links import ExchangePlanName, share_reached
 from janus_moe.perf.step import StepLoad
 from janus_moe.plan.activation import AmaxGrid
 from janus_moe.plan.candidates import stacked
@@ -92,7 +92,7 @@ class Stack:
         return replace(load, dispatch_s=there, combine_s=back)
 
     @cached_property
-    def _of_plan(self) -> dict[Plan, Ints]:
+    def _of_plan(self) -> dict[ExchangePlanName, Ints]:
         """Options with each plan."""
         plans = [one.plan for one in self.options]
         return {

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from janus_moe.config import EngineConfig
 from janus_moe.engine.chunks import FinishReason, Status, TokenChunk
-from janus_moe.engine.expert_pool import ExpertPool
+from janus_moe.engine.expert_pool import PlacementController
 from janus_moe.engine.snapshot import EngineSnapshot, Timing
 from janus_moe.engine.text.tokenizer import Tokenizer
 from janus_moe.messages import SamplingParams
@@ -56,7 +56,7 @@ class EngineBackend(Protocol):
     def status_detail(self) -> str: ...
 
     @property
-    def expert_pool(self) -> ExpertPool: ...
+    def expert_pool(self) -> PlacementController: ...
 
     def submit(
         self,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
-from janus_moe.sim.workload import Workload
+from janus_moe.sim.workload import RequestTrace
 
 BLOCK_ROWS = 1 << 16
 EPOCH = datetime(1970, 1, 1)
@@ -80,7 +80,7 @@ BURSTGPT = CsvFormat(
 )
 
 
-def load_csv(path: Path, layout: CsvFormat) -> Workload:
+def load_csv(path: Path, layout: CsvFormat) -> RequestTrace:
     """Columns may come in any order and others may be there; the header names them."""
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         rows = csv.reader(file)
@@ -92,7 +92,7 @@ def load_csv(path: Path, layout: CsvFormat) -> Workload:
     if not blocks:
         raise ConfigError(f"{path}: the trace has a header and no rows")
     arrival, prompt, output = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    return Workload.of(path.stem, arrival, prompt.astype(np.int64), output.astype(np.int64))
+    return RequestTrace.of(path.stem, arrival, prompt.astype(np.int64), output.astype(np.int64))
 
 
 def _places(path: Path, layout: CsvFormat, header: Sequence[str]) -> list[int]:

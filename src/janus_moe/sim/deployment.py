@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from janus_moe.errors import ConfigError
 from janus_moe.perf import Oracle
-from janus_moe.perf.links import Gating, Plan
+from janus_moe.perf.links import ExchangePlanName, Gating
 from janus_moe.policy.activation import Policy
 from janus_moe.sim.amax import PoolAmax, placement_of
-from janus_moe.sim.state import Limits
+from janus_moe.sim.state import BatchLimits
 from janus_moe.sim.step_table import (
     AttentionSide,
     PoolSize,
@@ -32,7 +32,7 @@ class Style:
 
     slots: int | None = None
     policy: Policy = "exact"
-    plan: Plan = "2pc-sharded"
+    plan: ExchangePlanName = "2pc-sharded"
     gating: Gating = "egate"
     micro_batches: int = 1
 
@@ -45,7 +45,7 @@ class Style:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Deployment:
+class SimDeployment:
     """kv_blocks: per attention instance. attention_bytes, expert_bytes: weights that a new instance
     of either pool loads; a GPU of a monolithic one loads both. how: its style in words.
     """
@@ -53,7 +53,7 @@ class Deployment:
     name: str
     size: PoolSize
     table: StepTable
-    limits: Limits
+    limits: BatchLimits
     kv_blocks: int
     attention_bytes: float
     expert_bytes: float
@@ -76,7 +76,7 @@ class Deployment:
     def num_gpus(self) -> int:
         return self.size.num_gpus
 
-    def same_as(self, other: Deployment) -> bool:
+    def same_as(self, other: SimDeployment) -> bool:
         """Whether nothing would change."""
         return (self.name, self.how) == (other.name, other.how)
 
@@ -89,23 +89,23 @@ class Deployments:
     """
 
     def __init__(
-        self, oracle: Oracle, a_max: PoolAmax, limits: Limits, slots_per_expert: float = 1.25
+        self, oracle: Oracle, a_max: PoolAmax, limits: BatchLimits, slots_per_expert: float = 1.25
     ) -> None:
         if not slots_per_expert >= 1:
             raise ConfigError(f"every expert needs a slot or more, got {slots_per_expert}")
         self.oracle, self._a_max, self.limits = oracle, a_max, limits
         self._slots_per_expert = slots_per_expert
         self._sides: dict[tuple[int, int], AttentionSide] = {}
-        self._known: dict[tuple[PoolSize, Style], Deployment | None] = {}
+        self._known: dict[tuple[PoolSize, Style], SimDeployment | None] = {}
 
-    def of(self, size: PoolSize, style: Style | None = None) -> Deployment | None:
+    def of(self, size: PoolSize, style: Style | None = None) -> SimDeployment | None:
         """None if weights do not fit or leave no room for KV."""
         key = size, style or Style()
         if key not in self._known:
             self._known[key] = self._build(*key)
         return self._known[key]
 
-    def _build(self, size: PoolSize, style: Style) -> Deployment | None:
+    def _build(self, size: PoolSize, style: Style) -> SimDeployment | None:
         oracle = self.oracle.on_one_device() if size.monolithic else self.oracle
         model, limits = oracle.model, self.limits
         instances = size.num_gpus if size.monolithic else size.num_expert
@@ -131,7 +131,7 @@ class Deployments:
             style.plan,
             style.gating,
         )
-        return Deployment(
+        return SimDeployment(
             name=str(size),
             size=size,
             table=table,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
-from janus_moe.sim.workload import Workload
+from janus_moe.sim.workload import RequestTrace
 
 Arrivals = Literal["poisson", "gamma", "diurnal"]
 
@@ -68,7 +68,7 @@ def generate(
     outputs: Lengths = PAPER_OUTPUTS,
     cv: float = 3.0,
     peak_ratio: float = 7.5,
-) -> Workload:
+) -> RequestTrace:
     """rate: mean requests per second. cv: of gamma's gaps. peak_ratio: of diurnal's profile."""
     if not (rate > 0 and duration_s > 0 and 1 <= rate * duration_s <= MAX_REQUESTS):
         raise ConfigError(
@@ -87,7 +87,7 @@ def generate(
             names = ", ".join(get_args(Arrivals))
             raise ConfigError(f"synthetic arrivals must be one of {names}; got {arrivals!r}")
     arrival = arrival[arrival < duration_s]
-    return Workload(
+    return RequestTrace(
         name=f"synthetic {arrivals}",
         arrival_s=arrival,
         prompt_tokens=prompts.sample(len(arrival), rng),

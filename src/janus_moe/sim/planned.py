@@ -28,9 +28,9 @@ from janus_moe.plan.problem import Batching, Problem, Rate
 from janus_moe.plan.problem import Workload as Means
 from janus_moe.plan.sampled import SampledActivation
 from janus_moe.policy.estimate import Sampler
-from janus_moe.sim.deployment import Deployment, Deployments, Style
-from janus_moe.sim.scaling import Choice, Demand
-from janus_moe.sim.state import Limits
+from janus_moe.sim.deployment import Deployments, SimDeployment, Style
+from janus_moe.sim.scaling import ObservedDemand, ScalingTarget
+from janus_moe.sim.state import BatchLimits
 from janus_moe.sim.step_table import PoolSize
 
 OBSERVED_TOKENS = 16_384
@@ -43,7 +43,12 @@ LEAST_TOKENS_PER_S = 1e-3
 
 
 def planning_problem(
-    oracle: Oracle, sample: Sampler, limits: Limits, tpot_s: float, max_gpus: int, seed: int = 0
+    oracle: Oracle,
+    sample: Sampler,
+    limits: BatchLimits,
+    tpot_s: float,
+    max_gpus: int,
+    seed: int = 0,
 ) -> Problem:
     """The question that demands are put into. sample: one layer's router."""
     model = oracle.model
@@ -102,7 +107,9 @@ class Planned:
             f"a_max: {problem.activation.name}",
         )
 
-    def decide(self, now_s: float, demand: Demand, current: Deployment | None) -> Choice:
+    def decide(
+        self, now_s: float, demand: ObservedDemand, current: SimDeployment | None
+    ) -> ScalingTarget:
         """Of equally cheap shapes the present one, else the fastest. Where nothing keeps up, what
         comes closest."""
         found, enough = self._answers(demand)
@@ -111,9 +118,9 @@ class Planned:
             if current and one.cost == chosen.cost and _size(one) == current.size:
                 chosen = one
                 break
-        return Choice(self._built(chosen), enough)
+        return ScalingTarget(self._built(chosen), enough)
 
-    def _answers(self, demand: Demand) -> tuple[tuple[answers.Deployment, ...], bool]:
+    def _answers(self, demand: ObservedDemand) -> tuple[tuple[answers.Deployment, ...], bool]:
         rate = self._tokens_per_s(demand)
         key = (
             _steps_up(rate, RATE_STEP),
@@ -129,7 +136,7 @@ class Planned:
             self._known[key] = self._ask(question)
         return self._known[key]
 
-    def _tokens_per_s(self, demand: Demand) -> float:
+    def _tokens_per_s(self, demand: ObservedDemand) -> float:
         """Output to provide for; see the module's docstring."""
         seen = demand.requests_per_s
         if self.rate_quantile is not None and demand.minute_rates:
@@ -146,7 +153,7 @@ class Planned:
             raise ConfigError(f"policy {self.name}: {found.reason}")
         return (found.nearest,), False
 
-    def _built(self, one: answers.Deployment) -> Deployment:
+    def _built(self, one: answers.Deployment) -> SimDeployment:
         style = Style(slots=one.slots, policy=one.policy, micro_batches=one.micro_batches)
         if one.plan != "all-to-all":
             style = replace(style, plan=one.plan, gating=one.gating)

@@ -14,12 +14,12 @@ from typing import get_args
 from janus_moe.errors import ConfigError
 from janus_moe.plan.baselines import BaselineName, BaselinePlanner
 from janus_moe.plan.problem import Problem
-from janus_moe.sim.deployment import Deployment, Deployments
+from janus_moe.sim.deployment import Deployments, SimDeployment
 from janus_moe.sim.planned import Planned
 from janus_moe.sim.scaling import ScalingPolicy, Static
 from janus_moe.sim.simulate import demand_between
 from janus_moe.sim.step_table import PoolSize
-from janus_moe.sim.workload import Workload
+from janus_moe.sim.workload import RequestTrace
 
 PLANNERS = get_args(BaselineName)
 KNOWN = f"{', '.join(PLANNERS)}, static, static:SIZE"
@@ -46,7 +46,7 @@ class Choices:
 
 
 def named_policy(
-    name: str, choices: Choices, workload: Workload, interval_s: float = 900.0
+    name: str, choices: Choices, workload: RequestTrace, interval_s: float = 900.0
 ) -> ScalingPolicy:
     """Raises ConfigError for an unknown name, and when nothing fits."""
     if name.startswith("static:"):
@@ -82,11 +82,11 @@ def parse_size(text: str) -> PoolSize:
     raise ConfigError(f"a size is written 2A6E, EP16 or EP16TP8, got {text!r}")
 
 
-def _static(name: str, one: Deployment) -> Static:
+def _static(name: str, one: SimDeployment) -> Static:
     return Static(one, name, (f"{name}: {one.name} for all time", one.how))
 
 
-def _exactly(deployments: Deployments, size: PoolSize) -> Deployment:
+def _exactly(deployments: Deployments, size: PoolSize) -> SimDeployment:
     found = deployments.of(size)
     if found is None:
         oracle = deployments.oracle

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_moe.sim import state, steps
-from janus_moe.sim.state import Limits, Records
+from janus_moe.sim.state import BatchLimits, Records
 from janus_moe.sim.step_table import StepTable
-from janus_moe.sim.workload import Workload
+from janus_moe.sim.workload import RequestTrace
 
 
 class AttentionPool(Protocol):
@@ -54,8 +54,8 @@ class CompiledPool:
 
     def __init__(
         self,
-        workload: Workload,
-        limits: Limits,
+        workload: RequestTrace,
+        limits: BatchLimits,
         max_instances: int,
         interval_s: float,
         log_steps: int = 0,

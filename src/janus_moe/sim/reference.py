@@ -13,9 +13,9 @@ from janus_moe.policy.batching import Batcher, Sequence, StepPlan
 from janus_moe.policy.paging import BlockManager
 from janus_moe.policy.routing import InstanceLoad, choose_instance, prefix_instance
 from janus_moe.sim import state
-from janus_moe.sim.state import Limits
+from janus_moe.sim.state import BatchLimits
 from janus_moe.sim.step_table import StepTable, step_seconds
-from janus_moe.sim.workload import Workload
+from janus_moe.sim.workload import RequestTrace
 
 
 class PolicyPool:
@@ -23,8 +23,8 @@ class PolicyPool:
 
     def __init__(
         self,
-        workload: Workload,
-        limits: Limits,
+        workload: RequestTrace,
+        limits: BatchLimits,
         max_instances: int,
         interval_s: float,
         log_steps: int = 0,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from janus_moe.errors import ConfigError
-from janus_moe.sim.deployment import Deployment
+from janus_moe.sim.deployment import SimDeployment
 
 
-class Demand(NamedTuple):
+class ObservedDemand(NamedTuple):
     """What has arrived since the last decision.
 
     requests_per_s: mean. minute_rates: of each minute that is looked back at, in order of time.
@@ -42,10 +42,10 @@ class Demand(NamedTuple):
         return found
 
 
-class Choice(NamedTuple):
+class ScalingTarget(NamedTuple):
     """The deployment to have from now on. enough: whether it is expected to keep up."""
 
-    deployment: Deployment
+    deployment: SimDeployment
     enough: bool = True
 
 
@@ -60,7 +60,9 @@ class ScalingPolicy(Protocol):
         """Its whole configuration, for reports."""
         ...
 
-    def decide(self, now_s: float, demand: Demand, current: Deployment | None) -> Choice:
+    def decide(
+        self, now_s: float, demand: ObservedDemand, current: SimDeployment | None
+    ) -> ScalingTarget:
         """`current` at the first decision is None."""
         ...
 
@@ -69,12 +71,14 @@ class ScalingPolicy(Protocol):
 class Static:
     """Always the same deployment. lines: what to print of it."""
 
-    deployment: Deployment
+    deployment: SimDeployment
     name: str = "static"
     lines: tuple[str, ...] = ()
 
-    def decide(self, now_s: float, demand: Demand, current: Deployment | None) -> Choice:
-        return Choice(self.deployment)
+    def decide(
+        self, now_s: float, demand: ObservedDemand, current: SimDeployment | None
+    ) -> ScalingTarget:
+        return ScalingTarget(self.deployment)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +97,7 @@ class Loading:
         if self.start_s < 0 or self.load_bytes_per_s <= 0 or self.move_bytes_per_s <= 0:
             raise ConfigError(f"loading needs times from 0 s and rates above 0, got {self}")
 
-    def change_s(self, old: Deployment, new: Deployment) -> float:
+    def change_s(self, old: SimDeployment, new: SimDeployment) -> float:
         """Until `new` serves: new instances load all they hold, in parallel; instances of an expert
         pool that changes size exchange the share of replicas that changes its place."""
         load, move = 0.0, 0.0

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
 from janus_moe.sim import state
-from janus_moe.sim.deployment import Deployment
+from janus_moe.sim.deployment import SimDeployment
 from janus_moe.sim.pools import AttentionPool, CompiledPool
-from janus_moe.sim.scaling import Choice, Demand, Loading, ScalingPolicy
-from janus_moe.sim.state import Limits, Records
-from janus_moe.sim.workload import Workload
+from janus_moe.sim.scaling import Loading, ObservedDemand, ScalingPolicy, ScalingTarget
+from janus_moe.sim.state import BatchLimits, Records
+from janus_moe.sim.workload import RequestTrace
 
-PoolFactory = Callable[[Workload, Limits, int, float, int], AttentionPool]
+PoolFactory = Callable[[RequestTrace, BatchLimits, int, float, int], AttentionPool]
 """(workload, limits, most instances, interval, steps to log); `CompiledPool` or `PolicyPool`."""
 
 
@@ -68,7 +68,7 @@ class Decision:
     how: str
     num_gpus: int
     enough: bool
-    demand: Demand
+    demand: ObservedDemand
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -81,7 +81,7 @@ class Simulation:
 
     policy: str
     lines: tuple[str, ...]
-    workload: Workload
+    workload: RequestTrace
     timing: Timing
     requests: Records
     interval: NDArray[np.float64]
@@ -95,7 +95,7 @@ class Simulation:
 
 
 def simulate(
-    workload: Workload,
+    workload: RequestTrace,
     policy: ScalingPolicy,
     timing: Timing | None = None,
     loading: Loading | None = None,
@@ -111,12 +111,12 @@ def simulate(
 
 
 def demand_between(
-    workload: Workload,
+    workload: RequestTrace,
     start_s: float,
     end_s: float,
-    before: Demand | None = None,
+    before: ObservedDemand | None = None,
     look_back_s: float | None = None,
-) -> Demand:
+) -> ObservedDemand:
     """What arrives in [start_s, end_s); lengths are those of `before` where nothing does. As if
     nobody were there. look_back_s: of the minutes, if it is more."""
     start_s = max(start_s, 0.0)
@@ -124,8 +124,8 @@ def demand_between(
     minutes = _minute_rates(workload, min(start_s, max(0.0, end_s - (look_back_s or 0.0))), end_s)
     if first == last:
         lengths = (before.prompt_tokens, before.output_tokens) if before else (1.0, 1.0)
-        return Demand(0.0, minutes, *lengths, 0)
-    return Demand(
+        return ObservedDemand(0.0, minutes, *lengths, 0)
+    return ObservedDemand(
         requests_per_s=float(last - first) / (end_s - start_s),
         minute_rates=minutes,
         prompt_tokens=float(workload.prompt_tokens[first:last].mean()),
@@ -134,7 +134,7 @@ def demand_between(
     )
 
 
-def _minute_rates(workload: Workload, start_s: float, end_s: float) -> tuple[float, ...]:
+def _minute_rates(workload: RequestTrace, start_s: float, end_s: float) -> tuple[float, ...]:
     """Requests per second of each whole minute, or of all of a shorter time."""
     width = min(60.0, end_s - start_s)
     edges = np.arange(start_s, end_s + 1e-9, width)
@@ -144,13 +144,13 @@ def _minute_rates(workload: Workload, start_s: float, end_s: float) -> tuple[flo
 
 @dataclass
 class _Change:
-    deployment: Deployment
+    deployment: SimDeployment
     serving_s: float
 
 
 @dataclass
 class _Run:
-    workload: Workload
+    workload: RequestTrace
     policy: ScalingPolicy
     timing: Timing
     loading: Loading
@@ -252,7 +252,7 @@ class _Run:
         self._resize(new, now_s, each)
         self.current, self.change = new, None
 
-    def _resize(self, deployment: Deployment, now_s: float, each: int) -> None:
+    def _resize(self, deployment: SimDeployment, now_s: float, each: int) -> None:
         """Attention instances: draining ones come back first, those with least to do go first.
         each: GPUs that an instance gives back when it is gone."""
         instances = self.pool.instances
@@ -284,7 +284,7 @@ class _Run:
                 gpus = self.draining.pop(instance)
                 self.gpu_changes.append((float(instances["drained_s"][instance]), -gpus))
 
-    def _demand(self, start_s: float, end_s: float) -> Demand:
+    def _demand(self, start_s: float, end_s: float) -> ObservedDemand:
         before = self.decisions[-1].demand if self.decisions else None
         demand = demand_between(self.workload, start_s, end_s, before, self.timing.look_back_s)
         if before is None:
@@ -293,7 +293,9 @@ class _Run:
         return demand._replace(num_present=running + waiting, num_waiting=waiting)
 
 
-def _decision(decided_s: float, serving_s: float, choice: Choice, demand: Demand) -> Decision:
+def _decision(
+    decided_s: float, serving_s: float, choice: ScalingTarget, demand: ObservedDemand
+) -> Decision:
     return Decision(
         decided_s=decided_s,
         serving_s=serving_s,

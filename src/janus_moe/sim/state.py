@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_moe.sim.workload import Workload
+from janus_moe.sim.workload import RequestTrace
 
 DONE, PAUSED = 0, 1  # what `steps.run` returns
 ABSENT, ACTIVE, DRAINING = 0, 1, 2  # status of an instance
@@ -77,7 +77,7 @@ CLOCK = np.dtype(
 Records = NDArray[Any]
 
 
-class Limits(NamedTuple):
+class BatchLimits(NamedTuple):
     """max_num_seqs <= max_num_batched_tokens, both per attention instance and step."""
 
     block_size: int
@@ -100,7 +100,7 @@ class Pool(NamedTuple):
     log: NDArray[np.float64]
 
 
-def new_requests(workload: Workload) -> Records:
+def new_requests(workload: RequestTrace) -> Records:
     """[requests] REQUEST; nothing has happened to any of them."""
     requests = np.zeros(workload.num_requests, REQUEST)
     requests["arrival_s"] = workload.arrival_s
@@ -112,7 +112,7 @@ def new_requests(workload: Workload) -> Records:
 
 
 def new_pool(
-    workload: Workload, max_instances: int, block_size: int, interval_s: float, log_steps: int
+    workload: RequestTrace, max_instances: int, block_size: int, interval_s: float, log_steps: int
 ) -> Pool:
     """No instance is there yet. The last interval takes all that comes after the others."""
     instances = np.zeros(max_instances, INSTANCE)

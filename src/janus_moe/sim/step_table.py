@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
 from janus_moe.perf import Oracle
-from janus_moe.perf.links import Gating, Plan
+from janus_moe.perf.links import ExchangePlanName, Gating
 from janus_moe.perf.prompts import pair_cost
 
 Array = NDArray[np.float64]
@@ -131,7 +131,7 @@ def tabulate(
     side: AttentionSide,
     micro_batches: int = 1,
     slots: int | None = None,
-    plan: Plan = "2pc-sharded",
+    plan: ExchangePlanName = "2pc-sharded",
     gating: Gating = "egate",
 ) -> StepTable:
     """The steps of a deployment of this size. slots: per layer and expert instance; None: no

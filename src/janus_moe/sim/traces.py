@@ -16,7 +16,7 @@ import numpy as np
 
 from janus_moe.errors import ConfigError
 from janus_moe.sim.csv_traces import AZURE, BURSTGPT, load_csv
-from janus_moe.sim.workload import PrefixBlocks, Workload
+from janus_moe.sim.workload import PrefixBlocks, RequestTrace
 
 TraceFormat = Literal["azure", "burstgpt", "mooncake"]
 
@@ -34,7 +34,7 @@ class MooncakeLine(msgspec.Struct):
     hash_ids: list[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]] = []
 
 
-def load_trace(path: Path, trace_format: TraceFormat | None = None) -> Workload:
+def load_trace(path: Path, trace_format: TraceFormat | None = None) -> RequestTrace:
     """Read a trace; ConfigError if it is not there, not in the format, or malformed."""
     try:
         match trace_format or detect_format(path):
@@ -67,7 +67,7 @@ def detect_format(path: Path) -> TraceFormat:
     )
 
 
-def _load_mooncake(path: Path) -> Workload:
+def _load_mooncake(path: Path) -> RequestTrace:
     decoder = msgspec.json.Decoder(MooncakeLine)
     lines: list[MooncakeLine] = []
     with path.open("rb") as file:
@@ -83,7 +83,7 @@ def _load_mooncake(path: Path) -> Workload:
                 ) from None
     if not lines:
         raise ConfigError(f"{path}: the trace has no lines")
-    return Workload.of(
+    return RequestTrace.of(
         path.stem,
         np.array([line.timestamp for line in lines]) / 1000.0,
         np.array([line.input_length for line in lines], np.int64),

@@ -39,7 +39,7 @@ class PrefixBlocks:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Workload:
+class RequestTrace:
     """Requests in order of arrival. The arrays cannot be written.
 
     name: where it comes from; synthetic ones say so.
@@ -81,7 +81,7 @@ class Workload:
         prompt_tokens: NDArray[np.int64],
         output_tokens: NDArray[np.int64],
         prefix: PrefixBlocks | None = None,
-    ) -> Workload:
+    ) -> RequestTrace:
         """Sorts requests by arrival (ties keep their order), starts at 0, leaves out empty ones."""
         order = np.argsort(arrival_s, kind="stable")
         order = order[(prompt_tokens[order] > 0) & (output_tokens[order] > 0)]
@@ -104,13 +104,13 @@ class Workload:
         """From the beginning to the last arrival."""
         return float(self.arrival_s[-1])
 
-    def faster(self, factor: float) -> Workload:
+    def faster(self, factor: float) -> RequestTrace:
         """The same requests `factor` times as fast: a higher rate over a shorter time."""
         if not (factor > 0 and np.isfinite(factor)):
             raise ConfigError(f"the speed of a workload must be above 0, got {factor}")
         return self._replace(np.arange(self.num_requests), self.arrival_s / factor)
 
-    def window(self, start_s: float, duration_s: float) -> Workload:
+    def window(self, start_s: float, duration_s: float) -> RequestTrace:
         """The requests that arrive in [start_s, start_s + duration_s), which becomes [0, ...)."""
         first, last = np.searchsorted(self.arrival_s, [start_s, start_s + duration_s])
         if first == last:
@@ -125,8 +125,8 @@ class Workload:
         which = (self.arrival_s / interval_s).astype(np.int64)
         return np.bincount(which) / interval_s
 
-    def _replace(self, kept: NDArray[np.int64], arrival_s: NDArray[np.float64]) -> Workload:
-        return Workload(
+    def _replace(self, kept: NDArray[np.int64], arrival_s: NDArray[np.float64]) -> RequestTrace:
+        return RequestTrace(
             name=self.name,
             arrival_s=arrival_s,
             prompt_tokens=self.prompt_tokens[kept],

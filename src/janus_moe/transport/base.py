@@ -28,7 +28,7 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplyNote:
+class ReplyMetadata:
     """What travels with a reply; all numbers are signed 64-bit.
 
     routing_digest: equal on all expert instances when they agree on the routing of the batch.
@@ -54,7 +54,7 @@ class Combined:
     """
 
     hidden: Tensor
-    notes: tuple[ReplyNote, ...]
+    notes: tuple[ReplyMetadata, ...]
     plan: str = ""
     notice: str = ""
 
@@ -144,7 +144,7 @@ class ExpertPort(Protocol):
         """
         ...
 
-    def reply(self, work: Work, partial: Tensor, note: ReplyNote) -> None:
+    def reply(self, work: Work, partial: Tensor, note: ReplyMetadata) -> None:
         """Sends partial sums of all rows.
 
         partial: [total tokens, hidden] float32; stays unchanged until `accept` returns new work.

@@ -16,7 +16,7 @@ from typing import Protocol
 _ONE = (1).to_bytes(8, sys.byteorder)
 
 
-class Bell(Protocol):
+class Wakeup(Protocol):
     def ring(self) -> None: ...
 
     def park(self, timeout_s: float | None) -> None:
@@ -24,7 +24,7 @@ class Bell(Protocol):
         ...
 
 
-class ThreadBell:
+class ThreadWakeup:
     """A bell among threads of one process."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class ThreadBell:
         self._event.clear()
 
 
-class FdBell:
+class EventFdWakeup:
     """A bell among processes: an eventfd, or a pipe where the system has none.
 
     Descriptors are non-blocking and travel by inheritance; nothing has a name in the system.
@@ -52,7 +52,7 @@ class FdBell:
         self._poll.register(read_fd, select.POLLIN)
 
     @classmethod
-    def create(cls) -> FdBell:
+    def create(cls) -> EventFdWakeup:
         if hasattr(os, "eventfd"):
             fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             return cls(fd, fd)

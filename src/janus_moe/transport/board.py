@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from janus_moe.spec import InstanceId, PoolShape
-from janus_moe.transport.base import ReplyNote
+from janus_moe.transport.base import ReplyMetadata
 
 LINE_WORDS = 8
 WORD_BYTES = 8
@@ -34,7 +34,7 @@ MAX_LAYERS = 1 << 16
 _HALF = (1 << 32) - 1
 
 
-def board_bytes(shape: PoolShape) -> int:
+def control_block_bytes(shape: PoolShape) -> int:
     return (1 + shape.attention + shape.expert) * LINE_WORDS * WORD_BYTES
 
 
@@ -64,8 +64,11 @@ def make_fence() -> Callable[[], None]:
     return fence
 
 
-class Board:
-    """One thread's view of the shared words. words: int64, at least `board_bytes(shape)` long."""
+class ControlBlock:
+    """One thread's view of the shared words.
+
+    words: int64, at least `control_block_bytes(shape)` long.
+    """
 
     def __init__(self, shape: PoolShape, words: memoryview) -> None:
         attention_end = (1 + shape.attention) * LINE_WORDS
@@ -108,7 +111,7 @@ class Board:
         self._dispatched[index] = key
         self._fence()
 
-    def reply(self, index: int, key: int, note: ReplyNote) -> None:
+    def reply(self, index: int, key: int, note: ReplyMetadata) -> None:
         """Says that the partial sums of expert instance `index` are in place."""
         self._digests[index] = note.routing_digest
         self._activated[index] = note.activated
@@ -175,9 +178,9 @@ class Board:
         self._fence()
         return True
 
-    def notes(self) -> tuple[ReplyNote, ...]:
+    def notes(self) -> tuple[ReplyMetadata, ...]:
         columns = (self._digests, self._activated, self._scheduler_ns)
-        return tuple(map(ReplyNote, *(column.tolist() for column in columns)))
+        return tuple(map(ReplyMetadata, *(column.tolist() for column in columns)))
 
     def progress(self) -> int:
         """Changes whenever any instance gets anywhere."""

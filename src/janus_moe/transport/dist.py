@@ -24,12 +24,12 @@ from janus_moe.transport.dist_ports import DistAttention, DistExpert
 from janus_moe.transport.executor import Executor, Record
 from janus_moe.transport.gloo import GlooChannel
 from janus_moe.transport.message_buffers import RowFormat
-from janus_moe.transport.neighbour_setup import meet_neighbours
-from janus_moe.transport.neighbours import Alone, Neighbours
+from janus_moe.transport.neighbour_setup import connect_host_peers
+from janus_moe.transport.neighbours import HostPeers, NoHostPeers
 from janus_moe.transport.plans import PLAN_NAMES, PlanName, Topology
 from janus_moe.transport.plans.counts import RowBytes
 from janus_moe.transport.rendezvous import Rendezvous
-from janus_moe.transport.seat import Seat
+from janus_moe.transport.seat import Endpoint
 
 CONNECT_TIMEOUT_S = 60.0
 GUESSING = ChoiceRule(reach=4.0)
@@ -102,7 +102,7 @@ class ChannelExchange:
         instance: InstanceId,
         channel: Channel,
         record: Record | None = None,
-        neighbours: Neighbours | Alone | None = None,
+        neighbours: HostPeers | NoHostPeers | None = None,
     ) -> None:
         self.layout = layout
         self.instance = instance
@@ -112,9 +112,9 @@ class ChannelExchange:
             layout.shape.expert,
             _DTYPES[layout.dtype],
         )
-        rank, topology, near = layout.rank(instance), layout.topology, neighbours or Alone()
+        rank, topology, near = layout.rank(instance), layout.topology, neighbours or NoHostPeers()
         executor = Executor(rank, topology, channel, row_format, record=record, neighbours=near)
-        self._seat = Seat(instance, topology, channel, near, executor, layout.epoch)
+        self._seat = Endpoint(instance, topology, channel, near, executor, layout.epoch)
         self._port: DistExpert | None = None
         self.source = _plan_source(layout, instance)
 
@@ -181,10 +181,10 @@ class DistExchange(ChannelExchange):
     ) -> None:
         rank, topology = layout.rank(instance), layout.topology
         channel = GlooChannel(rank, topology.num_ranks, rendezvous, bind_host, connect_timeout_s)
-        near: Neighbours | Alone = Alone()
+        near: HostPeers | NoHostPeers = NoHostPeers()
         if layout.within_nodes == "memory":
             try:
-                near = meet_neighbours(rank, topology, rendezvous, connect_timeout_s)
+                near = connect_host_peers(rank, topology, rendezvous, connect_timeout_s)
             except ExchangeError:
                 channel.abort()
                 raise

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from janus_moe.errors import ConfigError, ExchangeClosed, ExchangeTimeout
-from janus_moe.transport.base import Combined, ReplyNote, Ticket, WaitRule, Work
+from janus_moe.transport.base import Combined, ReplyMetadata, Ticket, WaitRule, Work
 from janus_moe.transport.board import exchange_key, step_and_layer
 from janus_moe.transport.channel import ChannelAborted, Pending
 from janus_moe.transport.choosing import PlanSource, lower_quartile, plan_in
 from janus_moe.transport.executor import BoundProgram
-from janus_moe.transport.inlets import Inlet, NearInlet
+from janus_moe.transport.inlets import HostReceive, ReceiveSlot
 from janus_moe.transport.message_buffers import note_words, notes_of
 from janus_moe.transport.notes import check_routing
 from janus_moe.transport.plans import PlanName, egate_programs
 from janus_moe.transport.ports import AttentionSteps, ExpertExchanges, Port
-from janus_moe.transport.seat import Seat
+from janus_moe.transport.seat import Endpoint
 
 Programs = tuple[BoundProgram, BoundProgram]
 _KEPT = 64
@@ -36,7 +36,7 @@ _KEPT = 64
 class _Programs:
     """The bound programs of one instance by plan and token counts."""
 
-    def __init__(self, seat: Seat) -> None:
+    def __init__(self, seat: Endpoint) -> None:
         self._seat = seat
         self._kept: dict[tuple[PlanName, tuple[int, ...]], Programs] = {}
 
@@ -74,7 +74,7 @@ class _Clock:
 class _Seated(Port):
     """What ports do differently at a seat: whatever ends them ends the seat."""
 
-    _seat: Seat
+    _seat: Endpoint
 
     def close(self) -> None:
         super().close()
@@ -97,7 +97,7 @@ class DistAttention(_Seated, AttentionSteps):
     def __init__(
         self,
         index: int,
-        seat: Seat,
+        seat: Endpoint,
         source: PlanSource,
         rule: WaitRule,
         buffer: Tensor,
@@ -183,7 +183,7 @@ class DistAttention(_Seated, AttentionSteps):
 class DistExpert(_Seated, ExpertExchanges):
     """An `ExpertPort`. buffer: for the batch."""
 
-    def __init__(self, index: int, seat: Seat, rule: WaitRule, buffer: Tensor) -> None:
+    def __init__(self, index: int, seat: Endpoint, rule: WaitRule, buffer: Tensor) -> None:
         self._seat = seat
         super().__init__(index, seat.board(), seat.wiring, rule)
         self._batch = buffer
@@ -209,7 +209,7 @@ class DistExpert(_Seated, ExpertExchanges):
             executor.post(reply)
         return Work(ticket, self._batch[: sum(counts)], counts)
 
-    def reply(self, work: Work, partial: Tensor, note: ReplyNote) -> None:
+    def reply(self, work: Work, partial: Tensor, note: ReplyMetadata) -> None:
         self._check_reply(work, partial)
         if partial.dtype != torch.float32:
             raise ValueError(f"reply of {partial.dtype}, partial sums are float32")
@@ -291,9 +291,9 @@ class Arrivals:
         self._ring = ring
         self._watches: dict[int, _Watch] = {}
 
-    def watch(self, inlet: Inlet) -> None:
+    def watch(self, inlet: ReceiveSlot) -> None:
         """Waits for the receive that is posted there, unless it is waited for already."""
-        if isinstance(inlet, NearInlet):
+        if isinstance(inlet, HostReceive):
             return
         watch = self._watches.get(id(inlet))
         if watch is None:
@@ -301,9 +301,9 @@ class Arrivals:
         assert inlet.pending is not None
         watch.begin(inlet.pending)
 
-    def has(self, inlet: Inlet) -> bool:
+    def has(self, inlet: ReceiveSlot) -> bool:
         """Whether the message is there that was watched for."""
-        if isinstance(inlet, NearInlet):
+        if isinstance(inlet, HostReceive):
             return inlet.pending is not None and inlet.pending.arrived()
         return self._watches[id(inlet)].arrived is inlet.pending
 

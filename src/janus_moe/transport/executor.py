@@ -19,10 +19,10 @@ from torch import Tensor
 from janus_moe.errors import ExchangeClosed, ExchangeError, ExchangeTimeout, PeerLost
 from janus_moe.transport.base import Ticket
 from janus_moe.transport.channel import Channel, ChannelAborted, Pending
-from janus_moe.transport.inlets import FarInlet, Inlet, NearInlet
+from janus_moe.transport.inlets import HostReceive, ReceiveSlot, RemoteReceive
 from janus_moe.transport.message_buffers import MessageBuffer, RowFormat, buffer_bytes
 from janus_moe.transport.moves import BoundMove, bind, fused, make
-from janus_moe.transport.neighbours import TAGS, Alone, Neighbours
+from janus_moe.transport.neighbours import TAGS, HostPeers, NoHostPeers
 from janus_moe.transport.plans.program import (
     Buffer,
     Direction,
@@ -48,7 +48,7 @@ class BoundSend:
     buffer: MessageBuffer
     wire: Tensor
     passed_on: bool
-    origin: NearInlet | None = None
+    origin: HostReceive | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class BoundProgram:
         self.receives = [pair for stage in self.stages for pair in stage.receives]
         sends = [send for stage in self.stages for send in stage.sends]
         self.outlets = [send.buffer for send in sends if not send.passed_on or send.origin]
-        self.borrowed = [inlet for _, inlet in self.receives if isinstance(inlet, NearInlet)]
+        self.borrowed = [inlet for _, inlet in self.receives if isinstance(inlet, HostReceive)]
 
 
 class Executor:
@@ -100,7 +100,7 @@ class Executor:
         format_: RowFormat,
         timeout_s: float | None = None,
         record: Record | None = None,
-        neighbours: Neighbours | Alone | None = None,
+        neighbours: HostPeers | NoHostPeers | None = None,
     ) -> None:
         self.rank = rank
         self.waiting_for: int | None = None
@@ -109,18 +109,18 @@ class Executor:
         self._format = format_
         self.timeout_s = timeout_s
         self.record = record
-        self._inlets: dict[Lane, Inlet] = {}
+        self._inlets: dict[Lane, ReceiveSlot] = {}
         self._outlets: dict[Lane, MessageBuffer] = {}
         self._scratch: Tensor | None = None
         self._sent: dict[MessageBuffer, list[Sent]] = {}
-        self._near = neighbours or Alone()
+        self._near = neighbours or NoHostPeers()
 
     # --- binding ------------------------------------------------------------------------------
 
     def bind(self, program: Program) -> BoundProgram:
         return BoundProgram(self, program)
 
-    def inlet(self, message: Message, direction: Direction) -> Inlet:
+    def inlet(self, message: Message, direction: Direction) -> ReceiveSlot:
         lane = (message.source, direction, message.lane)
         if lane not in self._inlets:
             self._inlets[lane] = self._make_inlet(message, direction)
@@ -136,8 +136,10 @@ class Executor:
         message, content = send.message, send.content
         passed_on = content is not message
         inlet = self.inlet(content, direction) if passed_on else None
-        origin = inlet if isinstance(inlet, NearInlet) else None
-        buffer = inlet.buffer if isinstance(inlet, FarInlet) else self.outlet(message, direction)
+        origin = inlet if isinstance(inlet, HostReceive) else None
+        buffer = (
+            inlet.buffer if isinstance(inlet, RemoteReceive) else self.outlet(message, direction)
+        )
         return BoundSend(message, buffer, buffer.wire(message.num_rows), passed_on, origin)
 
     def bind_moves(self, moves: Sequence[Move], direction: Direction) -> list[BoundMove]:
@@ -151,7 +153,7 @@ class Executor:
             if buffer.target != self.rank:
                 return self.outlet(buffer, direction).rows
             inlet = self.inlet(buffer, direction)
-            return inlet if isinstance(inlet, NearInlet) else inlet.buffer.rows
+            return inlet if isinstance(inlet, HostReceive) else inlet.buffer.rows
         if buffer.kind != "scratch":
             return buffer.kind
         if self._scratch is None:
@@ -165,17 +167,17 @@ class Executor:
         on_host = self._format.device.type == "cpu"
         return index if on_host else torch.from_numpy(index).to(self._format.device)
 
-    def _make_inlet(self, message: Message, direction: Direction) -> Inlet:
+    def _make_inlet(self, message: Message, direction: Direction) -> ReceiveSlot:
         peer, tag = message.source, _tag(direction, message.lane)
         if self._is_near(peer, tag):
             size = buffer_bytes(self._format, direction)
-            return NearInlet(
+            return HostReceive(
                 self._near,
                 peer,
                 tag,
                 lambda data: MessageBuffer(self._format, direction, data[:size]),
             )
-        return FarInlet(self._channel, peer, tag, self._make_buffer(direction))
+        return RemoteReceive(self._channel, peer, tag, self._make_buffer(direction))
 
     def _make_buffer(self, direction: Direction) -> MessageBuffer:
         """In memory that neighbours can read, if there are any."""
@@ -198,7 +200,7 @@ class Executor:
         now = time.perf_counter_ns() if self.record else 0
         for message, inlet in program.receives:
             if inlet.pending is None:
-                if isinstance(inlet, FarInlet):
+                if isinstance(inlet, RemoteReceive):
                     self._free(inlet.buffer)
                 try:
                     inlet.post()
@@ -231,7 +233,7 @@ class Executor:
             for message, inlet in stage.receives:
                 self._finish(program.direction, message, inlet, ticket)
                 inlet.buffer.read_header(ticket, message, notes)
-                if isinstance(inlet, FarInlet):
+                if isinstance(inlet, RemoteReceive):
                     inlet.pending = None
             for move in stage.moves:
                 make(move, arrays)
@@ -264,7 +266,9 @@ class Executor:
         sent = Sent(pending, message, direction, send.wire.numel(), started, ticket)
         self._sent.setdefault(send.buffer, []).append(sent)
 
-    def _finish(self, direction: Direction, message: Message, inlet: Inlet, ticket: Ticket) -> None:
+    def _finish(
+        self, direction: Direction, message: Message, inlet: ReceiveSlot, ticket: Ticket
+    ) -> None:
         assert inlet.pending is not None, "receives are posted before a program runs"
         self._await(inlet.pending, message, message.source, ticket)
         if self.record:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from janus_moe.errors import ExchangeError
 from janus_moe.transport.channel import ChannelAborted
-from janus_moe.transport.listeners import drop_newcomers
+from janus_moe.transport.listeners import drop_new_connections
 from janus_moe.transport.rendezvous import Rendezvous
 
 _Gloo: Any = c10d.ProcessGroupGloo  # torch's stubs do not show what is used of it
@@ -151,7 +151,7 @@ class _Addresses(c10d.Store):
 def _close_to_newcomers(published: bytes, bind_host: str) -> None:
     """The mesh is complete, so nobody else has a reason to connect."""
     try:
-        listening = drop_newcomers(published)
+        listening = drop_new_connections(published)
     except OSError as error:
         listening = 0
         logger.warning("no packet filters here: %s", error.strerror)

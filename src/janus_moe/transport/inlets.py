@@ -11,10 +11,10 @@ from torch import Tensor
 
 from janus_moe.transport.channel import Channel, Pending
 from janus_moe.transport.message_buffers import MessageBuffer
-from janus_moe.transport.neighbours import Alone, Loan, Neighbours
+from janus_moe.transport.neighbours import HostPeers, NoHostPeers, PendingReceive
 
 
-class FarInlet:
+class RemoteReceive:
     """Messages of a peer that come through a channel. pending: while a receive is posted."""
 
     def __init__(self, channel: Channel, peer: int, tag: int, buffer: MessageBuffer) -> None:
@@ -29,7 +29,7 @@ class FarInlet:
         self.pending = self._channel.receive(self._peer, self._tag, self.buffer.data)
 
 
-class NearInlet:
+class HostReceive:
     """Messages of a neighbour, which lie in its memory. pending: the one that is expected or read.
 
     view: a `MessageBuffer` of such memory. The neighbour has a few buffers, so views are kept.
@@ -37,12 +37,12 @@ class NearInlet:
 
     def __init__(
         self,
-        neighbours: Neighbours | Alone,
+        neighbours: HostPeers | NoHostPeers,
         peer: int,
         tag: int,
         view: Callable[[Tensor], MessageBuffer],
     ) -> None:
-        self.pending: Loan | None = None
+        self.pending: PendingReceive | None = None
         self.posted_ns = 0
         self._neighbours = neighbours
         self._peer = peer
@@ -70,4 +70,4 @@ class NearInlet:
             self.pending = None
 
 
-Inlet = FarInlet | NearInlet
+ReceiveSlot = RemoteReceive | HostReceive

@@ -23,7 +23,7 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
 
 
-def drop_newcomers(published: bytes) -> int:
+def drop_new_connections(published: bytes) -> int:
     """Drops every packet for listening sockets of this process; connections they have accepted go
     on. Whoever connects from now on gets no answer.
 

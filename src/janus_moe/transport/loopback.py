@@ -19,8 +19,8 @@ from torch import Tensor
 from janus_moe.errors import ExchangeClosed, ExchangeError
 from janus_moe.spec import PoolShape
 from janus_moe.transport.base import ExpertPort, WaitRule
-from janus_moe.transport.bells import ThreadBell
-from janus_moe.transport.board import Board, board_bytes
+from janus_moe.transport.bells import ThreadWakeup
+from janus_moe.transport.board import ControlBlock, control_block_bytes
 from janus_moe.transport.notes import Notes
 from janus_moe.transport.ports import LockstepAttention, LockstepExpert, Wiring
 
@@ -32,28 +32,30 @@ class LoopbackExchange:
 
     def __init__(self, shape: PoolShape, epoch: int = 0) -> None:
         self.shape = shape
-        self._words = memoryview(bytearray(board_bytes(shape))).cast("q")
-        self._board = Board(shape, self._words)
+        self._words = memoryview(bytearray(control_block_bytes(shape))).cast("q")
+        self._board = ControlBlock(shape, self._words)
         self._tensors = _Tensors(shape)
         self._served: dict[int, tuple[ServeOnce, LockstepExpert]] = {}
         self._starting = threading.Lock()
         self._started = 0
         self._failure: tuple[int, BaseException] | None = None
-        self._attention_bells = [ThreadBell() for _ in range(shape.attention)]
-        self._expert_bells = [ThreadBell() for _ in range(shape.expert)]
+        self._attention_bells = [ThreadWakeup() for _ in range(shape.attention)]
+        self._expert_bells = [ThreadWakeup() for _ in range(shape.expert)]
         self._wiring = Wiring(
             self._attention_bells, self._expert_bells, self._start, self._why_closed, epoch
         )
 
     def attention_port(self, index: int, rule: WaitRule) -> LockstepAttention:
         store = _AttentionTensors(self._tensors, index)
-        board = Board(self.shape, self._words)
+        board = ControlBlock(self.shape, self._words)
         return LockstepAttention(index, board, self._wiring, store, rule)
 
     def expert_port(self, index: int, rule: WaitRule) -> LockstepExpert:
         """The end of an expert instance that lives in a thread of its own."""
         store = _ExpertTensors(self._tensors, index)
-        return LockstepExpert(index, Board(self.shape, self._words), self._wiring, store, rule)
+        return LockstepExpert(
+            index, ControlBlock(self.shape, self._words), self._wiring, store, rule
+        )
 
     def serve(self, index: int, serve_once: ServeOnce) -> None:
         """Lets the last dispatching attention instance run expert instance `index`.

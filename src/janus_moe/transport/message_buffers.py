@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from janus_moe.errors import ExchangeError
-from janus_moe.transport.base import ReplyNote, Ticket
+from janus_moe.transport.base import ReplyMetadata, Ticket
 from janus_moe.transport.plans.program import Direction, Message, header_bytes
 
 _WORDS = 8
@@ -97,13 +97,13 @@ class MessageBuffer:
         return Ticket(epoch=words[1], step=words[2], layer=words[3])
 
 
-def note_words(notes: tuple[ReplyNote, ...]) -> list[int]:
+def note_words(notes: tuple[ReplyMetadata, ...]) -> list[int]:
     return [
         word for note in notes for word in (note.routing_digest, note.activated, note.scheduler_ns)
     ]
 
 
-def notes_of(words: list[int]) -> tuple[ReplyNote, ...]:
+def notes_of(words: list[int]) -> tuple[ReplyMetadata, ...]:
     """The inverse of `note_words`."""
     starts = range(0, len(words), _NOTE_WORDS)
-    return tuple(ReplyNote(words[i], words[i + 1], words[i + 2]) for i in starts)
+    return tuple(ReplyMetadata(words[i], words[i + 1], words[i + 2]) for i in starts)

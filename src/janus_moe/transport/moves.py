@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from janus_moe.transport.inlets import NearInlet
+from janus_moe.transport.inlets import HostReceive
 from janus_moe.transport.plans.program import Add, Buffer, Clear, Copy, Local, Move
 from janus_moe.transport.plans.rows import Index
 
@@ -120,7 +120,7 @@ def make(move: BoundMove, local: Mapping[str, Any]) -> None:
 def _array(rows: Rows, local: Mapping[str, Any]) -> Any:
     if isinstance(rows, str):
         return local[rows]
-    return rows.buffer.rows if isinstance(rows, NearInlet) else rows
+    return rows.buffer.rows if isinstance(rows, HostReceive) else rows
 
 
 def _is_scratch(buffer: Buffer) -> bool:

@@ -26,7 +26,7 @@ import msgspec
 
 from janus_moe.errors import ExchangeError, JanusError
 from janus_moe.spec import Spec
-from janus_moe.transport.neighbours import Alone, Connection, Neighbours, table_bytes
+from janus_moe.transport.neighbours import Connection, HostPeers, NoHostPeers, table_bytes
 from janus_moe.transport.plans.topology import Topology
 from janus_moe.transport.rendezvous import Rendezvous
 
@@ -40,7 +40,7 @@ _RETRY_S = 0.01
 logger = logging.getLogger(__name__)
 
 
-class Card(Spec, frozen=True):
+class Advertisement(Spec, frozen=True):
     """What neighbours learn of an instance. place: equal where memory can be shared, "" where
     this is not known. name: of the address it listens at."""
 
@@ -49,9 +49,9 @@ class Card(Spec, frozen=True):
     secret: bytes = b""
 
 
-def meet_neighbours(
+def connect_host_peers(
     rank: int, topology: Topology, rendezvous: Rendezvous, timeout_s: float
-) -> Neighbours | Alone:
+) -> HostPeers | NoHostPeers:
     """The other instances of this rank's node that share memory with it; blocks until all of them
     do the same.
 
@@ -61,7 +61,7 @@ def meet_neighbours(
     nodes = topology.nodes
     mates = [mate for mate in range(len(nodes)) if nodes[mate] == nodes[rank] and mate != rank]
     if not mates:
-        return Alone()
+        return NoHostPeers()
     deadline = time.monotonic() + timeout_s
     with contextlib.ExitStack() as stack:
         door = stack.enter_context(_door(rank, place()))
@@ -77,7 +77,7 @@ def meet_neighbours(
             )
         near = [mate for mate in mates if mate not in far]
         if not near:
-            return Alone()
+            return NoHostPeers()
         held = stack.enter_context(contextlib.ExitStack())  # given back when something fails
         file, bell = _own(len(nodes))
         held.callback(os.close, file)
@@ -95,7 +95,7 @@ def meet_neighbours(
                 f"{timeout_s:g} s: {error}"
             ) from error
         held.pop_all()
-        return Neighbours(rank, len(nodes), file, bell, door.take())
+        return HostPeers(rank, len(nodes), file, bell, door.take())
 
 
 def place() -> str:
@@ -112,9 +112,9 @@ def place() -> str:
     return f"{boot} {network.st_dev}:{network.st_ino} {os.geteuid()}"
 
 
-def _card(rendezvous: Rendezvous, rank: int, mate: int, timeout_s: float) -> Card:
+def _card(rendezvous: Rendezvous, rank: int, mate: int, timeout_s: float) -> Advertisement:
     try:
-        return msgspec.msgpack.decode(rendezvous.get(f"near/{mate}", timeout_s), type=Card)
+        return msgspec.msgpack.decode(rendezvous.get(f"near/{mate}", timeout_s), type=Advertisement)
     except (TimeoutError, msgspec.DecodeError, JanusError) as error:
         raise ExchangeError(f"rank {rank} does not know where rank {mate} is: {error}") from error
 
@@ -157,9 +157,9 @@ class _Door:
             self._listener.bind(f"\0{name}")
             self._listener.listen(_MOST_STRANGERS)
             self._listener.setblocking(False)
-        self.card = Card(place=where, name=name, secret=secrets.token_bytes(_SECRET_BYTES))
+        self.card = Advertisement(place=where, name=name, secret=secrets.token_bytes(_SECRET_BYTES))
 
-    def knock(self, mate: int, card: Card, own: tuple[int, int], deadline: float) -> None:
+    def knock(self, mate: int, card: Advertisement, own: tuple[int, int], deadline: float) -> None:
         """Connects to a neighbour and says who is there."""
         self._knocked[mate] = caller = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         while True:
@@ -172,7 +172,11 @@ class _Door:
         socket.send_fds(caller, [_HELLO.pack(card.secret, self._rank)], own)
 
     def let_in(
-        self, mates: list[int], cards: dict[int, Card], own: tuple[int, int], deadline: float
+        self,
+        mates: list[int],
+        cards: dict[int, Advertisement],
+        own: tuple[int, int],
+        deadline: float,
     ) -> None:
         """Waits for neighbours that connect, and answers them; drops everybody else."""
         awaited = set(mates)

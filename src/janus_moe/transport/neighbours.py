@@ -26,10 +26,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from janus_moe.transport.bells import Bell, ThreadBell
+from janus_moe.transport.bells import ThreadWakeup, Wakeup
 from janus_moe.transport.board import LINE_WORDS, WORD_BYTES, make_fence
 from janus_moe.transport.channel import ChannelAborted
-from janus_moe.transport.sleepers import Sleepers
+from janus_moe.transport.sleepers import EventWaiter
 
 TAGS = 256
 """Of messages; larger tags cannot be used between neighbours."""
@@ -52,22 +52,22 @@ class Connection:
         os.close(self.bell)
 
 
-class Alone:
+class NoHostPeers:
     """The neighbours of an instance that has none."""
 
     spin_us = 0.0
     peers: frozenset[int] = frozenset()
 
-    def bell(self) -> Bell:
-        return ThreadBell()
+    def bell(self) -> Wakeup:
+        return ThreadWakeup()
 
     def memory(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8)
 
-    def send(self, peer: int, tag: int, buffer: Tensor) -> Lent:
+    def send(self, peer: int, tag: int, buffer: Tensor) -> PendingSend:
         raise AssertionError(f"rank {peer} is no neighbour")
 
-    def receive(self, peer: int, tag: int) -> Loan:
+    def receive(self, peer: int, tag: int) -> PendingReceive:
         raise AssertionError(f"rank {peer} is no neighbour")
 
     def abort(self) -> None: ...
@@ -75,7 +75,7 @@ class Alone:
     def close(self) -> None: ...
 
 
-class Neighbours:
+class HostPeers:
     """One instance's end. Owns the descriptors from here on; any thread may call.
 
     file, bell: of this instance. connections: by rank.
@@ -85,7 +85,7 @@ class Neighbours:
         self, rank: int, num_ranks: int, file: int, bell: int, connections: Mapping[int, Connection]
     ) -> None:
         self.peers = frozenset(connections)
-        self.sleepers = Sleepers(
+        self.sleepers = EventWaiter(
             bell,
             {peer: connection.bell for peer, connection in connections.items()},
             {peer: connection.socket for peer, connection in connections.items()},
@@ -113,7 +113,7 @@ class Neighbours:
     def spin_us(self, value: float) -> None:
         self.sleepers.spin_us = value
 
-    def bell(self) -> Bell:
+    def bell(self) -> Wakeup:
         """Rings with all that neighbours do, and when it is rung."""
         return self.sleepers.bell()
 
@@ -127,7 +127,7 @@ class Neighbours:
         self._buffers[data.data_ptr()] = offset, capacity
         return data[:num_bytes]
 
-    def send(self, peer: int, tag: int, buffer: Tensor) -> Lent:
+    def send(self, peer: int, tag: int, buffer: Tensor) -> PendingSend:
         """Lends a message to `peer`: the start of a buffer from `memory`.
 
         The message of this tag before it must be over; raises ConnectionError, ChannelAborted.
@@ -144,13 +144,13 @@ class Neighbours:
         self.fence()
         lane.mine[_SENT] = number
         self.sleepers.ring(peer)
-        return Lent(self, lane, number)
+        return PendingSend(self, lane, number)
 
-    def receive(self, peer: int, tag: int) -> Loan:
+    def receive(self, peer: int, tag: int) -> PendingReceive:
         """Expects the next message of `peer` with this tag."""
         lane = self._lane(peer, tag)
         lane.expected += 1
-        return Loan(self, lane, lane.expected)
+        return PendingReceive(self, lane, lane.expected)
 
     def abort(self) -> None:
         """Ends all waits, now and later, with ChannelAborted; peers see this end as gone."""
@@ -197,12 +197,12 @@ class _Lane:
         self.expected = 0
 
 
-class Lent:
+class PendingSend:
     """A message that was sent to a neighbour; a `Pending` that is over when it is given back."""
 
     __slots__ = ("_lane", "_neighbours", "_number")
 
-    def __init__(self, neighbours: Neighbours, lane: _Lane, number: int) -> None:
+    def __init__(self, neighbours: HostPeers, lane: _Lane, number: int) -> None:
         self._neighbours = neighbours
         self._lane = lane
         self._number = number
@@ -222,12 +222,12 @@ class Lent:
         return bool(self._lane.theirs[_RELEASED] >= self._number)
 
 
-class Loan:
+class PendingReceive:
     """A message of a neighbour; a `Pending` that is over when it has arrived."""
 
     __slots__ = ("_lane", "_neighbours", "_number")
 
-    def __init__(self, neighbours: Neighbours, lane: _Lane, number: int) -> None:
+    def __init__(self, neighbours: HostPeers, lane: _Lane, number: int) -> None:
         self._neighbours = neighbours
         self._lane = lane
         self._number = number

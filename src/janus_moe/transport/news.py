@@ -38,7 +38,7 @@ _KEPT = 64
 _FLUSH_S = 0.2
 
 
-class Farewell(Spec, frozen=True):
+class LeaveNotice(Spec, frozen=True):
     """Why an instance leaves. late, lost: `text` names the peer; failed: it is the error."""
 
     kind: Literal["closed", "late", "lost", "failed"]
@@ -49,7 +49,7 @@ class Farewell(Spec, frozen=True):
     waited_s: float = 0.0
 
     @classmethod
-    def of(cls, error: ExchangeError) -> Farewell:
+    def of(cls, error: ExchangeError) -> LeaveNotice:
         if isinstance(error, ExchangeTimeout):
             return cls(
                 kind="late",
@@ -89,7 +89,7 @@ class Farewell(Spec, frozen=True):
         return ExchangeError(f"{sender}: {self.text}")
 
 
-class News:
+class ControlBroadcast:
     """One instance's exchange of board lines with all others.
 
     words: the board of this process. on_line: called after a peer's line has changed; on_farewell
@@ -103,7 +103,7 @@ class News:
         channel: Channel,
         words: memoryview,
         on_line: Callable[[], None],
-        on_farewell: Callable[[int, Farewell], None],
+        on_farewell: Callable[[int, LeaveNotice], None],
         on_lost: Callable[[int], None],
     ) -> None:
         self._rank = rank
@@ -136,7 +136,7 @@ class News:
     def farewell(self, error: ExchangeError) -> None:
         """Sends the line with a reason for leaving, and gives it a moment to go out."""
         with self._lock:
-            data = msgspec.msgpack.encode(Farewell.of(error))
+            data = msgspec.msgpack.encode(LeaveNotice.of(error))
             pendings = self._send(bytes(self._line(self._rank)), data)
         for pending in pendings:
             with suppress(TimeoutError, ConnectionError, ChannelAborted):
@@ -180,7 +180,7 @@ class News:
                 end = _LINE_BYTES + WORD_BYTES
                 length = int.from_bytes(data[_LINE_BYTES:end], "little")
                 if length:
-                    self._on_farewell(peer, decode_farewell(bytes(data[end : end + length])))
+                    self._on_farewell(peer, decode_leave_notice(bytes(data[end : end + length])))
                     # Nothing comes after it, and gloo may lose track of a receive that is posted
                     # while its connection closes.
                     return
@@ -190,9 +190,9 @@ class News:
             self._on_lost(peer)
 
 
-def decode_farewell(data: bytes) -> Farewell:
+def decode_leave_notice(data: bytes) -> LeaveNotice:
     try:
-        return msgspec.msgpack.decode(data, type=Farewell)
+        return msgspec.msgpack.decode(data, type=LeaveNotice)
     except (msgspec.DecodeError, JanusError) as error:
         text = f"it left with an unreadable reason: {error}"
-        return Farewell(kind="failed", text=text[:_MAX_TEXT])
+        return LeaveNotice(kind="failed", text=text[:_MAX_TEXT])

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 from janus_moe.errors import ExchangeError, RoutingDivergence
-from janus_moe.transport.base import ReplyNote, Ticket
+from janus_moe.transport.base import ReplyMetadata, Ticket
 
-Notes = tuple[ReplyNote, ...]
+Notes = tuple[ReplyMetadata, ...]
 """Of one exchange: [expert instances]."""
 
 
@@ -45,7 +45,7 @@ def read_notes(tickets: Sequence[Ticket], notes: Sequence[Notes]) -> list[Notes]
     return read
 
 
-def _with(note: ReplyNote, facts: Sequence[int], ticket: Ticket) -> ReplyNote:
+def _with(note: ReplyMetadata, facts: Sequence[int], ticket: Ticket) -> ReplyMetadata:
     digest, activated, invalid = facts
     if invalid:
         raise ExchangeError(

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from janus_moe.errors import ExchangeClosed, ExchangeError, ExchangeTimeout
 from janus_moe.spec import InstanceId
-from janus_moe.transport.base import Combined, ReplyNote, Ticket, WaitRule, Work
-from janus_moe.transport.bells import Bell
-from janus_moe.transport.board import MAX_LAYERS, Board, exchange_key, step_and_layer
+from janus_moe.transport.base import Combined, ReplyMetadata, Ticket, WaitRule, Work
+from janus_moe.transport.bells import Wakeup
+from janus_moe.transport.board import MAX_LAYERS, ControlBlock, exchange_key, step_and_layer
 from janus_moe.transport.notes import Notes, check_routing
 
 
@@ -61,8 +61,8 @@ class Wiring:
     epoch: of the first steps.
     """
 
-    attention_bells: Sequence[Bell]
-    expert_bells: Sequence[Bell]
+    attention_bells: Sequence[Wakeup]
+    expert_bells: Sequence[Wakeup]
     start_experts: Callable[[int], None]
     why_closed: Callable[[], ExchangeError]
     epoch: int
@@ -72,7 +72,12 @@ class Port:
     """What both ends have in common: waiting, waking and closing."""
 
     def __init__(
-        self, instance: InstanceId, board: Board, bell: Bell, wiring: Wiring, rule: WaitRule
+        self,
+        instance: InstanceId,
+        board: ControlBlock,
+        bell: Wakeup,
+        wiring: Wiring,
+        rule: WaitRule,
     ) -> None:
         self._instance = instance
         self._index = instance.index
@@ -144,7 +149,7 @@ class AttentionSteps(Port):
     def __init__(
         self,
         index: int,
-        board: Board,
+        board: ControlBlock,
         wiring: Wiring,
         check: Callable[[int], None],
         rule: WaitRule,
@@ -236,7 +241,7 @@ class LockstepAttention(AttentionSteps):
     """An `AttentionPort` over shared memory."""
 
     def __init__(
-        self, index: int, board: Board, wiring: Wiring, store: AttentionStore, rule: WaitRule
+        self, index: int, board: ControlBlock, wiring: Wiring, store: AttentionStore, rule: WaitRule
     ) -> None:
         super().__init__(index, board, wiring, store.check, rule)
         self._store = store
@@ -274,7 +279,7 @@ class LockstepAttention(AttentionSteps):
 class ExpertExchanges(Port):
     """What an expert instance has answered, and who keeps it waiting."""
 
-    def __init__(self, index: int, board: Board, wiring: Wiring, rule: WaitRule) -> None:
+    def __init__(self, index: int, board: ControlBlock, wiring: Wiring, rule: WaitRule) -> None:
         instance = InstanceId(pool="expert", index=index)
         super().__init__(instance, board, wiring.expert_bells[index], wiring, rule)
         self._done = board.latest_reply(index)
@@ -303,7 +308,7 @@ class LockstepExpert(ExpertExchanges):
     """An `ExpertPort` over shared memory."""
 
     def __init__(
-        self, index: int, board: Board, wiring: Wiring, store: ExpertStore, rule: WaitRule
+        self, index: int, board: ControlBlock, wiring: Wiring, store: ExpertStore, rule: WaitRule
     ) -> None:
         super().__init__(index, board, wiring, rule)
         self._store = store
@@ -320,7 +325,7 @@ class LockstepExpert(ExpertExchanges):
         ticket = Ticket(self._board.epoch(step), step, layer)
         return Work(ticket, self._store.batch(counts), counts)
 
-    def reply(self, work: Work, partial: Tensor, note: ReplyNote) -> None:
+    def reply(self, work: Work, partial: Tensor, note: ReplyMetadata) -> None:
         self._check_reply(work, partial)
         self._store.put(partial, note.unread)
         self._done = key = exchange_key(work.ticket.step, work.ticket.layer)

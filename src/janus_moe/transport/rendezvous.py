@@ -63,7 +63,7 @@ class MemoryRendezvous:
             self._changed.notify_all()
 
 
-class Apart:
+class NamespacedRendezvous:
     """A `Rendezvous` for one of several exchanges that share another: keys end with a number."""
 
     def __init__(self, shared: Rendezvous, number: int) -> None:

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from janus_moe.errors import ExchangeClosed, ExchangeError, ExchangeTimeout, PeerLost
 from janus_moe.spec import InstanceId, PoolShape
 from janus_moe.transport.base import WaitRule
-from janus_moe.transport.bells import ThreadBell
-from janus_moe.transport.board import Board, board_bytes
+from janus_moe.transport.bells import ThreadWakeup
+from janus_moe.transport.board import ControlBlock, control_block_bytes
 from janus_moe.transport.channel import Channel
 from janus_moe.transport.executor import Executor
-from janus_moe.transport.neighbours import Alone, Neighbours
-from janus_moe.transport.news import Farewell, News
+from janus_moe.transport.neighbours import HostPeers, NoHostPeers
+from janus_moe.transport.news import ControlBroadcast, LeaveNotice
 from janus_moe.transport.plans.topology import Topology
 from janus_moe.transport.ports import Wiring
 
@@ -30,7 +30,7 @@ _JOIN_S = 2.0
 _LIMIT = 1.5  # of a wait, in timeouts; the watch ends it after 1 to 1.25
 
 
-class Seat:
+class Endpoint:
     """epoch: of the first steps. executor: runs this instance's programs over `channel` and in the
     memory of `neighbours`."""
 
@@ -39,7 +39,7 @@ class Seat:
         instance: InstanceId,
         topology: Topology,
         channel: Channel,
-        neighbours: Neighbours | Alone,
+        neighbours: HostPeers | NoHostPeers,
         executor: Executor,
         epoch: int,
     ) -> None:
@@ -51,7 +51,7 @@ class Seat:
         self._channel = channel
         self._near = neighbours
         self._shape = PoolShape(attention=topology.num_attention, expert=topology.num_experts)
-        self._words = memoryview(bytearray(board_bytes(self._shape))).cast("q")
+        self._words = memoryview(bytearray(control_block_bytes(self._shape))).cast("q")
         self._board = self.board()
         self._failure: ExchangeError | None = None
         self._failing = threading.Lock()
@@ -59,7 +59,7 @@ class Seat:
         self._wait: tuple[float, Late] | None = None
         self._watch: threading.Thread | None = None
         rank = executor.rank
-        self.news = News(
+        self.news = ControlBroadcast(
             rank,
             topology.num_ranks,
             channel,
@@ -70,7 +70,7 @@ class Seat:
         )
         # News wake the others, in their own processes; nobody parks at their bells here.
         bells = [
-            self.bell if other == rank else ThreadBell() for other in range(topology.num_ranks)
+            self.bell if other == rank else ThreadWakeup() for other in range(topology.num_ranks)
         ]
         self.wiring = Wiring(
             attention_bells=bells[: topology.num_attention],
@@ -81,9 +81,9 @@ class Seat:
         )
         self.news.start()
 
-    def board(self) -> Board:
+    def board(self) -> ControlBlock:
         """A view of the board for one thread."""
-        return Board(self._shape, self._words)
+        return ControlBlock(self._shape, self._words)
 
     def take(self, rule: WaitRule) -> None:
         """Called once by the port: lets everybody know it is here, and starts the watch.
@@ -148,7 +148,7 @@ class Seat:
             self.fail(error)
         return self.why_closed()
 
-    def _hear_farewell(self, rank: int, farewell: Farewell) -> None:
+    def _hear_farewell(self, rank: int, farewell: LeaveNotice) -> None:
         self.fail(farewell.error(self._name(rank)))
 
     def _lose(self, rank: int) -> None:

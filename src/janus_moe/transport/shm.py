@@ -29,8 +29,8 @@ from torch import Tensor
 from janus_moe.errors import ConfigError, ExchangeClosed
 from janus_moe.spec import DTYPE_BYTES, Dtype, PoolShape, Spec
 from janus_moe.transport.base import WaitRule
-from janus_moe.transport.bells import FdBell
-from janus_moe.transport.board import Board, board_bytes
+from janus_moe.transport.bells import EventFdWakeup
+from janus_moe.transport.board import ControlBlock, control_block_bytes
 from janus_moe.transport.notes import Notes
 from janus_moe.transport.ports import LockstepAttention, LockstepExpert, Wiring
 
@@ -57,7 +57,7 @@ class ShmLayout(Spec, frozen=True):
 
     @property
     def batch_offset(self) -> int:
-        return _align(board_bytes(self.shape))
+        return _align(control_block_bytes(self.shape))
 
     def partial_offset(self, expert: int) -> int:
         batch = self.max_total * self.hidden_size * DTYPE_BYTES[self.dtype]
@@ -83,7 +83,7 @@ class ShmAddress(Spec, frozen=True):
 class ShmRegion:
     """One process's hold on the exchange; an `Exchange`."""
 
-    def __init__(self, layout: ShmLayout, region_fd: int, bells: list[FdBell]) -> None:
+    def __init__(self, layout: ShmLayout, region_fd: int, bells: list[EventFdWakeup]) -> None:
         size = os.fstat(region_fd).st_size
         if size != layout.total_bytes:
             raise ConfigError(
@@ -110,12 +110,12 @@ class ShmRegion:
         fd = _anonymous_file()
         os.ftruncate(fd, layout.total_bytes)
         count = layout.shape.attention + layout.shape.expert
-        return cls(layout, fd, [FdBell.create() for _ in range(count)])
+        return cls(layout, fd, [EventFdWakeup.create() for _ in range(count)])
 
     @classmethod
     def attach(cls, address: ShmAddress) -> ShmRegion:
         """In a worker that inherited the descriptors; it owns its copies of them from here on."""
-        bells = [FdBell(read_fd, write_fd) for read_fd, write_fd in address.bells]
+        bells = [EventFdWakeup(read_fd, write_fd) for read_fd, write_fd in address.bells]
         return cls(address.layout, address.region, bells)
 
     @property
@@ -156,9 +156,9 @@ class ShmRegion:
             for bell in self._bells:
                 bell.close()
 
-    def _board(self) -> Board:
-        size = board_bytes(self.layout.shape)
-        return Board(self.layout.shape, self._memory[:size].cast("q"))
+    def _board(self) -> ControlBlock:
+        size = control_block_bytes(self.layout.shape)
+        return ControlBlock(self.layout.shape, self._memory[:size].cast("q"))
 
     def _ring_experts(self, key: int) -> None:
         for bell in self._wiring.expert_bells:

@@ -21,7 +21,7 @@ from janus_moe.transport.channel import ChannelAborted
 _RING = (1).to_bytes(8, "little")
 
 
-class Sleepers:
+class EventWaiter:
     """Owns the descriptors. bell: of this instance; bells, sockets: of its neighbours, by rank.
 
     spin_us: how long a wait looks again and again before it sleeps.
@@ -95,8 +95,8 @@ class Sleepers:
                 self._changed.notify_all()
         return heard + 1
 
-    def bell(self) -> SleepersBell:
-        return SleepersBell(self)
+    def bell(self) -> WaiterWakeup:
+        return WaiterWakeup(self)
 
     def abort(self) -> None:
         """Ends all waits, now and later, with ChannelAborted; neighbours see this end as gone."""
@@ -136,10 +136,10 @@ class Sleepers:
         return False
 
 
-class SleepersBell:
-    """A `Bell` that neighbours ring too; for one thread to park at."""
+class WaiterWakeup:
+    """A `Wakeup` that neighbours ring too; for one thread to park at."""
 
-    def __init__(self, sleepers: Sleepers) -> None:
+    def __init__(self, sleepers: EventWaiter) -> None:
         self._sleepers = sleepers
         self._heard = 0
 

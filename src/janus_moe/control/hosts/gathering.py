@@ -12,7 +12,7 @@ from janus_moe.control.hosts.addresses import Address, require_own
 from janus_moe.control.hosts.pool import HostPool
 from janus_moe.control.hosts.secret import read_secret
 from janus_moe.control.hosts.shares import HostShare, assign, parse_hosts
-from janus_moe.control.resolve import Host, resolve_run
+from janus_moe.control.resolve import Host, plan_deployment
 from janus_moe.errors import ConfigError
 
 UNLIMITED = HostFacts(cores=1, free_bytes=2**60)
@@ -46,7 +46,7 @@ async def gather_hosts(
     names = [share.name for share in shares if not share.is_local]
     if not names:
         return None
-    resolve_run(config, [Host(share, UNLIMITED) for share in shares])
+    plan_deployment(config, [Host(share, UNLIMITED) for share in shares])
     address, secret = _listening(cluster)
     bind_host = _bind_host(address, shares)
     channel = ControlChannel.listen(address, secret, cluster.cluster_heartbeat_timeout)

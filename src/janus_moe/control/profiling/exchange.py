@@ -26,7 +26,7 @@ from janus_moe.control.profiling.exchange_times import (
 from janus_moe.errors import ConfigError, ExchangeClosed
 from janus_moe.perf.link_fit import COEFFICIENTS
 from janus_moe.spec import InstanceId, Spec
-from janus_moe.transport import AttentionPort, DistExchange, DistLayout, ReplyNote, WaitRule
+from janus_moe.transport import AttentionPort, DistExchange, DistLayout, ReplyMetadata, WaitRule
 from janus_moe.transport.choosing import FixedPlan, PlanChooser, PlanSource
 from janus_moe.transport.plans import PLAN_NAMES
 from janus_moe.transport.rendezvous import FolderRendezvous, Rendezvous
@@ -38,7 +38,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 2, 60
 LEARN_STEPS, MOST_LEARN_STEPS = 10, 160
 """The adaptive choice gets steps before it is measured, ten by ten, until its race is over."""
 SYNC_S = 300.0
-NOTE = ReplyNote(routing_digest=1, activated=1)
+NOTE = ReplyMetadata(routing_digest=1, activated=1)
 
 
 class ExchangeOrder(Spec, frozen=True):

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from janus_moe.config import EngineConfig
-from janus_moe.control.resolve import resolve_run, this_host
+from janus_moe.control.resolve import plan_deployment, this_host
 from janus_moe.errors import ConfigError
 from janus_moe.spec import ModelSpec, Pool
 
@@ -83,7 +83,7 @@ def plan_profile(
     if max_instances < 1:
         raise ConfigError(f"--max-instances must be 1 or more, got {max_instances}")
     host = this_host(config)
-    run = resolve_run(config, [host])
+    run = plan_deployment(config, [host])
     on_gpu = config.device == "cuda"
     counts = (1,) if on_gpu else doubling(max_instances)
     counts = tuple(count for count in counts if count <= run.spec.moe.num_experts)

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from janus_moe.errors import ConfigError
-from janus_moe.transport.plans.rows import Ids, Picks, RowSet, Span, Spans
+from janus_moe.transport.plans.rows import Ids, RowIndices, RowRanges, RowSet, Span
 from janus_moe.transport.plans.topology import Topology
 
 
@@ -31,7 +31,7 @@ class Demand(Protocol):
     @property
     def complete(self) -> bool: ...
 
-    def rows(self, spans: Spans, experts: Iterable[int]) -> RowSet:
+    def rows(self, spans: RowRanges, experts: Iterable[int]) -> RowSet:
         """The rows of `spans` that any of these expert instances needs."""
         ...
 
@@ -46,8 +46,8 @@ class EveryRow:
     def complete(self) -> bool:
         return True
 
-    def rows(self, spans: Spans, experts: Iterable[int]) -> RowSet:
-        return spans if any(True for _ in experts) else Spans(())
+    def rows(self, spans: RowRanges, experts: Iterable[int]) -> RowSet:
+        return spans if any(True for _ in experts) else RowRanges(())
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class RoutedRows:
 
     tokens: tuple[int, ...]
     replicas: Ids
-    _unions: dict[tuple[int, ...], Picks] = field(default_factory=dict, repr=False)
+    _unions: dict[tuple[int, ...], RowIndices] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.replicas.ndim != 2 or len(self.replicas) != sum(self.tokens):
@@ -74,11 +74,11 @@ class RoutedRows:
     def complete(self) -> bool:
         return False
 
-    def rows(self, spans: Spans, experts: Iterable[int]) -> RowSet:
+    def rows(self, spans: RowRanges, experts: Iterable[int]) -> RowSet:
         wanted = tuple(experts)
         if wanted not in self._unions:
             routed = np.isin(self.replicas, wanted).any(axis=1)
-            self._unions[wanted] = Picks(np.flatnonzero(routed))
+            self._unions[wanted] = RowIndices(np.flatnonzero(routed))
         return self._unions[wanted].within(spans)
 
 
@@ -98,22 +98,22 @@ class Batch:
             )
 
     @cached_property
-    def owned(self) -> tuple[Spans, ...]:
+    def owned(self) -> tuple[RowRanges, ...]:
         """[attention instances] rows of each."""
         ends = tuple(accumulate(self.demand.tokens))
         return tuple(
-            Spans.of([(end - count, end)])
+            RowRanges.of([(end - count, end)])
             for end, count in zip(ends, self.demand.tokens, strict=True)
         )
 
     @cached_property
-    def everything(self) -> Spans:
+    def everything(self) -> RowRanges:
         return self.owned_by(range(self.topology.num_attention))
 
-    def owned_by(self, instances: Iterable[int]) -> Spans:
+    def owned_by(self, instances: Iterable[int]) -> RowRanges:
         """Rows of these attention instances, given in ascending order."""
         spans: list[Span] = [span for index in instances for span in self.owned[index].spans]
-        return Spans.of(spans)
+        return RowRanges.of(spans)
 
     def active_on(self, node: int) -> tuple[int, ...]:
         """Attention instances of a node that take part."""

@@ -26,7 +26,7 @@ from typing import Literal, get_args
 
 from janus_moe.errors import ConfigError
 from janus_moe.transport.plans.demand import Batch
-from janus_moe.transport.plans.rows import Spans
+from janus_moe.transport.plans.rows import RowRanges
 
 PlanName = Literal["1pc", "2pc-direct", "2pc-relay", "2pc-sharded"]
 PLAN_NAMES: tuple[PlanName, ...] = get_args(PlanName)
@@ -52,8 +52,8 @@ class Group:
 
     root: int
     node: int
-    spans: Spans
-    members: tuple[tuple[int, Spans], ...]
+    spans: RowRanges
+    members: tuple[tuple[int, RowRanges], ...]
     entries: tuple[Entry, ...]
     chained: bool = False
     collected_at_head: bool = False
@@ -120,7 +120,9 @@ def _whole_node(
     return Group(active[0], node, spans, _members(batch, active, spans), entries)
 
 
-def _members(batch: Batch, active: tuple[int, ...], spans: Spans) -> tuple[tuple[int, Spans], ...]:
+def _members(
+    batch: Batch, active: tuple[int, ...], spans: RowRanges
+) -> tuple[tuple[int, RowRanges], ...]:
     parts = ((index, batch.owned[index].within(spans)) for index in active)
     return tuple((index, part) for index, part in parts if len(part))
 

@@ -1,8 +1,8 @@
 """Sets of a batch's rows, and where their members lie in a buffer that holds them packed.
 
 Rows have global numbers: those of attention instance 0 first, then of 1, and so on. A buffer
-holds a set in ascending order. `Spans` are a few ranges (gating on the expert side), `Picks` are
-listed one by one (gating on the attention side).
+holds a set in ascending order. `RowRanges` are a few ranges (gating on the expert side),
+`RowIndices` are listed one by one (gating on the attention side).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Spans:
+class RowRanges:
     """spans: ascending, disjoint, non-empty [start, stop) of global rows."""
 
     spans: tuple[Span, ...]
 
     @classmethod
-    def of(cls, spans: list[Span] | tuple[Span, ...]) -> Spans:
+    def of(cls, spans: list[Span] | tuple[Span, ...]) -> RowRanges:
         """Leaves out empty spans and joins those that touch; `spans` must ascend."""
         joined: list[Span] = []
         for start, stop in spans:
@@ -40,7 +40,7 @@ class Spans:
     def __len__(self) -> int:
         return sum(stop - start for start, stop in self.spans)
 
-    def part(self, first: int, last: int) -> Spans:
+    def part(self, first: int, last: int) -> RowRanges:
         """Its rows `first` to `last` (exclusive), by place."""
         parts, place = [], 0
         for start, stop in self.spans:
@@ -48,21 +48,21 @@ class Spans:
             if low < high:
                 parts.append((start + low, start + high))
             place += stop - start
-        return Spans(tuple(parts))
+        return RowRanges(tuple(parts))
 
-    def within(self, other: Spans) -> Spans:
+    def within(self, other: RowRanges) -> RowRanges:
         """The rows that are in both."""
-        return Spans(tuple((start, stop) for start, stop, _, _ in _common(self, other)))
+        return RowRanges(tuple((start, stop) for start, stop, _, _ in _common(self, other)))
 
 
 @dataclass(frozen=True, eq=False)
-class Picks:
+class RowIndices:
     """ids: [rows] global rows, ascending, each once."""
 
     ids: Ids
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Picks) and np.array_equal(self.ids, other.ids)
+        return isinstance(other, RowIndices) and np.array_equal(self.ids, other.ids)
 
     def __hash__(self) -> int:
         return hash(self._digest)
@@ -74,18 +74,18 @@ class Picks:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def within(self, spans: Spans) -> Picks:
+    def within(self, spans: RowRanges) -> RowIndices:
         edges = [np.searchsorted(self.ids, span) for span in spans.spans]
         parts = [self.ids[start:stop] for start, stop in edges]
-        return Picks(np.concatenate(parts) if parts else self.ids[:0])
+        return RowIndices(np.concatenate(parts) if parts else self.ids[:0])
 
 
-RowSet = Spans | Picks
+RowSet = RowRanges | RowIndices
 
 
 def overlap(target: RowSet, source: RowSet) -> list[tuple[Index, Index]]:
     """Runs of (places in target, places in source) of the rows that are in both."""
-    if isinstance(target, Spans) and isinstance(source, Spans):
+    if isinstance(target, RowRanges) and isinstance(source, RowRanges):
         return [
             (range(t, t + stop - start), range(s, s + stop - start))
             for start, stop, t, s in _common(target, source)
@@ -95,7 +95,7 @@ def overlap(target: RowSet, source: RowSet) -> list[tuple[Index, Index]]:
     return [(_compact(places), _compact(origins))] if len(places) else []
 
 
-def _common(left: Spans, right: Spans) -> list[tuple[int, int, int, int]]:
+def _common(left: RowRanges, right: RowRanges) -> list[tuple[int, int, int, int]]:
     """(start, stop, place in left, place in right) of every run that is in both."""
     runs = []
     left_place = 0
@@ -112,7 +112,7 @@ def _common(left: Spans, right: Spans) -> list[tuple[int, int, int, int]]:
 
 
 def _ids(rows: RowSet) -> Ids:
-    if isinstance(rows, Picks):
+    if isinstance(rows, RowIndices):
         return rows.ids
     parts = [np.arange(start, stop) for start, stop in rows.spans]
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
