@@ -27,7 +27,7 @@ unit: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 figures: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.figures $(FIGURES)
+	$(BIN)/python -m paper $(FIGURES)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

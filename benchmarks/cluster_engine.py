@@ -19,9 +19,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from janus_moe.cluster.hosts.gathering import gather_hosts
+from janus_moe.cluster.service import Service
 from janus_moe.config import ClusterConfig, EngineConfig
-from janus_moe.control.hosts.gathering import gather_hosts
-from janus_moe.control.service import Service
 from janus_moe.engine.counters import EngineCounters
 from janus_moe.messages import SamplingParams, StepDone
 from janus_moe.spec import PoolShape

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from benchmarks.common import machine_facts, print_table, write_json
 
+from janus_moe.cluster.service import Service
 from janus_moe.config import EngineConfig
-from janus_moe.control.profiling import live
-from janus_moe.control.service import Service
+from janus_moe.profiling import live
 
 SHAPE_1B: dict[str, Any] = {
     "hidden_size": 1024,

@@ -41,9 +41,9 @@ from numpy.typing import NDArray
 
 from janus_moe import LLM
 from janus_moe.config import EngineConfig
+from janus_moe.planner.simulation.routing import mean_a_max, observe, plan_placement
 from janus_moe.policy.placement import PlacementMethod, even_capacity
 from janus_moe.policy.routing_trace import RoutingTrace
-from janus_moe.sim.routing import mean_a_max, observe, plan_placement
 
 REPLICAS = 16  # of 64 experts
 RUNNING = 64  # steps of the running mean

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 from benchmarks.topical_model import prompt
 
+from janus_moe.cluster.service import Service
 from janus_moe.config import EngineConfig
-from janus_moe.control.profiling import live
-from janus_moe.control.service import Service
 from janus_moe.messages import FromWorker, SamplingParams, StepDone
+from janus_moe.profiling import live
 
 PROMPT_TOKENS, OUTPUT_TOKENS, PROBE_TOKENS = 12, 36, 24
 OBSERVED_STEPS = 500

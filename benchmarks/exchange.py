@@ -36,9 +36,9 @@ from janus_moe.transport import (
     ReplyMetadata,
     WaitRule,
 )
-from janus_moe.transport.plans import PLAN_NAMES, PlanName
-from janus_moe.transport.plans.counts import RowBytes, closed_form
-from janus_moe.transport.rendezvous import FolderRendezvous
+from janus_moe.transport.exchange_plans import PLAN_NAMES, PlanName
+from janus_moe.transport.exchange_plans.counts import RowBytes, closed_form
+from janus_moe.transport.network.rendezvous import FolderRendezvous
 
 LAYERS = 8
 RULE = WaitRule(timeout_s=60.0)

@@ -33,16 +33,11 @@ from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.hosts import HostsUnavailable, Link, Network, network
 from msgspec.structs import replace
 
-from janus_moe.control.profiling.exchange import AGAIN
-from janus_moe.control.profiling.exchange_run import orders_of, run_orders
-from janus_moe.control.profiling.exchange_times import (
-    ExchangeTimes,
-    Timed,
-    as_measured,
-    fit_timed,
-)
-from janus_moe.perf.link_fit import exchange_seconds
-from janus_moe.perf.links import LinkModel
+from janus_moe.planner.latency.link_fit import exchange_seconds
+from janus_moe.planner.latency.links import LinkModel
+from janus_moe.profiling.exchange import AGAIN
+from janus_moe.profiling.exchange_run import orders_of, run_orders
+from janus_moe.profiling.exchange_times import ExchangeTimes, Timed, as_measured, fit_timed
 from janus_moe.spec import PoolShape
 from janus_moe.transport import DistLayout
 

@@ -27,16 +27,16 @@ from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.exchange_adaptive import DTYPE, HIDDEN, layout_of
 from benchmarks.hosts import HostsUnavailable, Link, network
 
-from janus_moe.control.profiling.exchange_times import distinct_plans, spread
+from janus_moe.profiling.exchange_times import distinct_plans, spread
 from janus_moe.spec import InstanceId
 from janus_moe.transport import DistLayout, Ticket
-from janus_moe.transport.choosing import lower_quartile
-from janus_moe.transport.executor import BoundProgram, Executor
-from janus_moe.transport.gloo import GlooChannel
-from janus_moe.transport.message_buffers import RowFormat
-from janus_moe.transport.neighbour_setup import connect_host_peers
-from janus_moe.transport.plans import Demand, EveryRow, ExchangePlan, PlanName, RoutedRows
-from janus_moe.transport.rendezvous import FolderRendezvous
+from janus_moe.transport.exchange_plans import Demand, EveryRow, ExchangePlan, PlanName, RoutedRows
+from janus_moe.transport.host_memory.handshake import connect_host_peers
+from janus_moe.transport.network.executor import BoundProgram, Executor
+from janus_moe.transport.network.gloo import GlooChannel
+from janus_moe.transport.network.message_buffers import RowFormat
+from janus_moe.transport.network.plan_selection import lower_quartile
+from janus_moe.transport.network.rendezvous import FolderRendezvous
 
 TOP_K, ROUTINGS = 8, 3
 LEAST_ROUNDS, MOST_ROUNDS = 5, 60

@@ -17,8 +17,14 @@ from typing import Any
 import numpy as np
 from benchmarks.common import machine_facts, print_table, write_json
 
-from janus_moe.transport.plans import PLAN_NAMES, EveryRow, ExchangePlan, RoutedRows, Topology
-from janus_moe.transport.plans.counts import RowBytes, closed_form
+from janus_moe.transport.exchange_plans import (
+    PLAN_NAMES,
+    EveryRow,
+    ExchangePlan,
+    RoutedRows,
+    Topology,
+)
+from janus_moe.transport.exchange_plans.counts import RowBytes, closed_form
 
 TOPOLOGIES = {
     "2A2E/2": Topology((0, 0), (1, 1)),

@@ -19,10 +19,10 @@ import numpy as np
 from benchmarks.common import machine_facts, write_json
 from benchmarks.pictures import picture
 
-from janus_moe.perf import LinkModel, device_profile
-from janus_moe.transport.choosing import predicted_times
-from janus_moe.transport.plans import PLAN_NAMES, Topology
-from janus_moe.transport.plans.counts import RowBytes
+from janus_moe.planner.latency import LinkModel, device_profile
+from janus_moe.transport.exchange_plans import PLAN_NAMES, Topology
+from janus_moe.transport.exchange_plans.counts import RowBytes
+from janus_moe.transport.network.plan_selection import predicted_times
 
 HIDDEN, MEASURED_HIDDEN = 7168, 1024
 BATCHES = [2**power for power in range(13)]

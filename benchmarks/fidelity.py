@@ -37,14 +37,14 @@ import numpy as np
 from benchmarks.common import machine_facts, print_table, write_json
 from numpy.typing import NDArray
 
+from janus_moe.cluster.service import Service
 from janus_moe.config import EngineConfig
-from janus_moe.control.profiling import plan_profile
-from janus_moe.control.profiling.live import Decoded, decode, running
-from janus_moe.control.profiling.plan import LiveRun, ProfilePlan
-from janus_moe.control.profiling.run import calibrated, run_tables
-from janus_moe.control.service import Service
-from janus_moe.perf import Oracle, Profile, read_profile
-from janus_moe.perf.profile import write_profile
+from janus_moe.planner.latency import Oracle, Profile, read_profile
+from janus_moe.planner.latency.profile import write_profile
+from janus_moe.profiling import plan_profile
+from janus_moe.profiling.live import Decoded, decode, running
+from janus_moe.profiling.plan import LiveRun, ProfilePlan
+from janus_moe.profiling.run import calibrated, run_tables
 
 PROMPT_TOKENS, DECODE_TOKENS = 48, 32
 MAX_BATCH = 32

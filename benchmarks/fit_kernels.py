@@ -30,8 +30,8 @@ from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.kernel_tables import Columns, numbers, read_table
 from numpy.typing import NDArray
 
-from janus_moe.perf.coefficients import Coefficients, LinkLaw, OpLaw
-from janus_moe.perf.facts import DATA
+from janus_moe.planner.latency.coefficients import Coefficients, LinkLaw, OpLaw
+from janus_moe.planner.latency.facts import DATA
 
 Array = NDArray[np.float64]
 

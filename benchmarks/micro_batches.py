@@ -22,10 +22,10 @@ from typing import Any
 from benchmarks.auto_transport import make_prompts
 from benchmarks.common import machine_facts, print_table, write_json
 
+from janus_moe.cluster.service import Service
 from janus_moe.config import EngineConfig
-from janus_moe.control.profiling import live
-from janus_moe.control.profiling.live import Decoded
-from janus_moe.control.service import Service
+from janus_moe.profiling import live
+from janus_moe.profiling.live import Decoded
 
 SHAPES = ((1, 1), (1, 2))
 BATCHES = (2, 8, 32, 64)

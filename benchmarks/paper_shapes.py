@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from benchmarks.common import machine_facts, print_table, write_json
 
-from janus_moe.perf import Oracle
-from janus_moe.plan.activation import AmaxGrid, Remembered, lognormal, uniform
-from janus_moe.plan.answers import Answer, Deployment
-from janus_moe.plan.baselines import CONFIGS, BaselinePlanner
-from janus_moe.plan.paper import (
+from janus_moe.planner.latency import Oracle
+from janus_moe.planner.search.activation import AmaxGrid, Remembered, lognormal, uniform
+from janus_moe.planner.search.answers import Answer, Deployment
+from janus_moe.planner.search.baselines import CONFIGS, BaselinePlanner
+from janus_moe.planner.search.paper import (
     LAYER_S,
     PUBLISHED,
     PUBLISHED_AMAX,
@@ -35,8 +35,8 @@ from janus_moe.plan.paper import (
     calibrated,
     paper_style,
 )
-from janus_moe.plan.problem import Concurrency, PoolStyle, Problem, Workload
-from janus_moe.plan.search import PoolSearch
+from janus_moe.planner.search.problem import Concurrency, PoolStyle, Problem, Workload
+from janus_moe.planner.search.search import PoolSearch
 
 MODEL, SYSTEM, GPUS = "deepseek-v2", "h100_sxm", 32
 OBJECTIVES_MS = (100, 125, 150, 160, 175, 200, 250)

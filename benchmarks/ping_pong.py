@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.common import machine_facts, print_table, write_json
 
-from janus_moe.perf import Oracle
+from janus_moe.planner.latency import Oracle
 
 CASES = (
     ("deepseek-v2", "h100_sxm", 4, 8),

@@ -20,12 +20,20 @@ from typing import Any
 import numpy as np
 from benchmarks.common import machine_facts, print_table, write_json
 
-from janus_moe.perf import Oracle
-from janus_moe.plan.activation import Activation, uniform
-from janus_moe.plan.planner import Plan, make_plan
-from janus_moe.plan.problem import Concurrency, Demand, PoolStyle, Problem, Rate, Saturate, Workload
-from janus_moe.plan.sampled import SampledActivation
-from janus_moe.plan.search import PoolSearch
+from janus_moe.planner.latency import Oracle
+from janus_moe.planner.search.activation import Activation, uniform
+from janus_moe.planner.search.planner import Plan, make_plan
+from janus_moe.planner.search.problem import (
+    Concurrency,
+    Demand,
+    PoolStyle,
+    Problem,
+    Rate,
+    Saturate,
+    Workload,
+)
+from janus_moe.planner.search.sampled import SampledActivation
+from janus_moe.planner.search.search import PoolSearch
 from janus_moe.policy.synthetic import SyntheticRouter
 
 QUESTIONS: tuple[tuple[str, str, Demand, float, int], ...] = (

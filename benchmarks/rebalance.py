@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from benchmarks.common import machine_facts, print_table, write_json
 
+from janus_moe.cluster.service import Service
 from janus_moe.config import EngineConfig
-from janus_moe.control.profiling.live import running
-from janus_moe.control.service import Service
 from janus_moe.messages import SamplingParams
+from janus_moe.profiling.live import running
 
 PROMPT_TOKENS = 16
 

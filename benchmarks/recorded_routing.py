@@ -33,12 +33,12 @@ from tokenizers import Tokenizer
 
 from janus_moe import LLM
 from janus_moe.model.source import resolve_model
+from janus_moe.planner.simulation.routing import mean_a_max, observe, plan_placement
 from janus_moe.policy.activation import Scheduler
 from janus_moe.policy.placement import even_capacity
 from janus_moe.policy.routing_trace import RoutingTrace
 from janus_moe.policy.statistics import RoutingStatistics
 from janus_moe.policy.synthetic import SyntheticRouter
-from janus_moe.sim.routing import mean_a_max, observe, plan_placement
 
 POOLS = (6, 8, 12, 16, 32)
 REPLICATIONS = (1.0, 1.125, 1.25, 1.5)

@@ -25,11 +25,11 @@ import numpy as np
 from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.rebalance import stream
 
+from janus_moe.cluster.service import Service
 from janus_moe.config import EngineConfig
-from janus_moe.control.profiling.live import running
-from janus_moe.control.service import Service
 from janus_moe.experts.recording import RoutingRecorder
 from janus_moe.policy.routing_trace import RoutingTrace
+from janus_moe.profiling.live import running
 
 
 def main() -> None:

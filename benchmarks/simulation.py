@@ -17,16 +17,16 @@ from typing import Any
 
 from benchmarks.common import machine_facts, print_table, write_json
 
-from janus_moe.perf import Oracle
+from janus_moe.planner.latency import Oracle
+from janus_moe.planner.simulation.amax import SampledAmax
+from janus_moe.planner.simulation.deployment import Deployments
+from janus_moe.planner.simulation.generators import generate
+from janus_moe.planner.simulation.planned import planning_problem
+from janus_moe.planner.simulation.policies import Choices, named_policy
+from janus_moe.planner.simulation.report import Objective, make_report
+from janus_moe.planner.simulation.simulate import simulate
+from janus_moe.planner.simulation.state import BatchLimits
 from janus_moe.policy.synthetic import SyntheticRouter
-from janus_moe.sim.amax import SampledAmax
-from janus_moe.sim.deployment import Deployments
-from janus_moe.sim.generators import generate
-from janus_moe.sim.planned import planning_problem
-from janus_moe.sim.policies import Choices, named_policy
-from janus_moe.sim.report import Objective, make_report
-from janus_moe.sim.simulate import simulate
-from janus_moe.sim.state import BatchLimits
 
 TPOT_S = 0.15
 POLICIES = ["janus", "sglang", "megascale-infer", "xdeepserve", "static:16A48E"]

@@ -1,7 +1,7 @@
 """Settings of a run: parsed once, immutable, passed by argument.
 
 A field's name is its CLI flag with underscores and its YAML key with dashes or underscores; its
-description is its help text. Unknown keys raise. "auto" is resolved once by `control`, which says
+description is its help text. Unknown keys raise. "auto" is resolved once by `cluster`, which says
 what it chose.
 """
 

@@ -98,7 +98,8 @@ class Setup(Message, frozen=True):
 
     slots: [moe layers][expert instances] logical expert ids hosted there, in slot order.
     spare_slots: further slots per layer of every expert instance, free at the start.
-    links: what messages between instances cost, as `perf.LinkModel` names it; {}: not measured.
+    links: what messages between instances cost, as `planner.latency.LinkModel` names
+        it; {}: not measured.
     attention_nodes, expert_nodes: number of the host of each instance.
     """
 

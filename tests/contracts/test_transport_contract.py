@@ -43,10 +43,10 @@ from janus_moe.transport import (
     WaitRule,
     Work,
 )
-from janus_moe.transport.channel import LocalNetwork
-from janus_moe.transport.dist import ChannelExchange, DistExchange, DistLayout
-from janus_moe.transport.plans import PLAN_NAMES, PlanName
-from janus_moe.transport.rendezvous import MemoryRendezvous
+from janus_moe.transport.exchange_plans import PLAN_NAMES, PlanName
+from janus_moe.transport.network.channel import LocalNetwork
+from janus_moe.transport.network.exchange import ChannelExchange, DistExchange, DistLayout
+from janus_moe.transport.network.rendezvous import MemoryRendezvous
 
 HIDDEN = 8
 MAX_TOKENS = 64

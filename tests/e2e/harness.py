@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from janus_moe.cluster.service import Service
+from janus_moe.cluster.worker.exchanges import open_exchanges
+from janus_moe.cluster.worker.worker_instances import build_instances
+from janus_moe.cluster.worker_layout import create_regions, setup_message, worker_layouts
 from janus_moe.config import EngineConfig
-from janus_moe.control.exchanges import open_exchanges
-from janus_moe.control.layout import create_regions, setup_message, worker_layouts
-from janus_moe.control.members import build_instances
-from janus_moe.control.service import Service
 from janus_moe.engine.engine import Engine
 from janus_moe.errors import ExchangeClosed
-from janus_moe.experts.preparing import LoadPiece
+from janus_moe.experts.epoch_loader import LoadPiece
 from janus_moe.messages import (
     Failed,
     FromWorker,
@@ -31,8 +31,8 @@ from janus_moe.messages import (
 )
 from janus_moe.model.piecewise import Piece
 from janus_moe.transport import Exchange
-from janus_moe.transport.dist import ChannelExchange
-from janus_moe.transport.rendezvous import MemoryRendezvous
+from janus_moe.transport.network.exchange import ChannelExchange
+from janus_moe.transport.network.rendezvous import MemoryRendezvous
 
 START_TIMEOUT_S = 100.0
 

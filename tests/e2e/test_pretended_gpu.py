@@ -17,12 +17,12 @@ from tests.e2e.conftest import Model
 from tests.pretended_gpu import GpuTensor, PretendedGpu, pretend, pretended_gpu
 from torch import Tensor
 
+from janus_moe.cluster.deployment_plan import Host, plan_deployment
+from janus_moe.cluster.host_facts import HostFacts
+from janus_moe.cluster.hosts.shares import whole
+from janus_moe.cluster.worker.worker_instances import HostedInstance, build_instances
+from janus_moe.cluster.worker_layout import setup_message, worker_layouts
 from janus_moe.config import EngineConfig
-from janus_moe.control.host_facts import HostFacts
-from janus_moe.control.hosts.shares import whole
-from janus_moe.control.layout import setup_message, worker_layouts
-from janus_moe.control.members import HostedInstance, build_instances
-from janus_moe.control.resolve import Host, plan_deployment
 from janus_moe.experts import instance as expert_instance
 from janus_moe.kernels.activation_schedule import (
     DevicePolicy,

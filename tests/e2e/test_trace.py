@@ -13,10 +13,10 @@ import pytest
 from tests.checkpoints import make_checkpoint, write_tokenizer
 from tests.e2e.harness import serving_in_threads
 
-from janus_moe.control.chrome_trace import chrome_trace
-from janus_moe.control.tracing import InstanceTrace, trace_decode
+from janus_moe.cluster.tracing import InstanceTrace, trace_decode
 from janus_moe.errors import ConfigError
-from janus_moe.transport.plans import Topology, egate_plan
+from janus_moe.profiling.chrome_trace import chrome_trace
+from janus_moe.transport.exchange_plans import Topology, egate_plan
 
 STEPS, BATCH, MOE_LAYERS = 3, 4, 3
 SETTINGS: dict[str, Any] = dict(  # noqa: C408

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from janus_moe.config import EngineConfig
 from janus_moe.engine.chunks import Status, TokenChunk
-from janus_moe.engine.expert_pool import RebalanceStatus
+from janus_moe.engine.placement_controller import RebalanceStatus
 from janus_moe.engine.text.detokenizer import Detokenizer
 from janus_moe.engine.text.stopping import StopStrings
 from janus_moe.engine.text.tokenizer import Tokenizer

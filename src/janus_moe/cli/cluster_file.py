@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from janus_moe.cli.flags import read_yaml
-from janus_moe.control.hosts.shares import parse_hosts, shape_of
+from janus_moe.cluster.hosts.shares import parse_hosts, shape_of
 from janus_moe.errors import ConfigError
 
 KEYS = {

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
-from janus_moe.control.resolve import DeploymentPlan
-from janus_moe.control.service import Service
+from janus_moe.cluster.deployment_plan import DeploymentPlan
+from janus_moe.cluster.service import Service
 from janus_moe.engine.engine import Engine
 from janus_moe.engine.snapshot import EngineSnapshot
 from janus_moe.messages import Progress

@@ -11,7 +11,7 @@ import msgspec
 from janus_moe.cli.console import StartupView
 from janus_moe.cli.flags import add_flags, split
 from janus_moe.config import EngineConfig
-from janus_moe.offline import LLM, Completion
+from janus_moe.llm import LLM, Completion
 
 SAMPLING_FLAGS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "sampling_seed")
 

@@ -13,12 +13,12 @@ from janus_moe.cli import plan_report
 from janus_moe.cli.prices import priced
 from janus_moe.config import parse_human_int
 from janus_moe.errors import ConfigError
-from janus_moe.perf import Oracle, device_names, model_names
-from janus_moe.perf.precision import Format
-from janus_moe.plan.activation import Activation, lognormal, uniform
-from janus_moe.plan.paper import Calibration, calibrated, note
-from janus_moe.plan.planner import make_plan
-from janus_moe.plan.problem import (
+from janus_moe.planner.latency import Oracle, device_names, model_names
+from janus_moe.planner.latency.precision import Format
+from janus_moe.planner.search.activation import Activation, lognormal, uniform
+from janus_moe.planner.search.paper import Calibration, calibrated, note
+from janus_moe.planner.search.planner import make_plan
+from janus_moe.planner.search.problem import (
     Batching,
     Concurrency,
     Demand,
@@ -30,7 +30,7 @@ from janus_moe.plan.problem import (
     Saturate,
     Workload,
 )
-from janus_moe.plan.sampled import from_trace
+from janus_moe.planner.search.sampled import from_trace
 from janus_moe.policy.routing_trace import RoutingTrace
 
 DEFAULT_GPUS = 1024

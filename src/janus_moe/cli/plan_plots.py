@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from janus_moe.plan.pareto import Point
+from janus_moe.planner.search.pareto import Point
 
 WIDTH, HEIGHT = 60, 12
 MARKS = "o*"

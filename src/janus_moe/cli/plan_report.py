@@ -17,13 +17,13 @@ from rich.table import Table
 from janus_moe.cli.plan_plots import plot_frontiers, text_frontiers
 from janus_moe.cli.prices import dollars_per_hour, dollars_per_million
 from janus_moe.errors import ConfigError
-from janus_moe.plan.answers import Deployment
-from janus_moe.plan.explain import memory_parts, prefill_s, prompt_step_s, step_estimate
-from janus_moe.plan.pareto import Point, monolithic_frontier, pools_frontier
-from janus_moe.plan.planner import Plan, alike, wanted_text
-from janus_moe.plan.problem import MonolithicStyle, PoolStyle, Problem
-from janus_moe.plan.ratio import closed_form, cross_check, linear_times
-from janus_moe.plan.settings import serve_yaml
+from janus_moe.planner.search.answers import Deployment
+from janus_moe.planner.search.explain import memory_parts, prefill_s, prompt_step_s, step_estimate
+from janus_moe.planner.search.pareto import Point, monolithic_frontier, pools_frontier
+from janus_moe.planner.search.planner import Plan, alike, wanted_text
+from janus_moe.planner.search.problem import MonolithicStyle, PoolStyle, Problem
+from janus_moe.planner.search.ratio import closed_form, cross_check, linear_times
+from janus_moe.planner.search.settings import serve_yaml
 
 _WORDS = ("shape", "exchange")
 _PLAIN: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "pad_edge": False}

@@ -7,10 +7,10 @@ from dataclasses import replace
 import msgspec
 
 from janus_moe.errors import ConfigError
-from janus_moe.perf import Oracle
-from janus_moe.perf.sides import PoolDevice
-from janus_moe.plan.answers import Deployment
-from janus_moe.plan.problem import Problem
+from janus_moe.planner.latency import Oracle
+from janus_moe.planner.latency.sides import PoolDevice
+from janus_moe.planner.search.answers import Deployment
+from janus_moe.planner.search.problem import Problem
 
 
 def priced(oracle: Oracle, text: str) -> Oracle:

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from janus_moe.config import EngineConfig
-from janus_moe.control.profiling import plan_profile, run_profile
-from janus_moe.perf.profile import Profile, write_profile
+from janus_moe.planner.latency.profile import Profile, write_profile
+from janus_moe.profiling import plan_profile, run_profile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

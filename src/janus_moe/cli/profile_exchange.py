@@ -13,11 +13,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from janus_moe.control.profiling.exchange_run import orders_of, run_orders
-from janus_moe.control.profiling.exchange_times import link_profile
-from janus_moe.control.profiling.run import machine
 from janus_moe.errors import ConfigError
-from janus_moe.perf.link_profile import LinkProfile, write_link_profile
+from janus_moe.planner.latency.link_profile import LinkProfile, write_link_profile
+from janus_moe.profiling.exchange_run import orders_of, run_orders
+from janus_moe.profiling.exchange_times import link_profile
+from janus_moe.profiling.run import machine
 from janus_moe.spec import PoolShape
 from janus_moe.transport import DistLayout
 

@@ -11,9 +11,9 @@ import sys
 from janus_moe.cli.cluster_file import read_cluster_file, with_shape
 from janus_moe.cli.console import StartupView, report_throughput
 from janus_moe.cli.flags import add_flags, build, read_yaml, split
+from janus_moe.cluster.hosts.gathering import gather_hosts, why
+from janus_moe.cluster.service import Service
 from janus_moe.config import ClusterConfig, EngineConfig, ServerConfig
-from janus_moe.control.hosts.gathering import gather_hosts, why
-from janus_moe.control.service import Service
 from janus_moe.errors import JanusError
 from janus_moe.server.run import run_server
 

@@ -17,10 +17,10 @@ from rich.table import Table
 
 from janus_moe.cli import simulate_trace
 from janus_moe.errors import ConfigError
+from janus_moe.planner.simulation.routing import Cell, Pool, simulate_routing
 from janus_moe.policy.activation import Policy
 from janus_moe.policy.placement import PlacementMethod
 from janus_moe.policy.routing_trace import RoutingTrace
-from janus_moe.sim.routing import Cell, Pool, simulate_routing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from janus_moe.errors import ConfigError
-from janus_moe.sim.report import Report
+from janus_moe.planner.simulation.report import Report
 
 ROWS = (
     ("requests", "completed", "{:,.0f}"),

@@ -11,24 +11,24 @@ from rich.console import Console
 
 from janus_moe.cli.simulate_report import Comparison
 from janus_moe.errors import ConfigError
-from janus_moe.perf import Oracle, device_names
+from janus_moe.planner.latency import Oracle, device_names
+from janus_moe.planner.simulation.amax import SampledAmax
+from janus_moe.planner.simulation.chrome import write_chrome_trace
+from janus_moe.planner.simulation.deployment import Deployments
+from janus_moe.planner.simulation.generators import Arrivals, Lengths, generate
+from janus_moe.planner.simulation.planned import planning_problem
+from janus_moe.planner.simulation.policies import KNOWN, Choices, named_policy
+from janus_moe.planner.simulation.pools import CompiledPool
+from janus_moe.planner.simulation.reference import PolicyPool
+from janus_moe.planner.simulation.report import Objective, make_report
+from janus_moe.planner.simulation.scaling import Loading
+from janus_moe.planner.simulation.simulate import Timing, simulate
+from janus_moe.planner.simulation.state import BatchLimits
+from janus_moe.planner.simulation.traces import TraceFormat, load_trace
+from janus_moe.planner.simulation.workload import RequestTrace
 from janus_moe.policy.estimate import Sampler
 from janus_moe.policy.routing_trace import RoutingTrace
 from janus_moe.policy.synthetic import SyntheticKind, SyntheticRouter
-from janus_moe.sim.amax import SampledAmax
-from janus_moe.sim.chrome import write_chrome_trace
-from janus_moe.sim.deployment import Deployments
-from janus_moe.sim.generators import Arrivals, Lengths, generate
-from janus_moe.sim.planned import planning_problem
-from janus_moe.sim.policies import KNOWN, Choices, named_policy
-from janus_moe.sim.pools import CompiledPool
-from janus_moe.sim.reference import PolicyPool
-from janus_moe.sim.report import Objective, make_report
-from janus_moe.sim.scaling import Loading
-from janus_moe.sim.simulate import Timing, simulate
-from janus_moe.sim.state import BatchLimits
-from janus_moe.sim.traces import TraceFormat, load_trace
-from janus_moe.sim.workload import RequestTrace
 
 SYNTHETIC = "synthetic:"
 LOGGED_STEPS = 20_000

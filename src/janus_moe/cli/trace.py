@@ -11,11 +11,11 @@ from pathlib import Path
 from janus_moe.cli.cluster_file import read_cluster_file, with_shape
 from janus_moe.cli.console import StartupView
 from janus_moe.cli.flags import add_flags, build, split
+from janus_moe.cluster.hosts.gathering import gather_hosts, why
+from janus_moe.cluster.service import Service
+from janus_moe.cluster.tracing import InstanceTrace, trace_decode
 from janus_moe.config import ClusterConfig, EngineConfig
-from janus_moe.control.chrome_trace import chrome_trace
-from janus_moe.control.hosts.gathering import gather_hosts, why
-from janus_moe.control.service import Service
-from janus_moe.control.tracing import InstanceTrace, trace_decode
+from janus_moe.profiling.chrome_trace import chrome_trace
 
 OWN = ("model_argument", "cluster", "steps", "batch", "prompt_tokens", "out")
 

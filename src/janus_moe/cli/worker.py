@@ -7,9 +7,9 @@ import asyncio
 
 from rich.console import Console
 
-from janus_moe.control.hosts.addresses import Address, address_towards, require_own
-from janus_moe.control.hosts.agent import AgentSettings, run_agent
-from janus_moe.control.hosts.secret import read_secret, require_curve
+from janus_moe.cluster.hosts.addresses import Address, address_towards, require_own
+from janus_moe.cluster.hosts.agent import AgentSettings, run_agent
+from janus_moe.cluster.hosts.secret import read_secret, require_curve
 from janus_moe.errors import ConfigError
 
 

@@ -19,8 +19,8 @@ from janus_moe.config import EngineConfig
 from janus_moe.engine.admission import Limits, admit
 from janus_moe.engine.chunks import Status, TokenChunk
 from janus_moe.engine.counters import EngineCounters
-from janus_moe.engine.expert_pool import PlacementController
 from janus_moe.engine.load import InstanceLoads
+from janus_moe.engine.placement_controller import PlacementController
 from janus_moe.engine.request import RequestRecord
 from janus_moe.engine.snapshot import EngineSnapshot
 from janus_moe.engine.text.detokenizer import Detokenizer

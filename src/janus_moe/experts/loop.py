@@ -7,8 +7,8 @@ import threading
 from collections.abc import Sequence
 
 from janus_moe.errors import ExchangeClosed
+from janus_moe.experts.epoch_loader import EpochLoader
 from janus_moe.experts.instance import ExpertInstance
-from janus_moe.experts.preparing import EpochLoader
 from janus_moe.messages import Stop, ToWorker
 from janus_moe.transport import ExpertPort
 

@@ -2,7 +2,7 @@
 
 `HostScheduler` is the reference. `DeviceScheduler` gives the same slots without waiting for the
 device: what the note of the reply needs stays there until somebody reads it for a whole step
-(`transport.notes`). `Schedulers` chooses between them, and nobody else does.
+(`transport.lockstep.reply_metadata`). `Schedulers` chooses between them, and nobody else does.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import msgspec
 from huggingface_hub.errors import StrictDataclassError
 
 from janus_moe.errors import CheckpointError
-from janus_moe.model.families import FAMILIES, find_family, spec_from_config
-from janus_moe.model.families.common import eos_ids
+from janus_moe.families import FAMILIES, find_family, spec_from_config
+from janus_moe.families.common import eos_ids
 from janus_moe.spec import Dtype, ModelSpec
 
 

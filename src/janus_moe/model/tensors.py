@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from janus_moe.model.families import find_family
+from janus_moe.families import find_family
 from janus_moe.spec import DTYPE_BYTES, Dtype, GqaSpec, MlaSpec, ModelSpec
 
 Shape = tuple[int, ...]

@@ -5,9 +5,9 @@ may be the fastest race: they take turns, step by step, so that what disturbs on
 plan leaves the race once it is slower beyond noise (successive elimination, Even-Dar et al., JMLR
 7, 2006, with the noise estimated). Between races only the winner runs.
 
-All functions are pure and plans are numbers. How times are predicted (`perf`), who decides for all
-instances and how they learn of it (`transport`) is not known here. docs/transport.md has the rule
-as pseudo-code.
+All functions are pure and plans are numbers. How times are predicted (`planner.latency`), who
+decides for all instances and how they learn of it (`transport`) is not known here.
+docs/transport.md has the rule as pseudo-code.
 """
 
 from __future__ import annotations

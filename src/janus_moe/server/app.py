@@ -20,7 +20,7 @@ from janus_moe.server.errors import install_error_handlers
 from janus_moe.server.inflight import InFlightMiddleware, Lifecycle
 from janus_moe.server.metrics import Metrics
 from janus_moe.server.openapi import describe_bodies
-from janus_moe.server.textwork import TextWorkers
+from janus_moe.server.text_workers import TextWorkers
 
 Handler = Callable[[Request, AppState], Awaitable[Response]]
 

@@ -12,7 +12,7 @@ from janus_moe.server.backend import EngineBackend
 from janus_moe.server.errors import ApiError, unavailable
 from janus_moe.server.inflight import Lifecycle
 from janus_moe.server.metrics import Metrics
-from janus_moe.server.textwork import TextWorkers
+from janus_moe.server.text_workers import TextWorkers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from janus_moe.config import EngineConfig
 from janus_moe.engine.chunks import FinishReason, Status, TokenChunk
-from janus_moe.engine.expert_pool import PlacementController
+from janus_moe.engine.placement_controller import PlacementController
 from janus_moe.engine.snapshot import EngineSnapshot, Timing
 from janus_moe.engine.text.tokenizer import Tokenizer
 from janus_moe.messages import SamplingParams

@@ -8,7 +8,6 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from janus_moe.errors import RequestError
-from janus_moe.server.answering import Answer, respond
 from janus_moe.server.app_state import AppState, new_id
 from janus_moe.server.backend import TokenChunk
 from janus_moe.server.generation import Job
@@ -16,6 +15,7 @@ from janus_moe.server.logprobs import chat_logprobs
 from janus_moe.server.parsing import parse, read_body
 from janus_moe.server.prompts import chat_prompt, check_logprobs, check_sampling, make_jobs
 from janus_moe.server.requests import ChatBody
+from janus_moe.server.responses import Answer, respond
 
 
 async def chat_completions(request: Request, state: AppState) -> Response:

@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 
-from janus_moe.server.answering import Answer, respond
 from janus_moe.server.app_state import AppState, new_id
 from janus_moe.server.backend import TokenChunk
 from janus_moe.server.generation import Job
@@ -22,6 +21,7 @@ from janus_moe.server.prompts import (
     make_jobs,
 )
 from janus_moe.server.requests import CompletionBody
+from janus_moe.server.responses import Answer, respond
 
 
 async def completions(request: Request, state: AppState) -> Response:

@@ -8,10 +8,10 @@ import msgspec
 from fastapi import Request
 from fastapi.responses import Response
 
-from janus_moe.server.answering import json_response
 from janus_moe.server.app_state import AppState
 from janus_moe.server.parsing import parse, read_body
 from janus_moe.server.requests import RebalanceBody
+from janus_moe.server.responses import json_response
 
 
 async def expert_load(request: Request, state: AppState) -> Response:

@@ -6,11 +6,11 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from janus_moe.errors import RequestError
-from janus_moe.server.answering import json_response
 from janus_moe.server.app_state import AppState
 from janus_moe.server.parsing import parse, read_body
 from janus_moe.server.prompts import chat_prompt
 from janus_moe.server.requests import DetokenizeBody, TokenizeBody
+from janus_moe.server.responses import json_response
 
 
 async def tokenize(request: Request, state: AppState) -> Response:

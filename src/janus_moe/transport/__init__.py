@@ -11,10 +11,10 @@ from janus_moe.transport.base import (
     Work,
     spin_budget_us,
 )
-from janus_moe.transport.dist import DistExchange, DistLayout
+from janus_moe.transport.host_memory.region import ShmAddress, ShmLayout, ShmRegion
+from janus_moe.transport.lockstep.reply_metadata import read_notes
 from janus_moe.transport.loopback import LoopbackExchange
-from janus_moe.transport.notes import read_notes
-from janus_moe.transport.shm import ShmAddress, ShmLayout, ShmRegion
+from janus_moe.transport.network.exchange import DistExchange, DistLayout
 
 __all__ = [
     "AttentionPort",

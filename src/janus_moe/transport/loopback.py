@@ -19,10 +19,10 @@ from torch import Tensor
 from janus_moe.errors import ExchangeClosed, ExchangeError
 from janus_moe.spec import PoolShape
 from janus_moe.transport.base import ExpertPort, WaitRule
-from janus_moe.transport.bells import ThreadWakeup
-from janus_moe.transport.board import ControlBlock, control_block_bytes
-from janus_moe.transport.notes import Notes
-from janus_moe.transport.ports import LockstepAttention, LockstepExpert, Wiring
+from janus_moe.transport.lockstep.control_block import ControlBlock, control_block_bytes
+from janus_moe.transport.lockstep.ports import LockstepAttention, LockstepExpert, Wiring
+from janus_moe.transport.lockstep.reply_metadata import Notes
+from janus_moe.transport.lockstep.wakeup import ThreadWakeup
 
 ServeOnce = Callable[[ExpertPort], None]
 

@@ -1,0 +1,93 @@
+"""A complete service: an engine and the workers it runs on, from settings.
+
+`prepare` finds everything that is wrong before anything is started; `run` lives until it is
+cancelled or a worker is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from janus_moe.cluster.deployment_plan import DeploymentPlan, plan_deployment, this_host
+from janus_moe.cluster.hosts.gathering import Gathered
+from janus_moe.cluster.rebalancer import Rebalancer
+from janus_moe.cluster.supervisor import FAILED_GRACE_S, Cluster
+from janus_moe.cluster.tracing import Tracer
+from janus_moe.config import EngineConfig
+from janus_moe.engine.admission import Limits
+from janus_moe.engine.engine import Engine, Workers
+from janus_moe.engine.text.tokenizer import load_tokenizer
+from janus_moe.errors import JanusError
+from janus_moe.messages import Progress
+from janus_moe.model.source import resolve_model
+
+
+def ignore_progress(_: Progress) -> None:
+    """Nobody watches the start."""
+
+
+@dataclass(slots=True)
+class Service:
+    """plan: what was decided. engine: takes requests once it is ready. rebalancer: moves experts
+    between its instances. tracer: records what they do when. gathered: all hosts, where there are
+    several."""
+
+    plan: DeploymentPlan
+    engine: Engine
+    rebalancer: Rebalancer
+    tracer: Tracer
+    pids: dict[str, int]
+    gathered: Gathered | None = None
+
+    @classmethod
+    def prepare(cls, config: EngineConfig, gathered: Gathered | None = None) -> Service:
+        """Validates and decides everything; raises ConfigError or CheckpointError."""
+        hosts = [this_host(config)] if gathered is None else gathered.hosts
+        plan = plan_deployment(config, hosts)
+        folder = plan.folder if config.tokenizer is None else resolve_model(config.tokenizer)
+        limits = Limits(
+            max_model_len=plan.max_model_len,
+            cache_tokens=plan.num_kv_blocks * plan.config.block_size,
+            vocab_size=plan.spec.vocab_size,
+        )
+        rebalancer = Rebalancer(plan)
+        engine = Engine(plan.config, plan.spec, load_tokenizer(folder), limits, rebalancer)
+        return cls(plan, engine, rebalancer, Tracer(plan), {}, gathered)
+
+    def _progress(self, progress: Progress, on_progress: Callable[[Progress], None]) -> None:
+        self.engine.status_detail = f"{progress.instance}: {progress.stage}"
+        on_progress(progress)
+
+    async def run(
+        self, ready: asyncio.Event, on_progress: Callable[[Progress], None] = ignore_progress
+    ) -> None:
+        """Starts the workers and serves; `ready` is set when requests may come.
+
+        Raises ServiceError when the service has ended by itself. Leaves no process behind.
+        """
+        cluster = self._cluster()
+        try:
+            await cluster.start(lambda progress: self._progress(progress, on_progress))
+            self.pids = cluster.pids
+            await self.serve(cluster, ready)
+        except JanusError as error:
+            self.engine.mark_dead(str(error))
+            await cluster.close(grace_s=FAILED_GRACE_S, error=str(error))
+            raise
+        except BaseException:
+            self.engine.mark_dead("the service was stopped")
+            raise
+        finally:
+            await cluster.close()
+
+    def _cluster(self) -> Cluster:
+        if self.gathered is None:
+            return Cluster(self.plan)
+        return Cluster(self.plan, self.gathered.pool, self.gathered.bind_host)
+
+    async def serve(self, workers: Workers, ready: asyncio.Event) -> None:
+        """Serves with workers that are ready, until cancelled or one is lost."""
+        async with self.rebalancer.watching(workers) as watched:
+            await self.engine.run(self.tracer.watch(watched), ready)

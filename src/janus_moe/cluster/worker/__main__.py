@@ -1,0 +1,136 @@
+"""A worker process: says hello, builds its instances, runs each in a thread, passes on messages.
+
+Whether it hosts one instance (shm) or all of them (loopback) makes no difference here. An error
+in any instance ends the whole worker after its sentence has reached the engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import shutil
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from janus_moe import __version__
+from janus_moe.cluster.worker.bootstrap import Bootstrap
+from janus_moe.cluster.worker.exchanges import open_exchanges
+from janus_moe.cluster.worker.worker_channel import WorkerChannel
+from janus_moe.cluster.worker.worker_instances import HostedInstance, build_instances
+from janus_moe.errors import ExchangeClosed, ExchangeError, HostLost, JanusError
+from janus_moe.messages import Failed, Hello, Ready, Setup, Stop, StorePut, ToWorker, recipient
+from janus_moe.transport import Exchange, ShmAddress
+
+logger = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread beside the serving one may keep the interpreter from it; 5 ms is the default,
+which is a whole step of a small model."""
+SETUP_S = 60.0
+
+
+def run(bootstrap: Bootstrap) -> int:
+    """Lives until told to stop; returns the exit status."""
+    mailbox = WorkerChannel(bootstrap, on_orphaned=lambda: _leave_at_once(bootstrap))
+    mailbox.send(Hello(name=bootstrap.name, pid=os.getpid(), version=__version__))
+    try:
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        setup = _first_message(bootstrap, mailbox)
+        if isinstance(setup, Stop):
+            return 0
+        if not isinstance(setup, Setup):
+            raise TypeError(f"expected a setup first, got {type(setup).__name__}")
+        if bootstrap.checkpoint is not None:
+            setup = msgspec.structs.replace(setup, checkpoint=bootstrap.checkpoint)
+        shm = [msgspec.json.decode(address, type=ShmAddress) for address in bootstrap.shm]
+        exchanges = open_exchanges(setup, shm, mailbox, bootstrap.bind_host)
+        members = build_instances(setup, exchanges, mailbox.send)
+        mailbox.send(Ready(name=bootstrap.name))
+        # Over a network nobody else can end this worker's waits.
+        return _serve(members, exchanges if setup.config.transport == "gloo" else (), mailbox)
+    # A last resort: the end of the process; the engine is to learn why.
+    except Exception as error:
+        _report(bootstrap.name, error, mailbox)
+        return 1
+    finally:
+        mailbox.close()
+
+
+def _first_message(bootstrap: Bootstrap, mailbox: WorkerChannel) -> ToWorker:
+    """On one host the lifeline ends the wait; over a network there is a deadline besides."""
+    try:
+        return mailbox.inbox.get(timeout=None if bootstrap.secret_fd is None else SETUP_S)
+    except queue.Empty:
+        raise HostLost(
+            f"the engine at {bootstrap.endpoint} sent no setup within {SETUP_S:g} s"
+        ) from None
+
+
+def _serve(
+    members: Sequence[HostedInstance], to_end: Sequence[Exchange], mailbox: WorkerChannel
+) -> int:
+    """Runs every member in a thread and hands messages on until the worker is told to stop.
+
+    to_end: exchanges to shut down then."""
+    failed = threading.Event()
+
+    def live(member: HostedInstance) -> None:
+        try:
+            member.serve()
+        except ExchangeClosed:
+            logger.debug("%s: the exchange was closed", member.id)
+        # A last resort: the end of the thread; without a word the engine would wait for it.
+        except Exception as error:
+            _report(f"{member.id}", error, mailbox)
+            failed.set()
+            mailbox.inbox.put(Stop())
+
+    threads = [threading.Thread(target=live, args=(m,), name=str(m.id)) for m in members]
+    for thread in threads:
+        thread.start()
+    while not isinstance(message := mailbox.inbox.get(), Stop):
+        if not isinstance(message, Setup | StorePut):
+            home = recipient(message)
+            next(member for member in members if member.id == home).post(message)
+    for member in members:
+        member.post(Stop())
+    for exchange in to_end:
+        exchange.shutdown()
+    for thread in threads:
+        thread.join()
+    return 1 if failed.is_set() else 0
+
+
+def _report(name: str, error: Exception, mailbox: WorkerChannel) -> None:
+    if not isinstance(error, JanusError):
+        logger.exception("%s failed", name)
+    kind = "" if isinstance(error, JanusError) else f"{type(error).__name__}: "
+    secondhand = isinstance(error, ExchangeError)
+    mailbox.send(Failed(name=name, error=f"{kind}{error}", secondhand=secondhand))
+
+
+def _leave_at_once(bootstrap: Bootstrap) -> None:
+    """The engine is gone without a word: take its socket's folder along, it cannot."""
+    if bootstrap.endpoint.startswith("ipc://"):
+        folder = Path(bootstrap.endpoint.removeprefix("ipc://")).parent
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(3)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
+    bootstrap = msgspec.json.decode(sys.argv[1], type=Bootstrap)
+    status = run(bootstrap)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # all is closed; threads of gloo that still run would abort a slow farewell
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""A worker process's end of the control channel: one thread owns the socket, others use queues.
+
+It also watches the lifeline, a pipe whose other end only the process that started the worker holds,
+and in a cluster the connection: when either is gone, however it went, the worker leaves. This
+module knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+
+import msgspec
+import zmq
+
+from janus_moe.cluster.hosts.secret import MAX_BYTES, CurveKeys
+from janus_moe.cluster.worker.bootstrap import Bootstrap
+from janus_moe.messages import (
+    Failed,
+    FromWorker,
+    Stop,
+    StorePut,
+    ToWorker,
+    decode_to_worker,
+    encode,
+)
+from janus_moe.transport.network.rendezvous import MemoryRendezvous
+
+LINGER_MS = 2000
+"""How long the last messages may take to leave when the worker ends."""
+HANDSHAKE_MS = 5000
+LOST = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+
+
+class WorkerChannel:
+    """Messages to and from the engine; also a `Rendezvous` among all workers of the run.
+
+    All but the constructor may be used from any thread.
+    """
+
+    def __init__(self, bootstrap: Bootstrap, on_orphaned: Callable[[], None]) -> None:
+        self.inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
+        self._name = bootstrap.name
+        self._on_orphaned = on_orphaned
+        self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._store = MemoryRendezvous()
+        self._wake_read, self._wake_write = os.pipe()
+        self._lifeline_fd = bootstrap.lifeline_fd
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, bootstrap.name.encode())
+        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+        self._monitor: zmq.Socket[bytes] | None = None
+        if bootstrap.secret_fd is not None:
+            CurveKeys.derive(_read_all(bootstrap.secret_fd)).make_client(self._socket)
+            self._socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+            self._socket.setsockopt(zmq.IPV6, 1)
+            self._monitor = self._socket.get_monitor_socket(LOST)
+        self._socket.connect(bootstrap.endpoint)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mailbox", daemon=True)
+        self._thread.start()
+
+    def send(self, message: FromWorker) -> None:
+        """Queues one message for the engine."""
+        self._outbox.put(encode(message))
+        os.write(self._wake_write, b"\0")
+
+    def put(self, key: str, value: bytes) -> None:
+        """See `Rendezvous`; the engine passes it on to all workers."""
+        self._store.put(key, value)
+        self.send(StorePut(key=key, value=value))
+
+    def get(self, key: str, timeout_s: float) -> bytes:
+        """See `Rendezvous`."""
+        return self._store.get(key, timeout_s)
+
+    def close(self) -> None:
+        """Sends what is queued and closes the socket."""
+        self._closing.set()
+        os.write(self._wake_write, b"\0")
+        self._thread.join(timeout=2 * LINGER_MS / 1000)
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        for source in (self._socket, self._wake_read, self._lifeline_fd):
+            poller.register(source, zmq.POLLIN)
+        if self._monitor is not None:
+            poller.register(self._monitor, zmq.POLLIN)
+        while True:
+            ready = dict(poller.poll())
+            if self._lifeline_fd in ready:
+                self._on_orphaned()
+                break
+            if self._wake_read in ready:
+                os.read(self._wake_read, 4096)
+                self._send_queued()
+                if self._closing.is_set():
+                    break
+            if self._socket in ready:
+                self._receive()
+            elif self._monitor in ready:  # and nothing is left to read
+                self._on_orphaned()
+                break
+        if self._monitor is not None:
+            self._socket.disable_monitor()
+            self._monitor.close()
+        self._socket.close()
+        self._context.term()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _send_queued(self) -> None:
+        while not self._outbox.empty():
+            self._socket.send(self._outbox.get())
+
+    def _receive(self) -> None:
+        try:
+            message = decode_to_worker(self._socket.recv())
+        except msgspec.DecodeError as error:
+            self._outbox.put(encode(Failed(name=self._name, error=f"unreadable message: {error}")))
+            self._send_queued()
+            return
+        if isinstance(message, StorePut):
+            self._store.put(message.key, message.value)
+            return
+        if isinstance(message, Stop):
+            self._store.close()
+        self.inbox.put(message)
+
+
+def _read_all(fd: int) -> bytes:
+    with os.fdopen(fd, "rb") as pipe:
+        return pipe.read(MAX_BYTES)

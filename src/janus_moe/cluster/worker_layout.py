@@ -1,0 +1,87 @@
+"""Which worker process hosts which instances, and what each of them is told.
+
+Loopback: one worker with everything. Otherwise one worker per instance: shm, the region shared by
+all; gloo, on the host that the plan gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from janus_moe.cluster.deployment_plan import DeploymentPlan, Host
+from janus_moe.cluster.worker.bootstrap import Bootstrap
+from janus_moe.messages import Setup
+from janus_moe.spec import InstanceId
+from janus_moe.transport import ShmLayout, ShmRegion
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLayout:
+    """One worker process: its name, host, instances and compute threads."""
+
+    name: str
+    host: Host
+    instances: tuple[InstanceId, ...]
+    num_threads: int
+
+    def bootstrap(self, endpoint: str, regions: Sequence[ShmRegion], bind_host: str) -> Bootstrap:
+        """What the process needs on its command line; the launcher fills in the descriptors."""
+        return Bootstrap(
+            name=self.name,
+            endpoint=endpoint,
+            lifeline_fd=-1,
+            shm=tuple(msgspec.json.encode(region.address).decode() for region in regions),
+            bind_host=bind_host,
+        )
+
+
+def worker_layouts(plan: DeploymentPlan) -> Sequence[WorkerLayout]:
+    """The worker processes of a run, attention instances first."""
+    if plan.config.transport == "loopback":
+        (host,) = plan.hosts
+        threads = max(plan.threads(host, "attention"), plan.threads(host, "expert"))
+        return [WorkerLayout("janus", host, host.share.instances, threads)]
+    shape = plan.config.shape
+    instances = [
+        *(InstanceId(pool="attention", index=i) for i in range(shape.attention)),
+        *(InstanceId(pool="expert", index=i) for i in range(shape.expert)),
+    ]
+    hosts = {instance: plan.host_of(instance) for instance in instances}
+    return [WorkerLayout(str(i), hosts[i], (i,), plan.threads(hosts[i], i.pool)) for i in instances]
+
+
+def create_regions(plan: DeploymentPlan) -> tuple[ShmRegion, ...]:
+    """Shared memory for the exchange of each micro-batch, where a run needs any."""
+    if plan.config.transport != "shm":
+        return ()
+    layout = ShmLayout(
+        shape=plan.config.shape,
+        max_tokens=plan.config.max_num_batched_tokens,
+        hidden_size=plan.spec.hidden_size,
+        dtype=plan.spec.dtype,
+        epoch=plan.placement.epoch,
+    )
+    return tuple(ShmRegion.create(layout) for _ in range(plan.config.num_micro_batches))
+
+
+def setup_message(plan: DeploymentPlan, layout: WorkerLayout) -> Setup:
+    """What a worker needs to build its instances."""
+    attention_nodes, expert_nodes = plan.nodes
+    return Setup(
+        instances=layout.instances,
+        spec=plan.spec,
+        config=plan.config,
+        checkpoint=str(plan.folder),
+        num_kv_blocks=plan.num_kv_blocks,
+        num_threads=layout.num_threads,
+        num_cores=layout.host.facts.cores,
+        epoch=plan.placement.epoch,
+        slots=plan.placement.slots,
+        spare_slots=plan.spare_slots,
+        links=plan.links,
+        attention_nodes=attention_nodes,
+        expert_nodes=expert_nodes,
+    )

@@ -1,0 +1,175 @@
+"""Completing prompts without HTTP: the same engine and workers behind two plain calls.
+
+from janus_moe import Engine, generate
+
+generate(["def main("], max_tokens=32)[0].text
+
+with Engine(expert_instances=2) as engine:
+    for completion in engine.generate(["import os", "class "], temperature=0):
+        print(completion.text)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import msgspec
+
+from janus_moe.cluster.deployment_plan import DeploymentPlan
+from janus_moe.cluster.service import Service, ignore_progress
+from janus_moe.config import EngineConfig
+from janus_moe.errors import ConfigError, RequestError, ServiceError
+from janus_moe.messages import Progress, SamplingParams, TokenLogprob
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(slots=True)
+class Completion:
+    """One prompt and what became of it.
+
+    logprobs: one entry per token of `token_ids`, when asked for.
+    finish_reason: "stop" or "length".
+    """
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str = ""
+
+
+class LLM:
+    """A running service, used from ordinary (not async) code; close it, or use it in `with`.
+
+    settings: fields of `EngineConfig`, e.g. model="bundled", attention_instances=1.
+    Raises ConfigError or CheckpointError before anything is started, ServiceError when the
+    workers cannot start.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_plan: Callable[[DeploymentPlan], None] = lambda plan: None,
+        on_progress: Callable[[Progress], None] = ignore_progress,
+        **settings: Any,
+    ) -> None:
+        self._service = Service.prepare(_struct(EngineConfig, settings))
+        on_plan(self._service.plan)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="janus", daemon=True)
+        self._thread.start()
+        self._counter = 0
+        try:
+            self._running: asyncio.Task[None] = self._call(self._start(on_progress))
+        except BaseException:
+            self._end_loop()
+            raise
+
+    def generate(
+        self, prompts: Sequence[Prompt], stop: Sequence[str] = (), **sampling: Any
+    ) -> list[Completion]:
+        """Completes all prompts together, in their order.
+
+        prompts: texts, or token ids. sampling: fields of `SamplingParams`, e.g. max_tokens=64,
+        temperature=0, seed=1. Raises RequestError for an invalid prompt or parameter.
+        """
+        if isinstance(prompts, str) or isinstance(stop, str):
+            raise RequestError("prompts and stop are lists of texts; put a single text in a list")
+        params = _struct(SamplingParams, sampling)
+        completions: list[Completion] = self._call(self._generate(prompts, params, tuple(stop)))
+        return completions
+
+    def close(self) -> None:
+        """Stops the workers; returns when none is left. Safe to call twice."""
+        if self._thread.is_alive():
+            self._call(self._stop())
+            self._end_loop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def _start(self, on_progress: Callable[[Progress], None]) -> asyncio.Task[None]:
+        ready = asyncio.Event()
+        running = asyncio.create_task(self._service.run(ready, on_progress))
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if running.done():
+            running.result()
+            raise ServiceError("the service ended before it was ready")
+        return running
+
+    async def _generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams, stop: tuple[str, ...]
+    ) -> list[Completion]:
+        tokenizer = self._service.engine.tokenizer
+        completions = [
+            Completion(p, tuple(tokenizer.encode(p) if isinstance(p, str) else p)) for p in prompts
+        ]
+        async with asyncio.TaskGroup() as group:
+            for index, completion in enumerate(completions):
+                seed = None if params.seed is None else params.seed + index
+                own = msgspec.structs.replace(params, seed=seed)
+                group.create_task(self._fill(completion, own, stop))
+        return completions
+
+    async def _fill(
+        self, completion: Completion, params: SamplingParams, stop: tuple[str, ...]
+    ) -> None:
+        self._counter += 1
+        request_id = f"offline-{self._counter}"
+        engine = self._service.engine
+        async for chunk in engine.submit(request_id, completion.prompt_ids, params, stop):
+            completion.text += chunk.text
+            completion.token_ids += chunk.token_ids
+            completion.logprobs += chunk.logprobs or ()
+            completion.finish_reason = chunk.finish_reason or ""
+
+    async def _stop(self) -> None:
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
+
+    def _call(self, coroutine: Any) -> Any:
+        future: Future[Any] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseExceptionGroup as group:  # several prompts failed: the first one tells enough
+            raise group.exceptions[0] from None
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def generate(
+    prompts: Sequence[Prompt],
+    model: str = "bundled",
+    *,
+    stop: Sequence[str] = (),
+    settings: dict[str, Any] | None = None,
+    **sampling: Any,
+) -> list[Completion]:
+    """Starts a service, completes the prompts, stops the service.
+
+    settings: fields of `EngineConfig` besides the model; sampling: fields of `SamplingParams`.
+    """
+    with LLM(model=model, **(settings or {})) as engine:
+        return engine.generate(prompts, stop, **sampling)
+
+
+def _struct(kind: Any, values: dict[str, Any]) -> Any:
+    try:
+        return msgspec.convert(values, type=kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"invalid setting: {error}") from None

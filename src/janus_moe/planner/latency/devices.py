@@ -1,0 +1,62 @@
+"""What a device is on paper: memory, arithmetic, links. Facts with sources, no measurements."""
+
+from __future__ import annotations
+
+import msgspec
+
+from janus_moe.errors import ConfigError
+from janus_moe.planner.latency import facts
+from janus_moe.planner.latency.precision import Arithmetic, Format, arithmetic
+from janus_moe.spec import Spec
+
+
+class DeviceProfile(Spec, frozen=True):
+    """One device as an instance uses it.
+
+    memory_bytes_per_s: reading from device memory. flops: dense operations per second by
+    arithmetic. intra_*, inter_*: a link inside a node and between nodes, per device, in one
+    direction. launch_s: least time of any operation. price_per_hour: US dollars, None if unknown.
+    sources: fact -> where it is from.
+    """
+
+    name: str
+    title: str
+    memory_bytes: int
+    memory_bytes_per_s: float
+    flops: dict[Arithmetic, float]
+    intra_bytes_per_s: float
+    inter_bytes_per_s: float
+    intra_latency_s: float
+    inter_latency_s: float
+    launch_s: float
+    gpus_per_node: int
+    sources: dict[str, str]
+    price_per_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not value > 0:
+                raise ConfigError(f"device {self.name}: {field.name} must be above 0, got {value}")
+        if not self.flops.keys() & {"float32", "bfloat16"}:
+            raise ConfigError(f"device {self.name}: flops needs float32 or bfloat16")
+
+    def flops_for(self, weights: Format) -> float:
+        """Operations per second with weights of this format."""
+        return self.flops[arithmetic(weights, frozenset(self.flops))]
+
+
+def device_names() -> tuple[str, ...]:
+    """The devices with facts in this package."""
+    return facts.names("devices")
+
+
+def device_profile(name: str) -> DeviceProfile:
+    """The device `name`; raises ConfigError that lists the known ones."""
+    if name not in device_names():
+        raise ConfigError(
+            f"there is no device {name!r}; known are {', '.join(device_names())}. "
+            "Use `janus profile` to measure another one"
+        )
+    profile: DeviceProfile = facts.load("devices", name, DeviceProfile)
+    return profile

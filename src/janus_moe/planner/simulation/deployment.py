@@ -1,0 +1,167 @@
+"""What a pool of GPUs can do: its steps, its KV cache, and the bytes each instance must load.
+
+Built from the oracle. Knows no workload and no policy of scaling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from janus_moe.errors import ConfigError
+from janus_moe.planner.latency import Oracle
+from janus_moe.planner.latency.links import ExchangePlanName, Gating
+from janus_moe.planner.simulation.amax import PoolAmax, placement_of
+from janus_moe.planner.simulation.state import BatchLimits
+from janus_moe.planner.simulation.step_table import (
+    AttentionSide,
+    PoolSize,
+    StepTable,
+    tabulate,
+    tabulate_attention,
+)
+from janus_moe.policy.activation import Policy
+
+MEMORY_SHARE = 0.9
+"""Of a GPU's memory for weights and KV; the rest is for activations, graphs and the allocator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """How a deployment works. slots: experts per instance and layer; None: those of all
+    deployments. plan, gating: of pools; one piece has an all-to-all."""
+
+    slots: int | None = None
+    policy: Policy = "exact"
+    plan: ExchangePlanName = "2pc-sharded"
+    gating: Gating = "egate"
+    micro_batches: int = 1
+
+    def text(self, slots: int, *, monolithic: bool) -> str:
+        """For reports."""
+        exchange = "all-to-all" if monolithic else f"{self.plan}, {self.gating}"
+        parts = f"{self.micro_batches} micro-batch{'es' if self.micro_batches > 1 else ''}"
+        placement = placement_of(self.policy)
+        return f"{slots} slots, {self.policy} on {placement} placement, {exchange}, {parts}"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SimDeployment:
+    """kv_blocks: per attention instance. attention_bytes, expert_bytes: weights that a new instance
+    of either pool loads; a GPU of a monolithic one loads both. how: its style in words.
+    """
+
+    name: str
+    size: PoolSize
+    table: StepTable
+    limits: BatchLimits
+    kv_blocks: int
+    attention_bytes: float
+    expert_bytes: float
+    how: str = ""
+
+    def __post_init__(self) -> None:
+        limits = self.limits
+        if not 1 <= limits.max_num_seqs <= limits.max_num_batched_tokens:
+            raise ConfigError(
+                f"the simulator needs max_num_seqs from 1 to max_num_batched_tokens, got "
+                f"{limits.max_num_seqs} and {limits.max_num_batched_tokens}"
+            )
+        if self.size.num_attention < 1 or self.kv_blocks < 1:
+            raise ConfigError(
+                f"{self.name}: {self.size.num_attention} attention instances with "
+                f"{self.kv_blocks} KV blocks each serve nobody"
+            )
+
+    @property
+    def num_gpus(self) -> int:
+        return self.size.num_gpus
+
+    def same_as(self, other: SimDeployment) -> bool:
+        """Whether nothing would change."""
+        return (self.name, self.how) == (other.name, other.how)
+
+
+class Deployments:
+    """Deployments of one model on given devices, by size and style; equal ones are made once.
+
+    One piece is on the attention device. slots_per_expert: of pools whose style does not say, at
+    least 1; fewer where memory does not allow as many.
+    """
+
+    def __init__(
+        self, oracle: Oracle, a_max: PoolAmax, limits: BatchLimits, slots_per_expert: float = 1.25
+    ) -> None:
+        if not slots_per_expert >= 1:
+            raise ConfigError(f"every expert needs a slot or more, got {slots_per_expert}")
+        self.oracle, self._a_max, self.limits = oracle, a_max, limits
+        self._slots_per_expert = slots_per_expert
+        self._sides: dict[tuple[int, int], AttentionSide] = {}
+        self._known: dict[tuple[PoolSize, Style], SimDeployment | None] = {}
+
+    def of(self, size: PoolSize, style: Style | None = None) -> SimDeployment | None:
+        """None if weights do not fit or leave no room for KV."""
+        key = size, style or Style()
+        if key not in self._known:
+            self._known[key] = self._build(*key)
+        return self._known[key]
+
+    def _build(self, size: PoolSize, style: Style) -> SimDeployment | None:
+        oracle = self.oracle.on_one_device() if size.monolithic else self.oracle
+        model, limits = oracle.model, self.limits
+        instances = size.num_gpus if size.monolithic else size.num_expert
+        slots = self._slots(oracle, size, instances, style)
+        if slots is None:
+            return None
+        attention_bytes = float(model.attention_shard_bytes(size.attention_tp))
+        expert_bytes = slots * model.expert_bytes() * model.num_moe_layers + model.router_bytes()
+        room = MEMORY_SHARE * oracle.attention_side.device.memory_bytes - attention_bytes
+        room -= expert_bytes if size.monolithic else 0.0
+        kv_bytes = model.kv_bytes_per_token_layer(oracle.kv_format) * model.num_layers
+        kv_bytes /= float(model.attention.cache_shards(size.attention_tp))
+        kv_blocks = int(room / (kv_bytes * limits.block_size))
+        if kv_blocks < 1:
+            return None
+        table = tabulate(
+            oracle,
+            size,
+            lambda tokens: self._a_max(instances, slots * instances, tokens, style.policy),
+            self._attention_side(kv_blocks, size.attention_tp),
+            style.micro_batches,
+            slots,
+            style.plan,
+            style.gating,
+        )
+        return SimDeployment(
+            name=str(size),
+            size=size,
+            table=table,
+            limits=limits,
+            kv_blocks=kv_blocks,
+            attention_bytes=attention_bytes,
+            expert_bytes=expert_bytes,
+            how=style.text(slots, monolithic=size.monolithic),
+        )
+
+    def _slots(self, oracle: Oracle, size: PoolSize, instances: int, style: Style) -> int | None:
+        """Per layer and expert instance; None if the experts do not fit."""
+        model = oracle.model
+        if instances > model.num_experts:
+            return None
+        memory = MEMORY_SHARE * oracle.expert_side.device.memory_bytes - model.router_bytes()
+        possible = int(memory / (model.expert_bytes() * model.num_moe_layers))
+        least = -(-model.num_experts // instances)
+        wanted = least
+        if style.slots is not None:
+            wanted = style.slots
+        elif not size.monolithic:
+            wanted = -(-round(model.num_experts * self._slots_per_expert) // instances)
+        slots = min(wanted, possible, model.num_experts)
+        return slots if slots >= least else None
+
+    def _attention_side(self, kv_blocks: int, tp: int) -> AttentionSide:
+        if (kv_blocks, tp) not in self._sides:
+            limits = self.limits
+            self._sides[kv_blocks, tp] = tabulate_attention(
+                self.oracle, limits.max_num_batched_tokens, kv_blocks * limits.block_size, tp
+            )
+        return self._sides[kv_blocks, tp]

@@ -1,0 +1,25 @@
+"""Exchange plans: which rows go where, in which messages, as pure index arithmetic.
+
+Without torch, without sockets: executors carry the programs out, cost models count their messages.
+"""
+
+from janus_moe.transport.exchange_plans.building import ExchangePlan, egate_plan, egate_programs
+from janus_moe.transport.exchange_plans.demand import Demand, EveryRow, RoutedRows
+from janus_moe.transport.exchange_plans.groups import PLAN_NAMES, PlanName
+from janus_moe.transport.exchange_plans.program import Message, Program, header_bytes
+from janus_moe.transport.exchange_plans.topology import Topology
+
+__all__ = [
+    "PLAN_NAMES",
+    "Demand",
+    "EveryRow",
+    "ExchangePlan",
+    "Message",
+    "PlanName",
+    "Program",
+    "RoutedRows",
+    "Topology",
+    "egate_plan",
+    "egate_programs",
+    "header_bytes",
+]

@@ -1,0 +1,132 @@
+"""The plans: which rows travel together, through whom, and where they enter a node.
+
+A group is a set of rows that one attention instance, its root, sends to the experts and whose sums
+it gets back. The plans differ in three answers only (paper section 3):
+
+            groups                                 entry of another node    path over other nodes
+1pc         each attention instance's rows         none: every expert       -
+2pc-direct  each node's rows, at its leader        the node's leader        straight from the root
+2pc-relay   as 2pc-direct                          the node's leader        a chain of nodes
+2pc-sharded each node's rows in one even shard     shard i enters at        straight from the root
+            per attention instance                 instance i of the node
+
+A leader is the lowest instance of its node; idle attention instances lead nothing. Experts on the
+root's own node always get rows from it directly.
+
+2pc-relay: the chain begins at one designated node, which rotates with the source node, and goes
+around the other expert nodes in ascending order. If the source node hosts experts itself, it is
+its own designated node: the chain begins at the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from janus_moe.errors import ConfigError
+from janus_moe.transport.exchange_plans.demand import Batch
+from janus_moe.transport.exchange_plans.rows import RowRanges
+
+PlanName = Literal["1pc", "2pc-direct", "2pc-relay", "2pc-sharded"]
+PLAN_NAMES: tuple[PlanName, ...] = get_args(PlanName)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a group's rows enter an expert node. head: the expert instance that spreads them
+    there; None: each instance of the node gets its own message."""
+
+    node: int
+    head: int | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """root: attention instance; members: [(attention instance, its rows in the group)], ascending.
+
+    entries: the expert nodes other than the root's, in the order of the chain where there is one.
+    chained: each entry's head passes rows on to the next one.
+    collected_at_head: the first entry's head adds up the nodes' sums, instead of the root.
+    """
+
+    root: int
+    node: int
+    spans: RowRanges
+    members: tuple[tuple[int, RowRanges], ...]
+    entries: tuple[Entry, ...]
+    chained: bool = False
+    collected_at_head: bool = False
+
+
+def make_groups(plan: PlanName, batch: Batch) -> tuple[Group, ...]:
+    """The groups of a batch, by source node and root."""
+    if plan not in PLAN_NAMES:
+        raise ConfigError(f"no exchange plan {plan!r}; there are {', '.join(PLAN_NAMES)}")
+    groups: list[Group] = []
+    for order, node in enumerate(batch.topology.source_nodes):
+        active = batch.active_on(node)
+        if active:
+            groups += _BY_PLAN[plan](batch, node, order, active)
+    return tuple(groups)
+
+
+def _one_phase(batch: Batch, node: int, order: int, active: tuple[int, ...]) -> Iterator[Group]:
+    entries = tuple(Entry(other, None) for other in _others(batch, node))
+    for root in active:
+        spans = batch.owned[root]
+        yield Group(root, node, spans, ((root, spans),), entries)
+
+
+def _direct(batch: Batch, node: int, order: int, active: tuple[int, ...]) -> Iterator[Group]:
+    leaders = batch.topology.experts_by_node
+    entries = tuple(Entry(other, leaders[other][0]) for other in _others(batch, node))
+    yield _whole_node(batch, node, active, entries)
+
+
+def _relay(batch: Batch, node: int, order: int, active: tuple[int, ...]) -> Iterator[Group]:
+    experts = batch.topology.experts_by_node
+    others = _others(batch, node)
+    after = sum(other < node for other in others)  # the ring goes on after the source's own node
+    first = after if node in experts else order % len(others)
+    chain = others[first:] + others[:first]
+    entries = tuple(Entry(other, experts[other][0]) for other in chain)
+    group = _whole_node(batch, node, active, entries)
+    yield replace(group, chained=True, collected_at_head=node not in experts)
+
+
+def _sharded(batch: Batch, node: int, order: int, active: tuple[int, ...]) -> Iterator[Group]:
+    rows = batch.owned_by(active)
+    total, num_shards = len(rows), len(active)
+    experts = batch.topology.experts_by_node
+    for shard, root in enumerate(active):
+        spans = rows.part(total * shard // num_shards, total * (shard + 1) // num_shards)
+        if not len(spans):
+            continue
+        entries = tuple(
+            Entry(other, experts[other][shard % len(experts[other])])
+            for other in _others(batch, node)
+        )
+        yield Group(root, node, spans, _members(batch, active, spans), entries)
+
+
+_BY_PLAN = {"1pc": _one_phase, "2pc-direct": _direct, "2pc-relay": _relay, "2pc-sharded": _sharded}
+
+
+def _whole_node(
+    batch: Batch, node: int, active: tuple[int, ...], entries: tuple[Entry, ...]
+) -> Group:
+    spans = batch.owned_by(active)
+    return Group(active[0], node, spans, _members(batch, active, spans), entries)
+
+
+def _members(
+    batch: Batch, active: tuple[int, ...], spans: RowRanges
+) -> tuple[tuple[int, RowRanges], ...]:
+    parts = ((index, batch.owned[index].within(spans)) for index in active)
+    return tuple((index, part) for index, part in parts if len(part))
+
+
+def _others(batch: Batch, node: int) -> tuple[int, ...]:
+    """Expert nodes other than `node`, ascending."""
+    return tuple(other for other in batch.topology.experts_by_node if other != node)

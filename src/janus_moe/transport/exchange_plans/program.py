@@ -1,0 +1,122 @@
+"""What one instance does in one direction of an exchange: stages of sends, receives and moves.
+
+In a stage, an instance first posts its sends, then waits for its receives, then makes its moves.
+What a stage sends was received or moved in an earlier stage, and no send waits for a receive, so
+stage by stage everybody gets on: there is no cycle to wait in.
+
+A message is one contiguous buffer: a header (`header_bytes`) and packed rows of opaque bytes. What
+rows hold and how messages travel is not known here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from janus_moe.transport.exchange_plans.rows import Index, RowSet
+
+Direction = Literal["dispatch", "reply"]
+StageName = Literal["pack", "gather", "send", "relay", "spread", "reduce", "collect", "scatter"]
+
+_HEADER_WORDS = 8
+_NOTE_WORDS = 3
+_WORD_BYTES = 8
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Message:
+    """stage: number and name. source, target: ranks. rows: global rows it holds, packed; all of
+    one group.
+
+    lane: number of the message among those that `source` sends `target` in this direction.
+    experts: expert instances whose notes the header carries (replies only).
+    """
+
+    stage: int
+    name: StageName
+    source: int
+    target: int
+    rows: RowSet
+    lane: int
+    group: int
+    experts: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A buffer of the instance itself. input and result: rows of an attention instance; batch and
+    partial: rows of an expert instance; scratch: for sums of a node on the way."""
+
+    kind: Literal["input", "batch", "partial", "result", "scratch"]
+    num_rows: int
+    index: int = 0
+
+
+Buffer = Message | Local
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Sends `message`; its bytes are those of `content`, which is another message when it is only
+    passed on."""
+
+    message: Message
+    content: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Sets all rows of a buffer to zero."""
+
+    target: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """target[target_rows] = source[source_rows]"""
+
+    target: Buffer
+    target_rows: Index
+    source: Buffer
+    source_rows: Index
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """target[target_rows] += source[source_rows], in float32"""
+
+    target: Buffer
+    target_rows: Index
+    source: Buffer
+    source_rows: Index
+
+
+Move = Clear | Copy | Add
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    number: int
+    sends: tuple[Send, ...]
+    receives: tuple[Message, ...]
+    moves: tuple[Move, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """Stages in order; those in which the instance has nothing to do are left out."""
+
+    rank: int
+    direction: Direction
+    stages: tuple[Stage, ...]
+
+
+def header_bytes(direction: Direction, num_experts: int) -> int:
+    """Size of a message's header: fixed words, and in replies notes of all expert instances."""
+    words = _HEADER_WORDS + (_NOTE_WORDS * num_experts if direction == "reply" else 0)
+    return -(-words * _WORD_BYTES // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,1 @@
+"""Exchange through memory that the instances of one host share."""

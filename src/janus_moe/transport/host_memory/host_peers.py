@@ -1,0 +1,274 @@
+"""Messages between instances of one host, read where the sender has written them.
+
+Every instance has an anonymous file that its neighbours map too: a table of 64-bit words, then the
+buffers that it sends from. A message is not moved: the sender says in its table where it lies, the
+receiver reads it there and says in its own table that it is done. How neighbours got hold of each
+other's files is not known here (`neighbour_setup`), nor what messages hold.
+
+    line of a peer and tag     [sent, offset, capacity, waits, released, 0, 0, 0]
+
+sent: number of the latest message to that peer; offset, capacity: of the buffer that holds it;
+waits: 1 while this instance waits until it is released; released: number of the latest message
+from that peer that is not read any more. Numbers start at 1. A line is written by its owner only,
+and `sent` and `released` after what they speak of, with a fence between. Then the peer's bell
+rings: always for a message, and for a release if the peer waits for it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from janus_moe.transport.host_memory.waiter import EventWaiter
+from janus_moe.transport.lockstep.control_block import LINE_WORDS, WORD_BYTES, make_fence
+from janus_moe.transport.lockstep.wakeup import ThreadWakeup, Wakeup
+from janus_moe.transport.network.channel import ChannelAborted
+
+TAGS = 256
+"""Of messages; larger tags cannot be used between neighbours."""
+_LINE_BYTES = LINE_WORDS * WORD_BYTES
+_SENT, _OFFSET, _CAPACITY, _WAITS, _RELEASED = range(5)
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What an instance holds of a neighbour: descriptors of its file and bell, and a socket that
+    nothing is sent through, so that its end tells of the neighbour's."""
+
+    socket: socket.socket
+    file: int
+    bell: int
+
+    def close(self) -> None:
+        self.socket.close()
+        os.close(self.file)
+        os.close(self.bell)
+
+
+class NoHostPeers:
+    """The neighbours of an instance that has none."""
+
+    spin_us = 0.0
+    peers: frozenset[int] = frozenset()
+
+    def bell(self) -> Wakeup:
+        return ThreadWakeup()
+
+    def memory(self, num_bytes: int) -> Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8)
+
+    def send(self, peer: int, tag: int, buffer: Tensor) -> PendingSend:
+        raise AssertionError(f"rank {peer} is no neighbour")
+
+    def receive(self, peer: int, tag: int) -> PendingReceive:
+        raise AssertionError(f"rank {peer} is no neighbour")
+
+    def abort(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class HostPeers:
+    """One instance's end. Owns the descriptors from here on; any thread may call.
+
+    file, bell: of this instance. connections: by rank.
+    """
+
+    def __init__(
+        self, rank: int, num_ranks: int, file: int, bell: int, connections: Mapping[int, Connection]
+    ) -> None:
+        self.peers = frozenset(connections)
+        self.sleepers = EventWaiter(
+            bell,
+            {peer: connection.bell for peer, connection in connections.items()},
+            {peer: connection.socket for peer, connection in connections.items()},
+        )
+        self._rank = rank
+        self._file = file
+        self._files = {peer: connection.file for peer, connection in connections.items()}
+        self._lanes: dict[tuple[int, int], _Lane] = {}
+        self._buffers: dict[int, tuple[int, int]] = {}  # address -> offset, capacity
+        self._borrowed: dict[tuple[int, int], Tensor] = {}  # peer, offset
+        size = table_bytes(num_ranks)
+        self._end = size
+        self._mine = _words(file, size)
+        self._theirs = {peer: _words(file, size) for peer, file in self._files.items()}
+        self._lock = threading.Lock()
+        self._fence = make_fence()
+        self._open = True
+
+    @property
+    def spin_us(self) -> float:
+        """How long a wait looks again and again before it sleeps."""
+        return self.sleepers.spin_us
+
+    @spin_us.setter
+    def spin_us(self, value: float) -> None:
+        self.sleepers.spin_us = value
+
+    def bell(self) -> Wakeup:
+        """Rings with all that neighbours do, and when it is rung."""
+        return self.sleepers.bell()
+
+    def memory(self, num_bytes: int) -> Tensor:
+        """[num_bytes] uint8 for a buffer to send from; only touched pages take memory."""
+        capacity = _whole_pages(num_bytes)
+        with self._lock:
+            offset, self._end = self._end, self._end + capacity
+            os.ftruncate(self._file, self._end)
+        data = torch.frombuffer(mmap.mmap(self._file, capacity, offset=offset), dtype=torch.uint8)
+        self._buffers[data.data_ptr()] = offset, capacity
+        return data[:num_bytes]
+
+    def send(self, peer: int, tag: int, buffer: Tensor) -> PendingSend:
+        """Lends a message to `peer`: the start of a buffer from `memory`.
+
+        The message of this tag before it must be over; raises ConnectionError, ChannelAborted.
+        """
+        if self.sleepers.aborted:
+            raise ChannelAborted
+        if peer in self.sleepers.lost:
+            raise ConnectionError(f"rank {peer} left")
+        lane = self._lane(peer, tag)
+        number = lane.sent + 1
+        assert lane.theirs[_RELEASED] == lane.sent, "a message of this peer and tag is under way"
+        lane.sent = number
+        lane.mine[_OFFSET], lane.mine[_CAPACITY] = self._buffers[buffer.data_ptr()]
+        self.fence()
+        lane.mine[_SENT] = number
+        self.sleepers.ring(peer)
+        return PendingSend(self, lane, number)
+
+    def receive(self, peer: int, tag: int) -> PendingReceive:
+        """Expects the next message of `peer` with this tag."""
+        lane = self._lane(peer, tag)
+        lane.expected += 1
+        return PendingReceive(self, lane, lane.expected)
+
+    def abort(self) -> None:
+        """Ends all waits, now and later, with ChannelAborted; peers see this end as gone."""
+        self.sleepers.abort()
+
+    def close(self) -> None:
+        """Gives all descriptors back. Memory goes with the last tensor that looks into it."""
+        self.sleepers.close()
+        with self._lock:
+            if self._open:
+                self._open = False
+                for file in (self._file, *self._files.values()):
+                    os.close(file)
+
+    def fence(self) -> None:
+        with self._lock:
+            self._fence()
+
+    def borrow(self, lane: _Lane) -> Tensor:
+        """[capacity] uint8: the buffer of the peer that holds the lane's latest message."""
+        key = lane.peer, lane.theirs[_OFFSET]
+        if key not in self._borrowed:
+            memory = mmap.mmap(self._files[lane.peer], lane.theirs[_CAPACITY], offset=key[1])
+            self._borrowed[key] = torch.frombuffer(memory, dtype=torch.uint8)
+        return self._borrowed[key]
+
+    def _lane(self, peer: int, tag: int) -> _Lane:
+        lane = self._lanes.get((peer, tag))
+        if lane is None:
+            mine = _line(self._mine, peer, tag)
+            theirs = _line(self._theirs[peer], self._rank, tag)
+            lane = self._lanes[peer, tag] = _Lane(peer, mine, theirs)
+        return lane
+
+
+class _Lane:
+    """Messages of one peer and tag, both ways. mine, theirs: the line in each one's table."""
+
+    def __init__(self, peer: int, mine: memoryview, theirs: memoryview) -> None:
+        self.peer = peer
+        self.mine = mine
+        self.theirs = theirs
+        self.sent = 0
+        self.expected = 0
+
+
+class PendingSend:
+    """A message that was sent to a neighbour; a `Pending` that is over when it is given back."""
+
+    __slots__ = ("_lane", "_neighbours", "_number")
+
+    def __init__(self, neighbours: HostPeers, lane: _Lane, number: int) -> None:
+        self._neighbours = neighbours
+        self._lane = lane
+        self._number = number
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        if self._over():
+            return
+        lane = self._lane
+        lane.mine[_WAITS] = 1
+        self._neighbours.fence()
+        try:
+            self._neighbours.sleepers.wait(lane.peer, self._over, timeout_s)
+        finally:
+            lane.mine[_WAITS] = 0
+
+    def _over(self) -> bool:
+        return bool(self._lane.theirs[_RELEASED] >= self._number)
+
+
+class PendingReceive:
+    """A message of a neighbour; a `Pending` that is over when it has arrived."""
+
+    __slots__ = ("_lane", "_neighbours", "_number")
+
+    def __init__(self, neighbours: HostPeers, lane: _Lane, number: int) -> None:
+        self._neighbours = neighbours
+        self._lane = lane
+        self._number = number
+
+    def arrived(self) -> bool:
+        if self._lane.theirs[_SENT] < self._number:
+            return False
+        self._neighbours.fence()
+        return True
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        self._neighbours.sleepers.wait(self._lane.peer, self.arrived, timeout_s)
+
+    @property
+    def data(self) -> Tensor:
+        """[capacity] uint8, to be read only: the message and the rest of its buffer. Only between
+        its arrival and `release`."""
+        return self._neighbours.borrow(self._lane)
+
+    def release(self) -> None:
+        """Gives the message back: the sender may write there again."""
+        self._neighbours.fence()
+        self._lane.mine[_RELEASED] = self._number
+        self._neighbours.fence()
+        if self._lane.theirs[_WAITS]:
+            self._neighbours.sleepers.ring(self._lane.peer)
+
+
+def table_bytes(num_ranks: int) -> int:
+    """Size of the table at the start of every file."""
+    return _whole_pages(num_ranks * TAGS * _LINE_BYTES)
+
+
+def _words(file: int, size: int) -> memoryview:
+    return memoryview(mmap.mmap(file, size)).cast("q")
+
+
+def _line(words: memoryview, peer: int, tag: int) -> memoryview:
+    start = (peer * TAGS + tag) * LINE_WORDS
+    return words[start : start + LINE_WORDS]
+
+
+def _whole_pages(num_bytes: int) -> int:
+    return -(-max(1, num_bytes) // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY

@@ -1,0 +1,1 @@
+"""Exchange among processes of several hosts: messages by exchange plans, over gloo."""

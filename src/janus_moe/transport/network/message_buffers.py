@@ -1,0 +1,109 @@
+"""Memory of messages: a header of 64-bit words and packed rows, in one contiguous piece.
+
+header   [magic, epoch, step, layer, rows, 0, 0, 0] and in replies, per expert instance,
+         [routing digest, activated, scheduler ns]
+rows     [rows, width] of the direction's dtype
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from janus_moe.errors import ExchangeError
+from janus_moe.transport.base import ReplyMetadata, Ticket
+from janus_moe.transport.exchange_plans.program import Direction, Message, header_bytes
+
+_WORDS = 8
+_NOTE_WORDS = 3
+_MAGIC = 0x4A616E75730001  # "Janus" and the version of the header
+
+
+@dataclass(frozen=True, slots=True)
+class RowFormat:
+    """max_rows: of the largest message. width: elements of a row. dispatch: dtype of the rows on
+    their way to the experts; sums come back in float32."""
+
+    max_rows: int
+    width: int
+    num_experts: int
+    dispatch: torch.dtype
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def dtype(self, direction: Direction) -> torch.dtype:
+        return self.dispatch if direction == "dispatch" else torch.float32
+
+    def array(self, rows: Tensor) -> Any:
+        """What moves work on: numpy on the CPU, where it is quicker; bytes as int16 where it has
+        no such dtype. Tensors elsewhere."""
+        if self.device.type != "cpu":
+            return rows
+        return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
+
+
+def buffer_bytes(format_: RowFormat, direction: Direction) -> int:
+    """Size of a buffer for any message of that direction."""
+    row_bytes = format_.width * format_.dtype(direction).itemsize
+    return header_bytes(direction, format_.num_experts) + format_.max_rows * row_bytes
+
+
+class MessageBuffer:
+    """Room for one message. data: [`buffer_bytes`] uint8, all of it. rows: [max_rows, width], as a
+    `RowFormat` sees arrays."""
+
+    def __init__(self, format_: RowFormat, direction: Direction, data: Tensor) -> None:
+        dtype = format_.dtype(direction)
+        header = header_bytes(direction, format_.num_experts)
+        self.data = data
+        self._header = header
+        self._row_bytes = format_.width * dtype.itemsize
+        self._notes = format_.num_experts if direction == "reply" else 0
+        rows = self.data[header:].view(dtype).view(format_.max_rows, format_.width)
+        self.rows = format_.array(rows)
+        self._words = format_.array(self.data[:header].view(torch.int64))
+
+    def wire(self, num_rows: int) -> Tensor:
+        """The bytes of a message of so many rows."""
+        return self.data[: self._header + num_rows * self._row_bytes]
+
+    def write_header(self, ticket: Ticket, num_rows: int, notes: list[int]) -> None:
+        words = [_MAGIC, ticket.epoch, ticket.step, ticket.layer, num_rows, 0, 0, 0]
+        if self._notes:
+            words += notes
+        values = np.array(words, np.int64)
+        on_host = isinstance(self._words, np.ndarray)
+        self._words[: len(words)] = values if on_host else torch.from_numpy(values)
+
+    def read_header(self, ticket: Ticket, message: Message, notes: list[int]) -> None:
+        """Checks that it is `message` of the exchange, and takes the notes that it carries."""
+        words = self._words.tolist()
+        if words[:5] != [_MAGIC, ticket.epoch, ticket.step, ticket.layer, message.num_rows]:
+            raise ExchangeError(
+                f"expected {message.num_rows} rows of {ticket} from rank {message.source}, got a "
+                f"header of {words[:5]}; all workers must be of the same version and plan"
+            )
+        for expert in message.experts:
+            place = _NOTE_WORDS * expert
+            start = _WORDS + place
+            notes[place : place + _NOTE_WORDS] = words[start : start + _NOTE_WORDS]
+
+    def read_ticket(self) -> Ticket:
+        """Of whatever message came in."""
+        words = self._words[:4].tolist()
+        return Ticket(epoch=words[1], step=words[2], layer=words[3])
+
+
+def note_words(notes: tuple[ReplyMetadata, ...]) -> list[int]:
+    return [
+        word for note in notes for word in (note.routing_digest, note.activated, note.scheduler_ns)
+    ]
+
+
+def notes_of(words: list[int]) -> tuple[ReplyMetadata, ...]:
+    """The inverse of `note_words`."""
+    starts = range(0, len(words), _NOTE_WORDS)
+    return tuple(ReplyMetadata(words[i], words[i + 1], words[i + 2]) for i in starts)

@@ -1,0 +1,143 @@
+"""Who says which exchange plan a step has: one instance for all, so that they never disagree.
+
+Attention instance 0 announces every step with the plans of all batch sizes, in one word. Once all
+announcements are in, everybody knows how many tokens the step has, and reads the same plan from
+the same word. The rule is `policy.exchange_choice`; prices are `planner.latency.links`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from janus_moe.planner.latency.link_fit import exchange_seconds
+from janus_moe.planner.latency.links import LinkModel
+from janus_moe.policy.exchange_choice import (
+    NUM_BUCKETS,
+    Choice,
+    ChoiceRule,
+    bucket_of,
+    bucket_tokens,
+    expected_times,
+    first_choice,
+    next_choice,
+    pack,
+    unpack,
+)
+from janus_moe.transport.exchange_plans import PLAN_NAMES, PlanName, Topology, egate_plan
+from janus_moe.transport.exchange_plans.counts import RowBytes
+from janus_moe.transport.exchange_plans.pricing import priced_counts
+
+logger = logging.getLogger(__name__)
+
+
+class PlanSource(Protocol):
+    """What attention instance 0 asks before it announces a step."""
+
+    @property
+    def word(self) -> int:
+        """The plans of all batch sizes, for `plan_in`."""
+        ...
+
+    def observe(self, tokens: int, seconds: float) -> str:
+        """A step of `tokens` in all took `seconds` per exchange, under the plan of `word`.
+
+        Returns a sentence for the log where that changes a plan for long, else "".
+        """
+        ...
+
+
+def plan_in(word: int, tokens: int) -> PlanName:
+    """The plan of a step with so many tokens in all."""
+    return PLAN_NAMES[unpack(word, tokens)]
+
+
+class FixedPlan:
+    """One plan for everything; a `PlanSource`."""
+
+    def __init__(self, plan: PlanName) -> None:
+        self.word = pack([PLAN_NAMES.index(plan)] * NUM_BUCKETS)
+
+    def observe(self, tokens: int, seconds: float) -> str:
+        return ""
+
+
+class PlanChooser:
+    """The adaptive `PlanSource`. row_bytes: of the hidden states and of their sums."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        row_bytes: RowBytes,
+        links: LinkModel,
+        rule: ChoiceRule | None = None,
+    ) -> None:
+        self.predicted = [
+            predicted_times(topology, bucket_tokens(bucket), row_bytes, links)
+            for bucket in range(NUM_BUCKETS)
+        ]
+        self.choices = [first_choice(times) for times in self.predicted]
+        self._rule = rule or ChoiceRule()
+        self._settled = [choice.current for choice in self.choices]
+        self.word = self._pack()
+
+    def observe(self, tokens: int, seconds: float) -> str:
+        bucket = bucket_of(tokens)
+        before = self.choices[bucket]
+        seconds *= self._to_bucket(bucket, before.current, tokens)
+        self.choices[bucket] = after = next_choice(before, seconds, self._rule)
+        if after.current != before.current:
+            self.word = self._pack()
+        if after.racing or after.winner == self._settled[bucket]:
+            return ""
+        notice = self._notice(bucket, self._settled[bucket], after)
+        self._settled[bucket] = after.winner
+        return notice
+
+    def settled(self, tokens: int) -> bool:
+        """Whether no plans race at this batch size."""
+        return not self.choices[bucket_of(tokens)].racing
+
+    def _to_bucket(self, bucket: int, plan: int, tokens: int) -> float:
+        """Turns a time with so many tokens into one with all of the bucket, as the model grows."""
+        if bucket == 0 or tokens >= bucket_tokens(bucket):
+            return 1.0
+        low, high = self.predicted[bucket - 1][plan], self.predicted[bucket][plan]
+        if not (0 < low <= high < math.inf):
+            return 1.0
+        share = tokens / bucket_tokens(bucket - 1) - 1
+        return high / (low + share * (high - low))
+
+    def _pack(self) -> int:
+        return pack(choice.current for choice in self.choices)
+
+    def _notice(self, bucket: int, old: int, choice: Choice) -> str:
+        times, new = expected_times(choice), choice.winner
+        return (
+            f"exchange of up to {bucket_tokens(bucket)} tokens: {PLAN_NAMES[new]} "
+            f"({1e6 * times[new]:.0f} us) instead of {PLAN_NAMES[old]} ({1e6 * times[old]:.0f} us)"
+        )
+
+
+def lower_quartile(seconds: Sequence[float]) -> float:
+    """Of at least one time; late peers and a busy machine only ever add to it."""
+    return sorted(seconds)[len(seconds) // 4]
+
+
+def predicted_times(
+    topology: Topology, tokens: int, row_bytes: RowBytes, links: LinkModel
+) -> tuple[float, ...]:
+    """[PLAN_NAMES] seconds of an exchange of `tokens` in all, spread evenly.
+
+    inf for a plan that does the same as an earlier one, as far as its price can tell.
+    """
+    share, rest = divmod(tokens, topology.num_attention)
+    spread = tuple(share + (index < rest) for index in range(topology.num_attention))
+    seen, times = [], []
+    for plan in PLAN_NAMES:
+        counts = priced_counts(egate_plan.__wrapped__(plan, topology, spread), row_bytes)
+        times.append(math.inf if counts in seen else exchange_seconds(links, counts))
+        seen.append(counts)
+    return tuple(times)

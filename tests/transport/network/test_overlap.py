@@ -1,0 +1,44 @@
+"""What runs while an exchange is in flight: `dispatch` returns before any expert has a row."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from janus_moe.spec import InstanceId, PoolShape
+from janus_moe.transport import AttentionPort, WaitRule
+from janus_moe.transport.exchange_plans import PLAN_NAMES, PlanName
+from janus_moe.transport.network.channel import LocalNetwork
+from janus_moe.transport.network.exchange import ChannelExchange, DistLayout
+
+
+@pytest.mark.parametrize("plan", PLAN_NAMES)
+def test_dispatch_waits_for_no_other_node(plan: PlanName) -> None:
+    """On this network a send is over when its receive is posted, and no expert ever posts one."""
+    layout = DistLayout(
+        shape=PoolShape(attention=4, expert=3),
+        hidden_size=4,
+        dtype="float32",
+        max_tokens=8,
+        attention_nodes=(0, 0, 1, 1),
+        expert_nodes=(2, 2, 3),
+        plan=plan,
+    )
+    network = LocalNetwork(7)
+    ends = [
+        ChannelExchange(layout, InstanceId(pool="attention", index=index), network.channel(index))
+        for index in range(4)
+    ]
+    rule = WaitRule(timeout_s=10.0)
+
+    def dispatch(port: AttentionPort) -> int:
+        step = port.begin_step(3)
+        return port.dispatch(0, torch.zeros(3, 4)).step - step
+
+    with ThreadPoolExecutor(4) as threads:
+        ports = [end.attention_port(index, rule) for index, end in enumerate(ends)]
+        assert list(threads.map(dispatch, ports)) == [0] * 4
+    for end in ends:
+        end.close()

@@ -1,0 +1,75 @@
+"""Moves that are joined do what the moves do one after another, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from janus_moe.transport.exchange_plans.program import Add, Clear, Copy, Local, Move
+from janus_moe.transport.exchange_plans.rows import Index
+from janus_moe.transport.network.row_ops import Sum, bind, fused, make
+
+ROWS = 4
+TARGETS = (Local("result", ROWS), Local("scratch", ROWS))
+SOURCES = (Local("partial", ROWS), Local("input", ROWS), Local("scratch", ROWS))
+
+
+PLACES = (range(ROWS), range(2), range(2, ROWS), range(1, 3))
+
+
+@st.composite
+def moves(draw: st.DrawFn) -> Move:
+    """Few rows and many moves, so that most moves meet earlier ones."""
+    kind = draw(st.sampled_from((Copy, Copy, Add, Add, Add, Clear)))
+    target = draw(st.sampled_from(TARGETS))
+    if kind is Clear:
+        return Clear(target)
+    places: Index = draw(st.sampled_from(PLACES))
+    start = draw(st.integers(0, ROWS - len(places)))
+    origins: Index = range(start, start + len(places))
+    source = draw(st.sampled_from([one for one in SOURCES if one != target]))
+    if draw(st.integers(0, 9)) == 0:
+        places, origins = np.array(places), np.array(origins)
+    return (Add if kind is Add else Copy)(target, places, source, origins)
+
+
+def results(every: Sequence[Move | Sum]) -> NDArray[np.float32]:
+    """[result, scratch] after the moves."""
+    draw = np.random.default_rng(0)
+    kinds = ("result", "scratch", "partial", "input")
+    local = {kind: draw.normal(size=(ROWS, 2)).astype(np.float32) * 10**7 for kind in kinds}
+    for move in every:
+        bound = bind(
+            move,
+            lambda buffer: buffer.kind if isinstance(buffer, Local) else None,
+            lambda index: slice(index.start, index.stop) if isinstance(index, range) else index,
+        )
+        make(bound, local)
+    return np.stack([local["result"], local["scratch"]])
+
+
+@settings(max_examples=200, deadline=None)
+@given(every=st.lists(moves(), min_size=2, max_size=12))
+def test_joined_moves_give_what_they_give_one_by_one(every: list[Move]) -> None:
+    assert np.array_equal(results(every), results(fused(every)))
+
+
+def test_a_copy_and_an_add_to_the_same_rows_become_one_sum() -> None:
+    result, partial, other = TARGETS[0], SOURCES[0], SOURCES[1]
+    low, high = range(2), range(2, 4)
+    every: list[Move] = [
+        Copy(result, low, partial, low),
+        Copy(result, high, partial, high),
+        Add(result, low, other, low),
+        Add(result, high, other, high),
+        Add(result, low, other, high),
+    ]
+    assert fused(every) == [
+        Sum(result, low, partial, low, other, low),
+        Sum(result, high, partial, high, other, high),
+        every[-1],
+    ]
