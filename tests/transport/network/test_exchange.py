@@ -120,7 +120,9 @@ def test_strangers_at_the_port_disturb_nothing_and_soon_get_no_answer() -> None:
 def test_a_port_that_stays_open_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("janus_moe.transport.network.gloo.drop_newcomers", lambda published: 0)
+    monkeypatch.setattr(
+        "janus_moe.transport.network.gloo.drop_new_connections", lambda published: 0
+    )
     with joined(LAYOUT, MemoryRendezvous()):
         assert f"activations at {HOST} stays open to strangers" in caplog.text
 
