@@ -76,7 +76,7 @@ class StepLog(EngineCounters):
 
     def add(self, done: StepDone) -> None:
         super().add(done)
-        if done.instance.index == 0 and done.step_seconds > 0:
+        if done.instance.number == 0 and done.step_seconds > 0:
             self.steps.append((time.perf_counter(), done))
 
 

@@ -48,7 +48,7 @@ class Log:
     def add(self, message: FromWorker) -> None:
         if not isinstance(message, StepDone) or message.activity is None:
             return
-        if message.instance.index == 0:
+        if message.instance.number == 0:
             self.times.append(time.perf_counter())
             self.a_max.append(message.activity.max_activated / message.activity.layers)
             self.epochs.append(message.epoch)

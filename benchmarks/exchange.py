@@ -61,7 +61,7 @@ def live(order: Order, drive: Callable[[AttentionPort, Any], object]) -> None:
     torch.set_num_threads(1)
     meeting = FolderRendezvous(Path(order.meeting))
     end = DistExchange(order.layout, order.instance, meeting, order.bind)
-    index = order.instance.index
+    index = order.instance.number
     with contextlib.suppress(ExchangeClosed):
         if order.instance.pool == "attention":
             print(json.dumps(drive(end.attention_port(index, RULE), order)))
@@ -112,8 +112,8 @@ def first_answer(
     """What attention instance 0 prints; one process `module --order ...` per instance, none of
     which stays. order: of (instance, folder to meet in, address to bind to)."""
     shape = layout.shape
-    instances = [InstanceId(pool="attention", index=i) for i in range(shape.attention)]
-    instances += [InstanceId(pool="expert", index=e) for e in range(shape.expert)]
+    instances = [InstanceId(pool="attention", number=i) for i in range(shape.attention)]
+    instances += [InstanceId(pool="expert", number=e) for e in range(shape.expert)]
     with tempfile.TemporaryDirectory() as meeting, contextlib.ExitStack() as stack:
         processes: list[Any] = []
         for instance, node in zip(instances, layout.topology.nodes, strict=True):

@@ -142,8 +142,8 @@ def live(order: Order) -> None:
 
 def measure(shape: str, link: Link, batches: Sequence[int], budget_s: float) -> list[Any]:
     layout = layout_of(shape, max(batches))
-    instances = [InstanceId(pool="attention", index=i) for i in range(layout.shape.attention)]
-    instances += [InstanceId(pool="expert", index=e) for e in range(layout.shape.expert)]
+    instances = [InstanceId(pool="attention", number=i) for i in range(layout.shape.attention)]
+    instances += [InstanceId(pool="expert", number=e) for e in range(layout.shape.expert)]
     nodes = layout.topology.nodes
     with contextlib.ExitStack() as stack:
         hosts = stack.enter_context(network(1 + max(nodes), link))

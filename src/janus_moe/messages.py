@@ -299,8 +299,8 @@ def recipient(message: ToInstance) -> InstanceId:
     if isinstance(message, Trace):
         return message.instance
     if isinstance(message, ToExpert):
-        return InstanceId(pool="expert", index=message.expert_index)
-    return InstanceId(pool="attention", index=message.attention_index)
+        return InstanceId(pool="expert", number=message.expert_index)
+    return InstanceId(pool="attention", number=message.attention_index)
 
 
 def encode(message: Message) -> bytes:

@@ -156,13 +156,17 @@ class PoolShape(Spec, frozen=True):
 
 
 class InstanceId(Spec, frozen=True):
-    """One worker of a pool, e.g. `expert 2`."""
+    """Permanent name of one worker of a pool, e.g. `expert 2`.
+
+    pool: the pool it belongs to.
+    number: told apart by it within the pool; never used again for another, and no rank.
+    """
 
     pool: Pool
-    index: int
+    number: int
 
     def __str__(self) -> str:
-        return f"{self.pool} {self.index}"
+        return f"{self.pool} {self.number}"
 
 
 class Membership(Spec, frozen=True):
@@ -202,8 +206,8 @@ class Membership(Spec, frozen=True):
         """Generation 0 of a service on one host, with ids from 0 in each pool."""
         return cls(
             generation=0,
-            attention=tuple(InstanceId(pool="attention", index=i) for i in range(shape.attention)),
-            expert=tuple(InstanceId(pool="expert", index=i) for i in range(shape.expert)),
+            attention=tuple(InstanceId(pool="attention", number=i) for i in range(shape.attention)),
+            expert=tuple(InstanceId(pool="expert", number=i) for i in range(shape.expert)),
             attention_hosts=(0,) * shape.attention,
             expert_hosts=(0,) * shape.expert,
         )

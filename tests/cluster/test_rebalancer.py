@@ -94,7 +94,7 @@ def prepared(index: int, epoch: int) -> EpochPrepared:
 
 def step(epoch: int, index: int) -> StepDone:
     return StepDone(
-        instance=InstanceId(pool="attention", index=index),
+        instance=InstanceId(pool="attention", number=index),
         outputs=(),
         num_running=0,
         num_waiting=0,

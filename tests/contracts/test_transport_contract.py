@@ -120,8 +120,8 @@ class Fleet:
             plan=cast(PlanName, plan),
             within_nodes="gloo" if kind == "gloo" else "memory",
         )
-        instances = [InstanceId(pool="attention", index=i) for i in range(shape.attention)]
-        instances += [InstanceId(pool="expert", index=e) for e in range(shape.expert)]
+        instances = [InstanceId(pool="attention", number=i) for i in range(shape.attention)]
+        instances += [InstanceId(pool="expert", number=e) for e in range(shape.expert)]
         self.ends: list[ChannelExchange]
         if kind == "threads":
             network = LocalNetwork(len(instances))

@@ -102,7 +102,7 @@ def test_tokens_are_spread_evenly() -> None:
 
 
 def test_orders_that_cannot_be_met_are_refused() -> None:
-    me = InstanceId(pool="attention", index=0)
+    me = InstanceId(pool="attention", number=0)
     with pytest.raises(ConfigError, match="300 tokens are 150 each, room is 64"):
         ExchangeOrder(layout=LAYOUT, instance=me, meeting="", bind="", batches=(1, 300))
     with pytest.raises(ConfigError, match="at least two"):

@@ -57,7 +57,7 @@ class AttentionInstance:
         ports: Sequence[AttentionPort],
         spans: SpanLog | None = None,
     ) -> None:
-        self.id = InstanceId(pool="attention", index=index)
+        self.id = InstanceId(pool="attention", number=index)
         self._ports = ports
         self._spans = spans or SpanLog()
         self._model = model

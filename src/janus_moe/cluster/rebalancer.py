@@ -222,8 +222,8 @@ class Rebalancer:
                 if message.changed:
                     self._changed.set()
                 return
-            case StepDone(instance=instance, epoch=epoch) if epoch > self._used[instance.index]:
-                self._used[instance.index] = epoch
+            case StepDone(instance=instance, epoch=epoch) if epoch > self._used[instance.number]:
+                self._used[instance.number] = epoch
             case EpochPrepared(expert_index=index, epoch=epoch) if epoch == self._preparing:
                 self._prepared.add(index)
             case EpochFailed(epoch=epoch) if epoch == self._preparing:

@@ -44,7 +44,7 @@ class Tracer:
         pools = (("attention", shape.attention), ("expert", shape.expert))
         self._plan = plan
         self._instances = [
-            InstanceId(pool=pool, index=index)  # type: ignore[arg-type]
+            InstanceId(pool=pool, number=index)  # type: ignore[arg-type]
             for pool, size in pools
             for index in range(size)
         ]

@@ -46,8 +46,8 @@ def worker_layouts(plan: DeploymentPlan) -> Sequence[WorkerLayout]:
         return [WorkerLayout("janus", host, host.share.instances, threads)]
     shape = plan.config.shape
     instances = [
-        *(InstanceId(pool="attention", index=i) for i in range(shape.attention)),
-        *(InstanceId(pool="expert", index=i) for i in range(shape.expert)),
+        *(InstanceId(pool="attention", number=i) for i in range(shape.attention)),
+        *(InstanceId(pool="expert", number=i) for i in range(shape.expert)),
     ]
     hosts = {instance: plan.host_of(instance) for instance in instances}
     return [WorkerLayout(str(i), hosts[i], (i,), plan.threads(hosts[i], i.pool)) for i in instances]

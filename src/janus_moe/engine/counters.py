@@ -48,7 +48,7 @@ class EngineCounters:
         self.scheduler_seconds += done.scheduler_seconds
         self.generation_tokens += sum(len(new.token_ids) for new in done.outputs)
         self.placement_epoch = max(self.placement_epoch, done.epoch)
-        if done.exchange_plan and done.instance.index == 0:
+        if done.exchange_plan and done.instance.number == 0:
             self.exchange_plan = done.exchange_plan
             steps = self.exchange_steps.get(done.exchange_plan, 0)
             self.exchange_steps[done.exchange_plan] = steps + 1

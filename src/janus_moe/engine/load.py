@@ -55,7 +55,7 @@ class InstanceLoads:
 
     def report(self, done: StepDone) -> None:
         """Takes over what an instance says of itself."""
-        load = self.observed[done.instance.index]
+        load = self.observed[done.instance.number]
         load.num_running = done.num_running
         load.kv_usage = done.kv_usage
         load.num_preemptions = done.num_preemptions

@@ -83,12 +83,12 @@ def take_part(order: ExchangeOrder) -> ExchangeTimes | None:
             return None
         driver = _Driver(end, order, rule, meeting)
         result = driver.run()
-        if order.instance.index == 0:
+        if order.instance.number == 0:
             for index in range(1, order.layout.shape.attention):
                 meeting.get(f"done {index}", SYNC_S)
             meeting.put("end", b"")
             return result
-        meeting.put(f"done {order.instance.index}", b"")
+        meeting.put(f"done {order.instance.number}", b"")
         meeting.get("end", SYNC_S)
         return None
     finally:
@@ -98,7 +98,7 @@ def take_part(order: ExchangeOrder) -> ExchangeTimes | None:
 def _answer(end: DistExchange, rule: WaitRule) -> None:
     layout = end.layout
     sums = torch.zeros(layout.shape.attention * layout.max_tokens, layout.hidden_size)
-    port = end.expert_port(end.instance.index, rule)
+    port = end.expert_port(end.instance.number, rule)
     with contextlib.suppress(ExchangeClosed):
         while True:
             work = port.accept()
@@ -136,7 +136,7 @@ class _Driver:
     ) -> None:
         self._order = order
         self._layout = order.layout
-        self._index = order.instance.index
+        self._index = order.instance.number
         self._meeting = meeting
         self._plans = distinct_plans(order.layout)
         self._switch = _Switch(FixedPlan("1pc"), [])

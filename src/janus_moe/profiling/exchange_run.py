@@ -33,7 +33,7 @@ def orders_of(
     return [
         ExchangeOrder(
             layout=layout,
-            instance=InstanceId(pool=pool, index=index),  # type: ignore[arg-type]
+            instance=InstanceId(pool=pool, number=index),  # type: ignore[arg-type]
             meeting=str(meeting),
             bind=bind,
             **settings,

@@ -50,8 +50,8 @@ LAYOUT = DistLayout(
 def joined(layout: DistLayout, meeting: MemoryRendezvous) -> Iterator[list[DistExchange]]:
     """One end per instance, attention first."""
     shape = layout.shape
-    instances = [InstanceId(pool="attention", index=i) for i in range(shape.attention)]
-    instances += [InstanceId(pool="expert", index=e) for e in range(shape.expert)]
+    instances = [InstanceId(pool="attention", number=i) for i in range(shape.attention)]
+    instances += [InstanceId(pool="expert", number=e) for e in range(shape.expert)]
     with ThreadPoolExecutor(len(instances)) as threads:
         joins = [threads.submit(DistExchange, layout, i, meeting, HOST) for i in instances]
         ends = [join.result(60) for join in joins]
@@ -64,7 +64,7 @@ def joined(layout: DistLayout, meeting: MemoryRendezvous) -> Iterator[list[DistE
 
 def serve(end: DistExchange, rule: WaitRule) -> None:
     """An expert instance that doubles and counts itself."""
-    port = end.expert_port(end.instance.index, rule)
+    port = end.expert_port(end.instance.number, rule)
     with suppress(ExchangeError):
         while True:
             work = port.accept()
@@ -202,14 +202,14 @@ def test_a_connection_that_closes_ends_all_waits_and_names_the_peer() -> None:
 
 
 def test_nobody_waits_forever_for_instances_that_never_come() -> None:
-    first = InstanceId(pool="attention", index=0)
+    first = InstanceId(pool="attention", number=0)
     refusal = pytest.raises(ExchangeError, match=r"rank 0 of 3.*127\.0\.0\.1.*within 0\.3 s")
     with refusal:
         DistExchange(LAYOUT, first, MemoryRendezvous(), HOST, connect_timeout_s=0.3)
 
 
 def test_an_address_of_another_host_is_refused() -> None:
-    first = InstanceId(pool="attention", index=0)
+    first = InstanceId(pool="attention", number=0)
     with pytest.raises(ExchangeError, match=r"203\.0\.113\.1"):
         DistExchange(LAYOUT, first, MemoryRendezvous(), "203.0.113.1", connect_timeout_s=0.3)
 

@@ -77,15 +77,15 @@ def run_attention(port: AttentionPort, index: int, stop: int, start: int = 0) ->
 
 
 def run_expert(end: DistExchange) -> None:
-    port = end.expert_port(end.instance.index, RULE)
+    port = end.expert_port(end.instance.number, RULE)
     while True:
         work = port.accept()
         if work is not None:
-            port.reply(work, partial_sums(end.instance.index, work.hidden), ReplyMetadata(1, 2))
+            port.reply(work, partial_sums(end.instance.number, work.hidden), ReplyMetadata(1, 2))
 
 
 def join(folder: str, pool: Pool, index: int) -> DistExchange:
-    instance = InstanceId(pool=pool, index=index)
+    instance = InstanceId(pool=pool, number=index)
     return DistExchange(LAYOUT, instance, FolderRendezvous(Path(folder)), "127.0.0.1")
 
 

@@ -28,7 +28,7 @@ def test_dispatch_waits_for_no_other_node(plan: PlanName) -> None:
     )
     network = LocalNetwork(7)
     ends = [
-        ChannelExchange(layout, InstanceId(pool="attention", index=index), network.channel(index))
+        ChannelExchange(layout, InstanceId(pool="attention", number=index), network.channel(index))
         for index in range(4)
     ]
     rule = WaitRule(timeout_s=10.0)

@@ -60,8 +60,8 @@ class Rotating:
 def fleet() -> list[ChannelExchange]:
     ranks = LAYOUT.shape.attention + LAYOUT.shape.expert
     network = LocalNetwork(ranks)
-    instances = [InstanceId(pool="attention", index=i) for i in range(LAYOUT.shape.attention)]
-    instances += [InstanceId(pool="expert", index=e) for e in range(LAYOUT.shape.expert)]
+    instances = [InstanceId(pool="attention", number=i) for i in range(LAYOUT.shape.attention)]
+    instances += [InstanceId(pool="expert", number=e) for e in range(LAYOUT.shape.expert)]
     return [
         ChannelExchange(LAYOUT, instance, network.channel(rank))
         for rank, instance in enumerate(instances)
@@ -70,12 +70,12 @@ def fleet() -> list[ChannelExchange]:
 
 def serve(end: ChannelExchange) -> None:
     """Doubles, and adds its number."""
-    port = end.expert_port(end.instance.index, RULE)
+    port = end.expert_port(end.instance.number, RULE)
     with suppress(ExchangeClosed):
         while True:
             work = port.accept()
             if work is not None:
-                port.reply(work, 2 * work.hidden + end.instance.index, ReplyMetadata(1, 2))
+                port.reply(work, 2 * work.hidden + end.instance.number, ReplyMetadata(1, 2))
 
 
 def take_part(

@@ -43,8 +43,8 @@ class HostShare:
     @property
     def instances(self) -> tuple[InstanceId, ...]:
         return (
-            *(InstanceId(pool="attention", index=i) for i in self.attention),
-            *(InstanceId(pool="expert", index=i) for i in self.expert),
+            *(InstanceId(pool="attention", number=i) for i in self.attention),
+            *(InstanceId(pool="expert", number=i) for i in self.expert),
         )
 
     def __str__(self) -> str:

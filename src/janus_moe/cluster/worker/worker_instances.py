@@ -116,7 +116,7 @@ def _computing_here(setup: Setup) -> int:
     the pools take turns; all of them with several micro-batches."""
     first = setup.instances[0]
     pools = (setup.attention_nodes, setup.expert_nodes)
-    here = pools[first.pool == "expert"][first.index]
+    here = pools[first.pool == "expert"][first.number]
     sizes = [nodes.count(here) for nodes in pools]
     return sum(sizes) if setup.config.num_micro_batches > 1 else max(sizes)
 
@@ -172,7 +172,7 @@ class _Builder:
         self._report_loaded(instance_id, attention_bytes(setup.spec))
         cache = KvCache.allocate(setup.spec, setup.num_kv_blocks, config.block_size, self._device)
         instance = AttentionInstance(
-            index=instance_id.index,
+            index=instance_id.number,
             model=model,
             cache=cache,
             blocks=BlockManager(
@@ -186,7 +186,7 @@ class _Builder:
                 config.max_model_len or setup.spec.max_position,
                 config.micro_batch_threshold,
             ),
-            ports=[e.attention_port(instance_id.index, self._rule) for e in self._exchanges],
+            ports=[e.attention_port(instance_id.number, self._rule) for e in self._exchanges],
             spans=spans,
         )
         return HostedInstance(
@@ -198,7 +198,7 @@ class _Builder:
         )
 
     def expert(self, instance_id: InstanceId) -> HostedInstance:
-        setup, index, spans = self._setup, instance_id.index, self._spans()
+        setup, index, spans = self._setup, instance_id.number, self._spans()
         slots = [layer[index] for layer in setup.slots]
         model = ExpertModel.load(
             setup.spec,

@@ -69,8 +69,8 @@ class Topology:
 
     def instance(self, rank: int) -> InstanceId:
         if rank < self.num_attention:
-            return InstanceId(pool="attention", index=rank)
-        return InstanceId(pool="expert", index=rank - self.num_attention)
+            return InstanceId(pool="attention", number=rank)
+        return InstanceId(pool="expert", number=rank - self.num_attention)
 
 
 def _where(nodes: tuple[int, ...], node: int) -> Iterable[int]:

@@ -91,7 +91,7 @@ class ControlBlock:
     # --- writing ------------------------------------------------------------------------------
 
     def sign_in(self, instance: InstanceId, pid: int) -> None:
-        self._pids[instance.pool][instance.index] = pid
+        self._pids[instance.pool][instance.number] = pid
 
     def announce(self, index: int, step: int, num_tokens: int, epoch: int, plans: int = 0) -> None:
         if plans or self._plans[index]:
@@ -202,7 +202,7 @@ class ControlBlock:
 
     def name(self, instance: InstanceId) -> str:
         """`expert 0 (pid 12)`."""
-        return self._names(instance.pool, [instance.index])
+        return self._names(instance.pool, [instance.number])
 
     def _names(self, pool: str, indices: Iterable[int]) -> str:
         """`expert 0 (pid 12), expert 1 (never connected)`."""

@@ -85,7 +85,7 @@ class Port:
         rule: WaitRule,
     ) -> None:
         self._instance = instance
-        self._index = instance.index
+        self._index = instance.number
         self._board = board
         self._bell = bell
         self._wiring = wiring
@@ -159,7 +159,7 @@ class AttentionSteps(Port):
         check: Callable[[int], None],
         rule: WaitRule,
     ) -> None:
-        instance = InstanceId(pool="attention", index=index)
+        instance = InstanceId(pool="attention", number=index)
         super().__init__(instance, board, wiring.attention_bells[index], wiring, rule)
         self._check = check
         self._peers = [bell for i, bell in enumerate(wiring.attention_bells) if i != index]
@@ -285,7 +285,7 @@ class ExpertExchanges(Port):
     """What an expert instance has answered, and who keeps it waiting."""
 
     def __init__(self, index: int, board: ControlBlock, wiring: Wiring, rule: WaitRule) -> None:
-        instance = InstanceId(pool="expert", index=index)
+        instance = InstanceId(pool="expert", number=index)
         super().__init__(instance, board, wiring.expert_bells[index], wiring, rule)
         self._done = board.latest_reply(index)
 

@@ -92,7 +92,7 @@ class DistLayout(Spec, frozen=True):
 
     def rank(self, instance: InstanceId) -> int:
         first = 0 if instance.pool == "attention" else self.shape.attention
-        return first + instance.index
+        return first + instance.number
 
 
 class ChannelExchange:
@@ -121,14 +121,14 @@ class ChannelExchange:
         self.source = _plan_source(layout, instance)
 
     def attention_port(self, index: int, rule: WaitRule) -> DistAttention:
-        self._check_mine(InstanceId(pool="attention", index=index))
+        self._check_mine(InstanceId(pool="attention", number=index))
         layout = self.layout
         result = torch.empty(layout.max_tokens, layout.hidden_size)
         dtype = _DTYPES[layout.dtype]
         return DistAttention(index, self._seat, self.source, rule, result, dtype)
 
     def expert_port(self, index: int, rule: WaitRule) -> DistExpert:
-        self._check_mine(InstanceId(pool="expert", index=index))
+        self._check_mine(InstanceId(pool="expert", number=index))
         layout = self.layout
         max_total = layout.shape.attention * layout.max_tokens
         batch = torch.empty(max_total, layout.hidden_size, dtype=_DTYPES[layout.dtype])
@@ -157,7 +157,7 @@ class ChannelExchange:
 def _plan_source(layout: DistLayout, instance: InstanceId) -> PlanSource:
     if layout.plan != "auto":
         return FixedPlan(layout.plan)
-    if instance != InstanceId(pool="attention", index=0):
+    if instance != InstanceId(pool="attention", number=0):
         return FixedPlan("1pc")  # nobody reads it
     links, rule = tcp_links(), GUESSING
     if layout.links:
