@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     problem = problem_of(arguments)
     style = PoolStyle(slots=arguments.slots)
     plan = make_plan(problem, style, MonolithicStyle(), arguments.top_n)
-    report = plan_report.Report(
+    report = plan_report.PlanReport(
         plan=plan,
         style=style,
         model=arguments.model,

@@ -30,7 +30,7 @@ _PLAIN: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "pad_edge
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class PlanReport:
     """model: as it was asked for. note: said beside figures."""
 
     plan: Plan

@@ -1,4 +1,4 @@
-"""The HTTP application over an engine. Puts the pieces together and decides nothing itself."""
+"""The HTTP application over an engine. Puts the parts together and decides nothing itself."""
 
 from __future__ import annotations
 

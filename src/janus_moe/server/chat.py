@@ -10,12 +10,12 @@ from fastapi.responses import Response
 from janus_moe.errors import RequestError
 from janus_moe.server.app_state import AppState, new_id
 from janus_moe.server.backend import TokenChunk
-from janus_moe.server.generation import Job
+from janus_moe.server.generation import GenerationJob
 from janus_moe.server.logprobs import chat_logprobs
 from janus_moe.server.parsing import parse, read_body
 from janus_moe.server.prompts import chat_prompt, check_logprobs, check_sampling, make_jobs
 from janus_moe.server.requests import ChatBody
-from janus_moe.server.responses import Answer, respond
+from janus_moe.server.responses import GenerationResponse, respond
 
 
 async def chat_completions(request: Request, state: AppState) -> Response:
@@ -43,7 +43,7 @@ async def chat_completions(request: Request, state: AppState) -> Response:
     }
     if body.return_token_ids:
         head["prompt_token_ids"] = list(prompt.ids)
-    answer = Answer(
+    generation = GenerationResponse(
         state=state,
         request_id=request_id,
         arrival_s=arrival_s,
@@ -52,7 +52,7 @@ async def chat_completions(request: Request, state: AppState) -> Response:
         jobs=jobs,
         choices=[ChatChoice(job, body, state) for job in jobs],
     )
-    return await respond(request, answer, body)
+    return await respond(request, generation, body)
 
 
 def _num_logprobs(body: ChatBody) -> int | None:
@@ -62,9 +62,9 @@ def _num_logprobs(body: ChatBody) -> int | None:
 
 
 class ChatChoice:
-    """One choice: its first streamed piece carries the role."""
+    """One choice: its first streamed delta carries the role."""
 
-    def __init__(self, job: Job, body: ChatBody, state: AppState) -> None:
+    def __init__(self, job: GenerationJob, body: ChatBody, state: AppState) -> None:
         self._index = job.index
         self._body = body
         self._tokenizer = state.backend.tokenizer
@@ -74,24 +74,24 @@ class ChatChoice:
         self._token_ids: list[int] = []
         self._end: dict[str, Any] = {"finish_reason": None, "stop_reason": None}
 
-    def pieces(self, chunk: TokenChunk) -> list[dict[str, Any]]:
+    def deltas(self, chunk: TokenChunk) -> list[dict[str, Any]]:
         logprobs = self._new_logprobs(chunk)
         self._content.append(chunk.text)
         self._logprobs += logprobs
         self._token_ids += chunk.token_ids
         self._end = {"finish_reason": chunk.finish_reason, "stop_reason": chunk.stop_reason}
-        pieces = []
+        deltas = []
         if not self._role_shown:
             self._role_shown = True
-            pieces.append(self._piece({"role": "assistant", "content": ""}))
+            deltas.append(self._delta({"role": "assistant", "content": ""}))
         returned_ids = chunk.token_ids if self._body.return_token_ids else ()
         if chunk.text or logprobs or returned_ids or chunk.finish_reason:
-            piece = self._piece({"content": chunk.text} if chunk.text else {})
-            piece["logprobs"] = self._shown(logprobs)
-            pieces.append(piece | self._end)
+            delta = self._delta({"content": chunk.text} if chunk.text else {})
+            delta["logprobs"] = self._shown(logprobs)
+            deltas.append(delta | self._end)
             if self._body.return_token_ids:
-                pieces[-1]["token_ids"] = list(returned_ids)
-        return pieces
+                deltas[-1]["token_ids"] = list(returned_ids)
+        return deltas
 
     def whole(self) -> dict[str, Any]:
         content = "".join(self._content)
@@ -105,7 +105,7 @@ class ChatChoice:
             choice["token_ids"] = self._token_ids
         return choice
 
-    def _piece(self, delta: dict[str, Any]) -> dict[str, Any]:
+    def _delta(self, delta: dict[str, Any]) -> dict[str, Any]:
         return {"index": self._index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def _new_logprobs(self, chunk: TokenChunk) -> list[dict[str, Any]]:

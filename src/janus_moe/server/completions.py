@@ -9,19 +9,19 @@ from fastapi.responses import Response
 
 from janus_moe.server.app_state import AppState, new_id
 from janus_moe.server.backend import TokenChunk
-from janus_moe.server.generation import Job
+from janus_moe.server.generation import GenerationJob
 from janus_moe.server.logprobs import CompletionLogprobs
 from janus_moe.server.parsing import parse, read_body
 from janus_moe.server.prompts import (
     DEFAULT_COMPLETION_TOKENS,
-    Prompt,
+    TokenizedPrompt,
     check_logprobs,
     check_sampling,
     completion_prompts,
     make_jobs,
 )
 from janus_moe.server.requests import CompletionBody
-from janus_moe.server.responses import Answer, respond
+from janus_moe.server.responses import GenerationResponse, respond
 
 
 async def completions(request: Request, state: AppState) -> Response:
@@ -40,7 +40,7 @@ async def completions(request: Request, state: AppState) -> Response:
         prompt_logprobs=body.logprobs if body.echo else None,
     )
     request_id = new_id("cmpl")
-    answer = Answer(
+    generation = GenerationResponse(
         state=state,
         request_id=request_id,
         arrival_s=arrival_s,
@@ -54,13 +54,15 @@ async def completions(request: Request, state: AppState) -> Response:
         jobs=jobs,
         choices=[CompletionChoice(job, prompts[job.prompt_index], body, state) for job in jobs],
     )
-    return await respond(request, answer, body)
+    return await respond(request, generation, body)
 
 
 class CompletionChoice:
-    """One choice: the echoed prompt comes with its first piece."""
+    """One choice: the echoed prompt comes with its first delta."""
 
-    def __init__(self, job: Job, prompt: Prompt, body: CompletionBody, state: AppState) -> None:
+    def __init__(
+        self, job: GenerationJob, prompt: TokenizedPrompt, body: CompletionBody, state: AppState
+    ) -> None:
         self._job = job
         self._prompt = prompt
         self._body = body
@@ -68,12 +70,12 @@ class CompletionChoice:
         self._prompt_shown = False
         self._whole: dict[str, Any] = {"index": job.index, "text": "", "logprobs": None}
 
-    def pieces(self, chunk: TokenChunk) -> list[dict[str, Any]]:
+    def deltas(self, chunk: TokenChunk) -> list[dict[str, Any]]:
         first = not self._prompt_shown
         text, logprobs = chunk.text, self._new_logprobs(chunk)
         if first and self._body.echo:
             text = self._prompt.text + text
-        piece: dict[str, Any] = {
+        delta: dict[str, Any] = {
             "index": self._job.index,
             "text": text,
             "logprobs": logprobs,
@@ -81,13 +83,13 @@ class CompletionChoice:
             "stop_reason": chunk.stop_reason,
         }
         if self._body.return_token_ids:
-            piece["token_ids"] = list(chunk.token_ids)
+            delta["token_ids"] = list(chunk.token_ids)
             if first:
-                piece["prompt_token_ids"] = list(self._job.prompt_ids)
+                delta["prompt_token_ids"] = list(self._job.prompt_ids)
         self._prompt_shown = True
-        self._add(piece)
-        worth_sending = text or logprobs or chunk.finish_reason or piece.get("token_ids")
-        return [piece] if worth_sending else []
+        self._add(delta)
+        worth_sending = text or logprobs or chunk.finish_reason or delta.get("token_ids")
+        return [delta] if worth_sending else []
 
     def whole(self) -> dict[str, Any]:
         return self._whole
@@ -97,23 +99,23 @@ class CompletionChoice:
             return None
         shown: list[dict[str, list[Any]]] = []
         if self._body.echo and chunk.prompt_logprobs is not None:
-            shown.append(self._logprobs.piece(self._job.prompt_ids, chunk.prompt_logprobs))
+            shown.append(self._logprobs.delta(self._job.prompt_ids, chunk.prompt_logprobs))
         if chunk.logprobs:
-            shown.append(self._logprobs.piece(chunk.token_ids, chunk.logprobs))
+            shown.append(self._logprobs.delta(chunk.token_ids, chunk.logprobs))
         if not shown:
             return None
         return {key: [entry for part in shown for entry in part[key]] for key in shown[0]}
 
-    def _add(self, piece: dict[str, Any]) -> None:
-        """Puts a piece at the end of the whole."""
+    def _add(self, delta: dict[str, Any]) -> None:
+        """Puts a delta at the end of the whole."""
         whole = self._whole
-        whole["text"] += piece["text"]
-        if piece["logprobs"] is not None:
-            parts = whole["logprobs"] = whole["logprobs"] or {key: [] for key in piece["logprobs"]}
-            for key, entries in piece["logprobs"].items():
+        whole["text"] += delta["text"]
+        if delta["logprobs"] is not None:
+            parts = whole["logprobs"] = whole["logprobs"] or {key: [] for key in delta["logprobs"]}
+            for key, entries in delta["logprobs"].items():
                 parts[key] += entries
-        if "token_ids" in piece:
-            whole["token_ids"] = whole.get("token_ids", []) + piece["token_ids"]
+        if "token_ids" in delta:
+            whole["token_ids"] = whole.get("token_ids", []) + delta["token_ids"]
         for key in ("prompt_token_ids", "finish_reason", "stop_reason"):
-            if key in piece:
-                whole[key] = piece[key]
+            if key in delta:
+                whole[key] = delta[key]

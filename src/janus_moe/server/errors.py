@@ -52,7 +52,7 @@ class ApiError(Exception):
 
 
 class ClientDisconnected(Exception):
-    """Nobody is listening any more."""
+    """The client has closed its connection."""
 
 
 def to_api_error(error: Exception) -> ApiError:

@@ -18,8 +18,14 @@ from janus_moe.server.metrics import RequestTimer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One engine request. index: of the choice it fills; sample: which of its prompt's n."""
+class GenerationJob:
+    """One engine request.
+
+    index: of the choice that it fills
+    prompt_index: of its prompt among those of the HTTP request
+    sample: which of the n samples of its prompt, from 0
+    prompt_ids: token ids
+    """
 
     index: int
     prompt_index: int
@@ -32,12 +38,12 @@ class Job:
 class Usage:
     """Token counts of one HTTP request; a prompt counts once however often it is sampled."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Sequence[GenerationJob]) -> None:
         self._prompt_tokens = sum(len(job.prompt_ids) for job in jobs if job.sample == 0)
         self._completion_tokens = 0
         self._cached: dict[int, int] = {}
 
-    def add(self, job: Job, chunk: TokenChunk) -> None:
+    def add(self, job: GenerationJob, chunk: TokenChunk) -> None:
         self._completion_tokens += len(chunk.token_ids)
         if job.sample == 0:
             known = self._cached.get(job.prompt_index, 0)
@@ -53,8 +59,8 @@ class Usage:
 
 
 async def run_jobs(
-    state: AppState, request_id: str, jobs: Sequence[Job], arrival_s: float
-) -> AsyncGenerator[tuple[Job, TokenChunk]]:
+    state: AppState, request_id: str, jobs: Sequence[GenerationJob], arrival_s: float
+) -> AsyncGenerator[tuple[GenerationJob, TokenChunk]]:
     """Chunks of all jobs as they arrive. Closing it, or any error, aborts what is unfinished."""
     async with AsyncExitStack() as stack:
         streams = []
@@ -72,7 +78,7 @@ async def run_jobs(
             yield jobs[index], chunk
 
 
-def _submit(state: AppState, request_id: str, job: Job) -> TokenStream:
+def _submit(state: AppState, request_id: str, job: GenerationJob) -> TokenStream:
     return state.backend.submit(f"{request_id}-{job.index}", job.prompt_ids, job.sampling, job.stop)
 
 

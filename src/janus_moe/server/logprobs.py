@@ -14,14 +14,14 @@ LOWEST = -9999.0
 
 
 class CompletionLogprobs:
-    """The `logprobs` of one completion choice, piece by piece; keeps the text offset."""
+    """The `logprobs` of one completion choice, chunk by chunk; keeps the text offset."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
 
-    def piece(
+    def delta(
         self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob | None]
     ) -> dict[str, list[Any]]:
         """Entries for these tokens; the first of a prompt has no log-probability."""

@@ -14,7 +14,7 @@ from janus_moe.errors import RequestError
 from janus_moe.messages import SamplingParams
 from janus_moe.server.app_state import AppState
 from janus_moe.server.backend import EngineBackend
-from janus_moe.server.generation import Job
+from janus_moe.server.generation import GenerationJob
 from janus_moe.server.requests import ChatBody, CompletionBody, SamplingBody, TokenizeBody
 
 MAX_SEQUENCES = 1024
@@ -22,8 +22,12 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """token ids, and the text they stand for where it is shown again."""
+class TokenizedPrompt:
+    """A prompt as the engine takes it.
+
+    ids: token ids
+    text: what they stand for, where the response shows it again; else empty
+    """
 
     ids: tuple[int, ...]
     text: str = ""
@@ -51,7 +55,7 @@ def check_logprobs(name: str, value: int | None, config: ServerConfig) -> None:
         _at_most(name, value, config.max_logprobs)
 
 
-def completion_prompts(backend: EngineBackend, body: CompletionBody) -> list[Prompt]:
+def completion_prompts(backend: EngineBackend, body: CompletionBody) -> list[TokenizedPrompt]:
     """All prompts of a completion request, tokenized."""
     given = body.prompt
     if isinstance(given, str):
@@ -70,7 +74,7 @@ def completion_prompts(backend: EngineBackend, body: CompletionBody) -> list[Pro
     return [_prompt(backend, entry, special, echo=body.echo) for entry in entries]
 
 
-def chat_prompt(state: AppState, body: ChatBody | TokenizeBody) -> Prompt:
+def chat_prompt(state: AppState, body: ChatBody | TokenizeBody) -> TokenizedPrompt:
     """The rendered and tokenized conversation."""
     if body.continue_final_message and body.add_generation_prompt:
         raise RequestError(
@@ -91,20 +95,20 @@ def chat_prompt(state: AppState, body: ChatBody | TokenizeBody) -> Prompt:
 def make_jobs(
     backend: EngineBackend,
     body: SamplingBody,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[TokenizedPrompt],
     *,
     default_max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
-) -> tuple[Job, ...]:
+) -> tuple[GenerationJob, ...]:
     """One job per prompt and sample. `default_max_tokens` None means the rest of the context."""
-    jobs: list[Job] = []
+    jobs: list[GenerationJob] = []
     for prompt_index, prompt in enumerate(prompts):
         limit = _max_tokens(
             len(prompt.ids), body.token_limit, default_max_tokens, backend.max_model_len
         )
         for sample in range(body.n):
-            job = Job(
+            job = GenerationJob(
                 index=len(jobs),
                 prompt_index=prompt_index,
                 sample=sample,
@@ -118,17 +122,17 @@ def make_jobs(
 
 def _prompt(
     backend: EngineBackend, entry: str | Sequence[int], special: bool, *, echo: bool
-) -> Prompt:
+) -> TokenizedPrompt:
     if isinstance(entry, str):
         return _text_prompt(backend, entry, special, "prompt")
     if not entry:
         raise RequestError("prompt must not be empty", "prompt")
     _in_vocabulary(max(entry), backend.spec.vocab_size, "prompt")
     text = backend.tokenizer.decode(entry, skip_special_tokens=False) if echo else ""
-    return Prompt(tuple(entry), text)
+    return TokenizedPrompt(tuple(entry), text)
 
 
-def _text_prompt(backend: EngineBackend, text: str, special: bool, param: str) -> Prompt:
+def _text_prompt(backend: EngineBackend, text: str, special: bool, param: str) -> TokenizedPrompt:
     if not text:
         raise RequestError(f"{param} must not be empty", param)
     # No tokenizer makes fewer tokens of it, so there is no need to find out how many.
@@ -142,7 +146,7 @@ def _text_prompt(backend: EngineBackend, text: str, special: bool, param: str) -
     ids = tuple(backend.tokenizer.encode(text, add_special_tokens=special))
     if not ids:
         raise RequestError(f"{param} contains no tokens", param)
-    return Prompt(ids, text)
+    return TokenizedPrompt(ids, text)
 
 
 def _max_tokens(prompt: int, asked: int | None, default: int | None, context: int) -> int:

@@ -1,7 +1,8 @@
-"""What completions and chat completions share once their jobs are known: run, then either one
-JSON body or a stream of server-sent events, with usage.
+"""What completions and chat completions share once their jobs are known.
 
-A choice formats its own pieces; the whole answer is the pieces of a stream put together.
+The jobs run, then the client gets one JSON body or a stream of server-sent events, with usage.
+It does not know how a choice looks: a `ChoiceFormatter` makes its deltas, and the whole choice is
+its deltas put together.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fastapi.responses import Response
 
 from janus_moe.server.app_state import AppState
 from janus_moe.server.backend import TokenChunk
-from janus_moe.server.generation import Job, Usage, run_jobs
+from janus_moe.server.generation import GenerationJob, Usage, run_jobs
 from janus_moe.server.inflight import while_connected
 from janus_moe.server.requests import SamplingBody, StreamOptions
 from janus_moe.server.streaming import EventStream
@@ -25,10 +26,10 @@ from janus_moe.server.streaming import EventStream
 Json = dict[str, Any]
 
 
-class Choice(Protocol):
-    """One choice of an answer, fed with its chunks."""
+class ChoiceFormatter(Protocol):
+    """One choice of a response, fed with the chunks of its job."""
 
-    def pieces(self, chunk: TokenChunk) -> list[Json]:
+    def deltas(self, chunk: TokenChunk) -> list[Json]:
         """Entries of `choices` to stream for this chunk; none while there is nothing to say."""
 
     def whole(self) -> Json:
@@ -36,11 +37,15 @@ class Choice(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One request on its way: what to run and how to show it.
+class GenerationResponse:
+    """One generation request: what to run and how to show it.
 
-    head: fields of the answer besides choices and usage; stream_object: the object name of
-    streamed pieces.
+    request_id: prefix of the ids that the engine sees
+    arrival_s: when the request came, on the clock of `state.monotonic`
+    head: fields of the body besides choices and usage
+    stream_object: `object` of streamed events
+    jobs: engine requests, one for each choice
+    choices: formatters, in the order of the jobs
     """
 
     state: AppState
@@ -48,28 +53,28 @@ class Answer:
     arrival_s: float
     head: Json
     stream_object: str
-    jobs: Sequence[Job]
-    choices: Sequence[Choice]
+    jobs: Sequence[GenerationJob]
+    choices: Sequence[ChoiceFormatter]
 
     async def whole(self) -> Json:
-        """The complete answer."""
+        """Returns the complete body."""
         usage = Usage(self.jobs)
         async with aclosing(self._run()) as chunks:
             async for job, chunk in chunks:
                 usage.add(job, chunk)
-                self.choices[job.index].pieces(chunk)
+                self.choices[job.index].deltas(chunk)
         choices = [choice.whole() for choice in self.choices]
         return {**self.head, "choices": choices, "usage": usage.as_dict()}
 
     async def events(self, options: StreamOptions) -> AsyncGenerator[bytes]:
-        """The data of each event, `[DONE]` last."""
+        """Yields the data of each event, `[DONE]` last."""
         usage = Usage(self.jobs)
         head = {**self.head, "object": self.stream_object}
         async with aclosing(self._run()) as chunks:
             async for job, chunk in chunks:
                 usage.add(job, chunk)
-                for piece in self.choices[job.index].pieces(chunk):
-                    event = {**head, "choices": [piece]}
+                for delta in self.choices[job.index].deltas(chunk):
+                    event = {**head, "choices": [delta]}
                     if options.continuous_usage_stats:
                         event["usage"] = usage.as_dict()
                     elif options.include_usage:
@@ -79,17 +84,17 @@ class Answer:
             yield msgspec.json.encode({**head, "choices": [], "usage": usage.as_dict()})
         yield b"[DONE]"
 
-    def _run(self) -> AsyncGenerator[tuple[Job, TokenChunk]]:
+    def _run(self) -> AsyncGenerator[tuple[GenerationJob, TokenChunk]]:
         return run_jobs(self.state, self.request_id, self.jobs, self.arrival_s)
 
 
-async def respond(request: Request, answer: Answer, body: SamplingBody) -> Response:
-    """The response to a generation request; its work ends when the client leaves."""
-    lifecycle = answer.state.lifecycle
+async def respond(request: Request, generation: GenerationResponse, body: SamplingBody) -> Response:
+    """Returns the HTTP response; the work for it ends when the client leaves."""
+    lifecycle = generation.state.lifecycle
     if body.stream:
-        events = answer.events(body.stream_options or StreamOptions())
+        events = generation.events(body.stream_options or StreamOptions())
         return EventStream(events, lifecycle)
-    whole = await while_connected(request.receive, lifecycle, answer.whole())
+    whole = await while_connected(request.receive, lifecycle, generation.whole())
     return json_response(whole)
 
 

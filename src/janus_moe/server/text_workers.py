@@ -22,7 +22,7 @@ T = TypeVar("T")
 class _Job:
     work: Callable[[], Any]
     loop: asyncio.AbstractEventLoop
-    answer: asyncio.Future[Any]
+    result: asyncio.Future[Any]
     started: bool = False
 
 
@@ -56,7 +56,7 @@ class TextWorkers:
         self._jobs.put(job)
         try:
             async with asyncio.timeout(self._time_limit_s):
-                result: T = await job.answer
+                result: T = await job.result
                 return result
         except TimeoutError:
             self._give_up(job)
@@ -84,21 +84,21 @@ class TextWorkers:
 
 def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
     while (job := jobs.get()) is not None:
-        if job.answer.cancelled():
+        if job.result.cancelled():
             continue
         job.started = True
         try:
             outcome, failed = job.work(), False
-        # A last resort: whatever it is belongs to the waiting request, not to this thread.
+        # Last resort: an error of any kind belongs to the waiting request, not to this thread.
         except Exception as error:
             outcome, failed = error, True
         try:
-            job.loop.call_soon_threadsafe(_answer, job.answer, outcome, failed)
-        except RuntimeError:  # the event loop is gone, and so is everybody who waited
+            job.loop.call_soon_threadsafe(_set_result, job.result, outcome, failed)
+        except RuntimeError:  # the event loop is gone, and so are its waiting requests
             return
 
 
-def _answer(future: asyncio.Future[Any], outcome: Any, failed: bool) -> None:
+def _set_result(future: asyncio.Future[Any], outcome: Any, failed: bool) -> None:
     if future.done():
         return
     if failed:
