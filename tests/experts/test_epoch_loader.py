@@ -13,7 +13,7 @@ import torch
 from tests.checkpoints import make_checkpoint
 
 from janus_moe.errors import ExchangeError
-from janus_moe.experts import epoch_loader as preparing
+from janus_moe.experts import epoch_loader
 from janus_moe.experts.epoch_loader import EpochLoader
 from janus_moe.experts.instance import ExpertInstance
 from janus_moe.messages import (
@@ -40,7 +40,7 @@ Slots = tuple[tuple[tuple[int, ...], ...], ...]
 
 
 class Bench:
-    """Expert instance 0 of two, with one spare slot, and its preparer in a thread."""
+    """Expert instance 0 of two, with one spare slot, and its loader in a thread."""
 
     def __init__(
         self, folder: Path, bytes_per_step: int, load_piece: Callable[[Piece], None] = Piece.load
@@ -54,10 +54,10 @@ class Bench:
         self.instance = ExpertInstance(0, model, placement, "exact", spec.moe_layer_ids)
         self.reports: queue.SimpleQueue[FromWorker] = queue.SimpleQueue()
         self.inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
-        preparer = EpochLoader(
+        loader = EpochLoader(
             self.instance, checkpoint, bytes_per_step, self.reports.put, load_piece
         )
-        self.thread = threading.Thread(target=preparer.serve, args=(self.inbox,))
+        self.thread = threading.Thread(target=loader.serve, args=(self.inbox,))
         self.thread.start()
 
     def prepare(self, epoch: int, placement: Slots = SECOND) -> None:
@@ -98,7 +98,7 @@ def test_a_prepared_epoch_serves_and_an_unknown_one_is_an_error(folder: Path) ->
 def test_no_more_than_the_budget_is_read_between_two_steps(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparing, "IDLE_AFTER_S", 60.0)
+    monkeypatch.setattr(epoch_loader, "IDLE_AFTER_S", 60.0)
     budget, read = 3000, list[int]()
 
     def load_piece(piece: Piece) -> None:

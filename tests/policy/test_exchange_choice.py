@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from janus_moe.errors import ConfigError
 from janus_moe.policy.exchange_choice import (
     NUM_BUCKETS,
-    Choice,
     ChoiceRule,
+    PlanChoice,
     bucket_of,
     bucket_tokens,
     expected_times,
@@ -29,7 +29,7 @@ RULE = ChoiceRule()
 times = st.lists(st.floats(1e-5, 1e-1), min_size=1, max_size=4)
 
 
-def live(choice: Choice, real: list[float], steps: int, noise: float = 0.0) -> list[Choice]:
+def live(choice: PlanChoice, real: list[float], steps: int, noise: float = 0.0) -> list[PlanChoice]:
     """The choices of a bucket whose exchanges really take `real`, and noise on top: a quarter of
     the steps takes up to five times as long."""
     draw = random.Random(steps)
@@ -42,12 +42,12 @@ def live(choice: Choice, real: list[float], steps: int, noise: float = 0.0) -> l
     return choices
 
 
-def time_over_best(choices: list[Choice], real: list[float]) -> float:
+def time_over_best(choices: list[PlanChoice], real: list[float]) -> float:
     """Steps' worth of time lost in all, without the noise."""
     return sum(real[choice.current] / min(real) - 1 for choice in choices)
 
 
-def switches(choices: list[Choice]) -> int:
+def switches(choices: list[PlanChoice]) -> int:
     return sum(a.current != b.current for a, b in itertools.pairwise(choices))
 
 

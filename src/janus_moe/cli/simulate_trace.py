@@ -26,7 +26,7 @@ from janus_moe.planner.simulation.simulate import Timing, simulate
 from janus_moe.planner.simulation.state import BatchLimits
 from janus_moe.planner.simulation.traces import TraceFormat, load_trace
 from janus_moe.planner.simulation.workload import RequestTrace
-from janus_moe.policy.estimate import Sampler
+from janus_moe.policy.estimate import BatchSampler
 from janus_moe.policy.routing_trace import RoutingTrace
 from janus_moe.policy.synthetic import SyntheticKind, SyntheticRouter
 
@@ -208,7 +208,7 @@ def _choices(arguments: argparse.Namespace, tpot_s: float) -> Choices:
     )
 
 
-def _sampler(routing: str, num_experts: int, top_k: int, seed: int) -> Sampler:
+def _sampler(routing: str, num_experts: int, top_k: int, seed: int) -> BatchSampler:
     """One layer's router: a synthetic one, or the middle layer of a recorded trace."""
     if routing in get_args(SyntheticKind):
         return SyntheticRouter(routing, num_experts, top_k, seed).batch  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ class EpochLoader:
                 case PrepareEpoch() as message:
                     self._prepare(message, inbox)
                 case DropEpoch(epoch=epoch):
-                    self._instance.withdraw(epoch)
+                    self._instance.unstage(epoch)
                 case Stop():
                     return
                 case other:
@@ -110,7 +110,7 @@ class EpochLoader:
         )
         if not self._load_all(arrivals, inbox):
             return False
-        instance.offer(make_epoch(placement, tables, instance.schedulers, self._wait_when_long))
+        instance.stage(make_epoch(placement, tables, instance.schedulers, self._wait_when_long))
         return True
 
     def _load_all(self, arrivals: Sequence[Arrival], inbox: queue.SimpleQueue[ToWorker]) -> bool:

@@ -20,7 +20,7 @@ from janus_moe.errors import ExchangeError
 from janus_moe.experts.epoch import Epoch, first_tables, make_epoch
 from janus_moe.experts.recording import RoutingRecorder
 from janus_moe.experts.scheduling import Rule, Schedulers
-from janus_moe.experts.step_routing import Batch, StepRouting
+from janus_moe.experts.step_routing import RoutedBatch, StepRouting
 from janus_moe.messages import ExpertLoad
 from janus_moe.model.expert_block import ExpertModel
 from janus_moe.policy.placement import Placement
@@ -36,7 +36,7 @@ WINDOW_BUCKETS, BUCKET_BATCHES = 32, 32
 OnLoad = Callable[[ExpertLoad], None]
 
 
-class Answer(NamedTuple):
+class LayerReply(NamedTuple):
     """partial: [tokens, hidden] float32 sums over the instance's replicas. expert_ids: [tokens,
     top_k] logical ids that the batch was routed to."""
 
@@ -55,7 +55,7 @@ class ExpertInstance:
         else reports.
 
     Several threads may serve, each a port of its own: they compute one after another. Another may
-    `offer` and `withdraw` epochs and watch `stepped`.
+    `stage` and `unstage` epochs and watch `stepped`.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ExpertInstance:
         self._moe_layer = {layer: number for number, layer in enumerate(layers)}
         self._device = torch.device(device)
         self._epoch = make_epoch(placement, first_tables(placement, index), self.schedulers)
-        self._offered: dict[int, Epoch] = {}
+        self._staged: dict[int, Epoch] = {}
         self._latest = self._before_latest = self._epoch
         self._on_load = on_load
         self._spans = spans or SpanLog()
@@ -103,18 +103,18 @@ class ExpertInstance:
         """Shows the routing of every batch from now on to `recorder`, whose owner closes it."""
         self._recorder = recorder
 
-    def offer(self, epoch: Epoch) -> None:
+    def stage(self, epoch: Epoch) -> None:
         """From now on steps may come with this epoch or the one before; its weights are in their
         slots."""
         self._before_latest, self._latest = self._latest, epoch
-        for number in list(self._offered):
+        for number in list(self._staged):
             if number < self._before_latest.number:
-                self._offered.pop(number, None)
-        self._offered[epoch.number] = epoch
+                self._staged.pop(number, None)
+        self._staged[epoch.number] = epoch
 
-    def withdraw(self, number: int) -> None:
+    def unstage(self, number: int) -> None:
         """No step will come with this epoch."""
-        self._offered.pop(number, None)
+        self._staged.pop(number, None)
         if self._latest.number == number:
             self._latest = self._before_latest
 
@@ -148,7 +148,7 @@ class ExpertInstance:
             self.compute(Work(ticket=ticket, hidden=hidden, num_tokens=(num_tokens,)))
         self._window = _new_window(len(self.layers), spec.moe.num_experts)
 
-    def compute(self, work: Work) -> Answer:
+    def compute(self, work: Work) -> LayerReply:
         """What this instance's replicas contribute to one layer."""
         if work.ticket.epoch != self._epoch.number:
             self._switch(work.ticket)
@@ -160,18 +160,18 @@ class ExpertInstance:
             slot_ids, note = scheduler.schedule(expert_ids)
             self._spans.mark("schedule", layer)
             partial = self.model.compute(layer, work.hidden, slot_ids, weights)
-        return Answer(partial, note, expert_ids)
+        return LayerReply(partial, note, expert_ids)
 
     def _observe(self, number: int, expert_ids: Tensor) -> None:
         """Statistics of a batch; nobody waits for them, so they come after the reply."""
         if self._on_load is None and self._recorder is None:
             return
         if expert_ids.device.type == "cpu":
-            self._count(Batch(number, expert_ids.numpy()))
+            self._count(RoutedBatch(number, expert_ids.numpy()))
         else:
             self._on_device.add(number, expert_ids)
 
-    def _count(self, batch: Batch) -> None:
+    def _count(self, batch: RoutedBatch) -> None:
         if self._on_load is not None:
             self._window.record(*batch)
             self._counted += batch.layer == len(self.layers) - 1
@@ -180,7 +180,7 @@ class ExpertInstance:
 
     def _switch(self, ticket: Ticket) -> None:
         """Serves with another epoch from now on; earlier ones never come again."""
-        epoch = self._offered.pop(ticket.epoch, None)
+        epoch = self._staged.pop(ticket.epoch, None)
         if epoch is None:
             raise ExchangeError(
                 f"expert {self.index} serves epoch {self._epoch.number} and was not prepared for "

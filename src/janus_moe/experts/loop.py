@@ -1,4 +1,7 @@
-"""The life of an expert instance's threads: one per exchange answers, one prepares later epochs."""
+"""The life of an expert instance's threads: one per exchange answers, one prepares later epochs.
+
+It does not know what an exchange carries, what the experts compute or how epochs are prepared.
+"""
 
 from __future__ import annotations
 
@@ -15,46 +18,35 @@ from janus_moe.transport import ExpertPort
 
 def serve(
     instance: ExpertInstance,
-    preparer: EpochLoader,
+    loader: EpochLoader,
     ports: Sequence[ExpertPort],
     inbox: queue.SimpleQueue[ToWorker],
 ) -> None:
-    """Runs until a Stop message; errors of the exchanges propagate. Whoever puts a message in the
-    inbox wakes the first port."""
+    """Runs until a Stop message; errors of the exchanges propagate.
+
+    ports: an exchange for each micro-batch.
+    inbox: messages; the sender of one wakes the first port afterwards.
+    """
     orders: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
     first, *others = ports
-    besides = [_Besides(instance, port, first) for port in others]
-    thread = threading.Thread(target=preparer.serve, args=(orders,), name="prepare", daemon=True)
+    servers = [MicroBatchServer(instance, port, first) for port in others]
+    thread = threading.Thread(target=loader.serve, args=(orders,), name="prepare", daemon=True)
     thread.start()
     try:
-        _answer(instance, first, inbox, orders, besides)
+        _answer(instance, first, inbox, orders, servers)
     finally:
-        for one in besides:
-            one.stop()
+        for server in servers:
+            server.stop()
         orders.put(Stop())
         thread.join()
 
 
-def _answer(
-    instance: ExpertInstance,
-    port: ExpertPort,
-    inbox: queue.SimpleQueue[ToWorker],
-    orders: queue.SimpleQueue[ToWorker],
-    besides: Sequence[_Besides],
-) -> None:
-    while True:
-        while not inbox.empty():
-            message = inbox.get()
-            if isinstance(message, Stop):
-                return
-            orders.put(message)
-        for one in besides:
-            one.check()
-        instance.serve_once(port)
+class MicroBatchServer:
+    """A thread that answers the exchange of further micro-batches beside the first one's.
 
-
-class _Besides:
-    """A thread that answers the exchange of further micro-batches beside the first one's."""
+    port: the exchange that it answers.
+    first: the exchange whose thread is woken when this one fails, and calls `check`.
+    """
 
     def __init__(self, instance: ExpertInstance, port: ExpertPort, first: ExpertPort) -> None:
         self._instance = instance
@@ -62,7 +54,7 @@ class _Besides:
         self._first = first
         self._error: BaseException | None = None
         self._stopping = False
-        self._thread = threading.Thread(target=self._live, name="micro-batch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="micro-batch", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
@@ -71,11 +63,12 @@ class _Besides:
             raise self._error
 
     def stop(self) -> None:
+        """Ends the thread; the port is closed afterwards."""
         self._stopping = True
         self._port.close()
         self._thread.join()
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         try:
             while not self._stopping:
                 self._instance.serve_once(self._port)
@@ -84,3 +77,21 @@ class _Besides:
             if not (self._stopping and isinstance(error, ExchangeClosed)):
                 self._error = error
                 self._first.wake()
+
+
+def _answer(
+    instance: ExpertInstance,
+    port: ExpertPort,
+    inbox: queue.SimpleQueue[ToWorker],
+    orders: queue.SimpleQueue[ToWorker],
+    servers: Sequence[MicroBatchServer],
+) -> None:
+    while True:
+        while not inbox.empty():
+            message = inbox.get()
+            if isinstance(message, Stop):
+                return
+            orders.put(message)
+        for server in servers:
+            server.check()
+        instance.serve_once(port)

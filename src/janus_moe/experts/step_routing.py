@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-class Batch(NamedTuple):
+class RoutedBatch(NamedTuple):
     """layer: MoE layer number. expert_ids: [tokens, top_k] int32 logical ids."""
 
     layer: int
@@ -34,7 +34,7 @@ class StepRouting:
         self._layers.append(layer)
         self._ids.append(expert_ids)
 
-    def end_of_step(self) -> list[Batch]:
+    def end_of_step(self) -> list[RoutedBatch]:
         """Starts to copy what was added; returns the batches of the step before."""
         before = [] if self._before is None else self._before.batches()
         self._before = _Copy(self._layers, self._ids) if self._ids else None
@@ -52,8 +52,8 @@ class _Copy:
         if together.is_cuda:
             self._arrived = torch.cuda.current_stream(together.device).record_event()
 
-    def batches(self) -> list[Batch]:
+    def batches(self) -> list[RoutedBatch]:
         if self._arrived is not None:
             self._arrived.synchronize()
         arrays = np.split(self._host.numpy(), np.cumsum(self._rows[:-1]))
-        return [Batch(*pair) for pair in zip(self._layers, arrays, strict=True)]
+        return [RoutedBatch(*pair) for pair in zip(self._layers, arrays, strict=True)]

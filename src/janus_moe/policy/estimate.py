@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from janus_moe.errors import ConfigError
 from janus_moe.policy.activation import LayerLayout, Policy, Scheduler
 
-Sampler = Callable[[int, np.random.Generator], NDArray[np.int32]]
+BatchSampler = Callable[[int, np.random.Generator], NDArray[np.int32]]
 """(num_tokens, rng) -> [num_tokens, top_k] ids: a trace's layer or a synthetic router."""
 
 NUM_SAMPLES = 32
@@ -24,7 +24,7 @@ NUM_SAMPLES = 32
 
 
 def monte_carlo(
-    sample: Sampler,
+    sample: BatchSampler,
     layout: LayerLayout,
     batch_size: int,
     policy: Policy = "exact",
@@ -98,7 +98,7 @@ class AmaxTable:
     @classmethod
     def sampled(
         cls,
-        sample: Sampler,
+        sample: BatchSampler,
         layouts: Mapping[int, LayerLayout],
         batch_sizes: Sequence[int],
         policy: Policy = "exact",

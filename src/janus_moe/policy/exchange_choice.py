@@ -56,7 +56,7 @@ class ChoiceRule:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class PlanChoice:
     """What is known and chosen for one bucket.
 
     current: the plan of the next step. winner: of the latest race, or of the predictions.
@@ -84,12 +84,12 @@ def bucket_tokens(bucket: int) -> int:
     return 1 << bucket
 
 
-def first_choice(predicted: Sequence[float]) -> Choice:
+def first_choice(predicted: Sequence[float]) -> PlanChoice:
     """Begins with the lowest prediction. predicted: [plans] seconds, inf: not to be used."""
     if not predicted or not min(predicted) < math.inf:
         raise ConfigError("no exchange plan to choose from")
     best = _best(predicted)
-    return Choice(best, best, tuple(predicted), ((),) * len(predicted))
+    return PlanChoice(best, best, tuple(predicted), ((),) * len(predicted))
 
 
 def typical(times: Sequence[float]) -> float:
@@ -97,7 +97,7 @@ def typical(times: Sequence[float]) -> float:
     return sorted(times)[len(times) // 4]
 
 
-def expected_times(choice: Choice) -> list[float]:
+def expected_times(choice: PlanChoice) -> list[float]:
     """[plans] seconds: typical ones of measured steps; else what was expected, times the error that
     the winner has shown since and that all plans may share."""
     seen = choice.times[choice.winner]
@@ -108,7 +108,7 @@ def expected_times(choice: Choice) -> list[float]:
     ]
 
 
-def next_choice(choice: Choice, seconds: float, rule: ChoiceRule) -> Choice:
+def next_choice(choice: PlanChoice, seconds: float, rule: ChoiceRule) -> PlanChoice:
     """After a step of the bucket whose exchanges took `seconds` each under `choice.current`.
 
     A time that is not above 0 counts as none.
@@ -136,13 +136,13 @@ def unpack(packed: int, tokens: int) -> int:
     return packed >> 2 * bucket_of(tokens) & 3
 
 
-def _noted(choice: Choice, seconds: float, rule: ChoiceRule) -> Choice:
+def _noted(choice: PlanChoice, seconds: float, rule: ChoiceRule) -> PlanChoice:
     plan = choice.current
     newest = (*choice.times[plan], seconds)[-rule.window :]
     return replace(choice, times=(*choice.times[:plan], newest, *choice.times[plan + 1 :]))
 
 
-def _race(choice: Choice, rule: ChoiceRule) -> Choice:
+def _race(choice: PlanChoice, rule: ChoiceRule) -> PlanChoice:
     """Whose turn it is, or the end: one plan is left, all have had their steps, or it costs too
     much."""
     left = _in_question(choice, rule)
@@ -155,14 +155,14 @@ def _race(choice: Choice, rule: ChoiceRule) -> Choice:
     return replace(choice, current=turn)
 
 
-def _extra(choice: Choice) -> float:
+def _extra(choice: PlanChoice) -> float:
     """Time that the race has cost so far, in steps of its best plan; spikes do not count."""
     seen = [(typical(times), len(times)) for times in choice.times if times]
     best = min(middle for middle, _ in seen)
     return sum(steps * (middle / best - 1) for middle, steps in seen)
 
 
-def _in_question(choice: Choice, rule: ChoiceRule) -> list[int]:
+def _in_question(choice: PlanChoice, rule: ChoiceRule) -> list[int]:
     """Plans that may be the fastest for all we know."""
     shown = {plan: typical(times) for plan, times in enumerate(choice.times) if times}
     best = min(shown, key=lambda plan: shown[plan])
@@ -193,16 +193,16 @@ def _noise(times: Sequence[Sequence[float]], rule: ChoiceRule) -> float:
     return min(max(NOISE * found, LEAST_NOISE), MOST_NOISE)
 
 
-def _decided(choice: Choice, rule: ChoiceRule) -> Choice:
+def _decided(choice: PlanChoice, rule: ChoiceRule) -> PlanChoice:
     expected = expected_times(choice)
     measured = [plan for plan, times in enumerate(choice.times) if times]
     best = min(measured, key=lambda plan: expected[plan])
     if choice.winner in measured and expected[best] >= (1 - rule.gain) * expected[choice.winner]:
         best = choice.winner
-    return Choice(best, best, tuple(expected), _nothing(choice), racing=False)
+    return PlanChoice(best, best, tuple(expected), _nothing(choice), racing=False)
 
 
-def _watch(choice: Choice, rule: ChoiceRule) -> Choice:
+def _watch(choice: PlanChoice, rule: ChoiceRule) -> PlanChoice:
     """Lets the winner run until its time is another one, or the latest race is long ago."""
     since, seen = choice.since + 1, choice.times[choice.winner]
     level = typical(seen) if since <= rule.window else choice.level
@@ -217,15 +217,15 @@ def _watch(choice: Choice, rule: ChoiceRule) -> Choice:
     if drifted:  # what was measured before says little now: every plan is within reach again
         reach = rule.reach * min(expected)
         expected = [min(seconds, reach) if seconds < math.inf else seconds for seconds in expected]
-    return Choice(choice.winner, choice.winner, tuple(expected), _nothing(choice))
+    return PlanChoice(choice.winner, choice.winner, tuple(expected), _nothing(choice))
 
 
-def _doubt(choice: Choice, rule: ChoiceRule) -> float:
+def _doubt(choice: PlanChoice, rule: ChoiceRule) -> float:
     """Relative difference of two windows that noise explains, at four standard errors."""
     return 4 * _noise(choice.times, rule) * math.sqrt(2 / rule.window)
 
 
-def _nothing(choice: Choice) -> tuple[tuple[float, ...], ...]:
+def _nothing(choice: PlanChoice) -> tuple[tuple[float, ...], ...]:
     return ((),) * len(choice.times)
 
 

@@ -21,7 +21,7 @@ from janus_moe.errors import ConfigError
 from janus_moe.policy.change import buckets_to_keep
 from janus_moe.policy.placement import activation_probability
 
-Counts = NDArray[np.int64]
+_Int64s = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +35,11 @@ class RoutingStatistics:
         diagonal; empty where it is not recorded.
     """
 
-    num_batches: Counts
-    num_tokens: Counts
-    tokens: Counts
-    active_batches: Counts
-    coactivation: Counts
+    num_batches: _Int64s
+    num_tokens: _Int64s
+    tokens: _Int64s
+    active_batches: _Int64s
+    coactivation: _Int64s
 
     def active_share(self) -> NDArray[np.float64]:
         """[layers, experts], how often an expert was active, at the batch sizes that occurred."""

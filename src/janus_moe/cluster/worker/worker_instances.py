@@ -218,7 +218,7 @@ class _Builder:
             spans=spans,
             device=self._device,
         )
-        preparer = EpochLoader(
+        loader = EpochLoader(
             instance,
             self._checkpoint,
             setup.config.rebalance_bytes_per_step,
@@ -236,9 +236,9 @@ class _Builder:
         member = partial(HostedInstance, spans=spans, send=self._send)
         if isinstance(self._exchanges[0], LoopbackExchange):
             self._exchanges[0].serve(index, instance.serve_once)
-            return member(instance_id, lambda: None, _closing(closing, preparer.serve))
+            return member(instance_id, lambda: None, _closing(closing, loader.serve))
         ports = [exchange.expert_port(index, self._rule) for exchange in self._exchanges]
-        work = _closing(closing, lambda inbox: serve_experts(instance, preparer, ports, inbox))
+        work = _closing(closing, lambda inbox: serve_experts(instance, loader, ports, inbox))
         return member(instance_id, ports[0].wake, work)
 
     def _recorder(self, path: str) -> RoutingRecorder:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from janus_moe.policy.activation import Policy
-from janus_moe.policy.estimate import AmaxTable, Sampler
+from janus_moe.policy.estimate import AmaxTable, BatchSampler
 from janus_moe.policy.placement import PlacementMethod, even_capacity, place_experts
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
@@ -25,7 +25,7 @@ def placement_of(policy: Policy) -> PlacementMethod:
 class SampledAmax:
     """One layer's router. Equal arguments and seed give equal answers in any order."""
 
-    def __init__(self, sample: Sampler, num_experts: int, seed: int = 0) -> None:
+    def __init__(self, sample: BatchSampler, num_experts: int, seed: int = 0) -> None:
         self._sample, self._num_experts, self._seed = sample, num_experts, seed
         self._tables: dict[tuple[int, int, Policy], AmaxTable] = {}
 

@@ -31,7 +31,7 @@ from janus_moe.planner.simulation.deployment import Deployments, SimDeployment, 
 from janus_moe.planner.simulation.scaling import ObservedDemand, ScalingTarget
 from janus_moe.planner.simulation.state import BatchLimits
 from janus_moe.planner.simulation.step_table import PoolSize
-from janus_moe.policy.estimate import Sampler
+from janus_moe.policy.estimate import BatchSampler
 
 OBSERVED_TOKENS = 16_384
 OPTIONS = 8
@@ -44,7 +44,7 @@ LEAST_TOKENS_PER_S = 1e-3
 
 def planning_problem(
     oracle: Oracle,
-    sample: Sampler,
+    sample: BatchSampler,
     limits: BatchLimits,
     tpot_s: float,
     max_gpus: int,

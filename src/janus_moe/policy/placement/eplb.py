@@ -21,13 +21,13 @@ from janus_moe.errors import ConfigError
 from janus_moe.policy.placement.filling import Filling
 from janus_moe.policy.placement.replication import proportional_replicas
 
-Ints = NDArray[np.int64]
+_Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 def balance(
     weight: Floats, num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int
-) -> Ints:
+) -> _Ints:
     """[replicas] logical expert of each physical one, GPU by GPU, for one layer.
 
     weight: [experts] tokens. Global when num_groups or num_nodes is 1 or the groups do not divide
@@ -82,7 +82,7 @@ def place_layer(
     return tuple(slots)
 
 
-def node_experts(weight: Floats, num_groups: int, num_nodes: int) -> list[Ints]:
+def node_experts(weight: Floats, num_groups: int, num_nodes: int) -> list[_Ints]:
     """Logical experts of each node: whole groups, packed by their tokens."""
     if len(weight) % num_groups:
         raise ConfigError(f"{len(weight)} experts do not form {num_groups} equal groups")
@@ -105,7 +105,7 @@ def check_shape(
         )
 
 
-def _replicate(weight: Floats, num_replicas: int) -> Ints:
+def _replicate(weight: Floats, num_replicas: int) -> _Ints:
     """[replicas] expert of each replica: all once, then the most tokens per copy."""
     copies = np.ones(len(weight), np.int64)
     extra = []
@@ -116,7 +116,7 @@ def _replicate(weight: Floats, num_replicas: int) -> Ints:
     return np.concatenate([np.arange(len(weight)), np.array(extra, np.int64)])
 
 
-def _pack(weight: Floats, num_packs: int) -> list[Ints]:
+def _pack(weight: Floats, num_packs: int) -> list[_Ints]:
     """Items of each pack, equally many: heaviest first, each to the lightest pack with room."""
     size = len(weight) // num_packs
     if size == 1:

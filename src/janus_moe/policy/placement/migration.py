@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from janus_moe.errors import ConfigError
 from janus_moe.policy.placement.value import Placement
 
-Slots = tuple[tuple[int, ...], ...]
+LayerSlots = tuple[tuple[int, ...], ...]
 
 
 def migration_steps(
@@ -61,12 +61,12 @@ def _check_alike(current: Placement, target: Placement) -> None:
             raise ConfigError(f"the placement is of {new} {name}, the running one of {old}")
 
 
-def _layer_steps(current: Slots, target: Slots, spare: int) -> list[Slots]:
+def _layer_steps(current: LayerSlots, target: LayerSlots, spare: int) -> list[LayerSlots]:
     """The slots of one layer after each step, the last `target`; empty if nothing changes."""
     if current == target:
         return []
     state = _Layer(current, target)
-    steps: list[Slots] = []
+    steps: list[LayerSlots] = []
     while state.incomplete():
         state.advance(spare)
         steps.append(state.slots())
@@ -76,13 +76,13 @@ def _layer_steps(current: Slots, target: Slots, spare: int) -> list[Slots]:
 class _Layer:
     """One layer between two placements; no instance holds more than its capacity."""
 
-    def __init__(self, current: Slots, target: Slots) -> None:
+    def __init__(self, current: LayerSlots, target: LayerSlots) -> None:
         self.held = [set(experts) for experts in current]
         self.target = [set(experts) for experts in target]
         pairs = zip(current, target, strict=True)
         self.capacity = [max(len(old), len(new)) for old, new in pairs]
 
-    def slots(self) -> Slots:
+    def slots(self) -> LayerSlots:
         return tuple(tuple(sorted(experts)) for experts in self.held)
 
     def missing(self, instance: int) -> list[int]:

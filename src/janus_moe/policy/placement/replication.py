@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Counts = NDArray[np.int64]
+ReplicaCounts = NDArray[np.int64]
 
 
-def even_replicas(load: NDArray[np.float64], num_slots: int) -> Counts:
+def even_replicas(load: NDArray[np.float64], num_slots: int) -> ReplicaCounts:
     """[experts] copies: nobody has two more than another; the highest loads have one more.
 
     What activation scheduling wants: a second home makes an expert movable, a third adds little.
@@ -21,7 +21,7 @@ def even_replicas(load: NDArray[np.float64], num_slots: int) -> Counts:
     return copies
 
 
-def proportional_replicas(load: NDArray[np.float64], capacity: Sequence[int]) -> Counts:
+def proportional_replicas(load: NDArray[np.float64], capacity: Sequence[int]) -> ReplicaCounts:
     """[experts] copies: each spare slot to the expert with the highest load per copy.
 
     Algorithm 2 of Janus and EPLB's rule, which suit token balance; never more copies than
@@ -42,7 +42,7 @@ def proportional_replicas(load: NDArray[np.float64], capacity: Sequence[int]) ->
     return copies
 
 
-def fits(copies: Counts, capacity: Sequence[int]) -> bool:
+def fits(copies: ReplicaCounts, capacity: Sequence[int]) -> bool:
     """Whether instances can hold the copies, no instance two of one expert (Gale and Ryser)."""
     wanted = np.cumsum(-np.sort(-copies))
     slots = np.asarray(capacity)

@@ -16,8 +16,8 @@ from janus_moe.planner.latency.link_fit import exchange_seconds
 from janus_moe.planner.latency.links import LinkModel
 from janus_moe.policy.exchange_choice import (
     NUM_BUCKETS,
-    Choice,
     ChoiceRule,
+    PlanChoice,
     bucket_of,
     bucket_tokens,
     expected_times,
@@ -113,7 +113,7 @@ class PlanChooser:
     def _pack(self) -> int:
         return pack(choice.current for choice in self.choices)
 
-    def _notice(self, bucket: int, old: int, choice: Choice) -> str:
+    def _notice(self, bucket: int, old: int, choice: PlanChoice) -> str:
         times, new = expected_times(choice), choice.winner
         return (
             f"exchange of up to {bucket_tokens(bucket)} tokens: {PLAN_NAMES[new]} "
