@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from janus_moe.config import EngineConfig
-from janus_moe.spec import InstanceId, ModelSpec
+from janus_moe.spec import InstanceId, Membership, ModelSpec
 from janus_moe.tracing import Span
 
 
@@ -96,11 +96,12 @@ class ExpertActivity(msgspec.Struct, frozen=True, kw_only=True):
 class Setup(Message, frozen=True):
     """First message to a worker process: everything it needs to build its instances.
 
+    instances: those of this worker.
+    membership: the pools that it starts in, and the epoch of `slots`.
     slots: [moe layers][expert instances] logical expert ids hosted there, in slot order.
     spare_slots: further slots per layer of every expert instance, free at the start.
     links: what messages between instances cost, as `planner.latency.LinkModel` names
         it; {}: not measured.
-    attention_nodes, expert_nodes: number of the host of each instance.
     """
 
     instances: tuple[InstanceId, ...]
@@ -110,12 +111,10 @@ class Setup(Message, frozen=True):
     num_kv_blocks: int
     num_threads: int
     num_cores: int
-    epoch: int
+    membership: Membership
     slots: tuple[tuple[tuple[int, ...], ...], ...]
     spare_slots: int = 0
     links: dict[str, float] = {}
-    attention_nodes: tuple[int, ...] = ()
-    expert_nodes: tuple[int, ...] = ()
 
 
 class AddRequest(Message, frozen=True):

@@ -228,3 +228,8 @@ class Membership(Spec, frozen=True):
     def rank(self, instance: InstanceId) -> int:
         """Position of a member in its pool; raises ValueError when it is not a member."""
         return self.pool(instance.pool).index(instance)
+
+    def host_of(self, instance: InstanceId) -> int:
+        """Number of the host that runs a member; raises ValueError when it is not a member."""
+        hosts = self.attention_hosts if instance.pool == "attention" else self.expert_hosts
+        return hosts[self.rank(instance)]

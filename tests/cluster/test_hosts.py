@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from janus_moe.cluster.hosts.addresses import Address, address_towards, require_own
-from janus_moe.cluster.hosts.shares import HostRequest, assign, nodes, parse_hosts, shape_of
+from janus_moe.cluster.hosts.shares import (
+    HostRequest,
+    assign,
+    first_membership,
+    parse_hosts,
+    shape_of,
+)
 from janus_moe.cluster.memory_budget import MemoryBudget
 from janus_moe.errors import ConfigError
 from janus_moe.spec import PoolShape
@@ -28,7 +34,8 @@ def test_even_split_covers_all_and_separates_the_pools(
     shares = assign(shape, requests)
     instances = [instance for share in shares for instance in share.instances]
     assert len(set(instances)) == len(instances) == attention + expert
-    attention_nodes, expert_nodes = nodes(shares)
+    membership = first_membership(shares, 0)
+    attention_nodes, expert_nodes = membership.attention_hosts, membership.expert_hosts
     assert list(attention_nodes) == sorted(attention_nodes)
     assert list(expert_nodes) == sorted(expert_nodes)
     assert {*attention_nodes, *expert_nodes} == set(range(num_hosts)), "no host is idle"
@@ -52,7 +59,12 @@ def test_counts_are_kept_in_order() -> None:
         "b (attention 1, expert 0, expert 1)",
         "c (expert 2, expert 3, expert 4)",
     ]
-    assert nodes(shares) == ((0, 1), (1, 1, 2, 2, 2))
+    membership = first_membership(shares, 3)
+    assert [str(instance) for instance in membership.instances] == [
+        *("attention 0", "attention 1", "expert 0", "expert 1", "expert 2", "expert 3", "expert 4")
+    ]
+    assert membership.attention_hosts == (0, 1) and membership.expert_hosts == (1, 1, 2, 2, 2)
+    assert (membership.generation, membership.placement_epoch) == (0, 3)
     assert shape_of(parse_hosts("a,b")) is None
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from janus_moe.cluster.activation_costs import with_costs
 from janus_moe.cluster.host_facts import HostFacts, host_facts
-from janus_moe.cluster.hosts.shares import HostShare, nodes, whole
+from janus_moe.cluster.hosts.shares import HostShare, first_membership, whole
 from janus_moe.cluster.memory_budget import MemoryBudget
 from janus_moe.config import EngineConfig, ExchangeName, TransportName
 from janus_moe.errors import ConfigError
@@ -33,7 +33,7 @@ from janus_moe.policy.placement import (
     validate_shape,
 )
 from janus_moe.policy.routing_trace import check_target
-from janus_moe.spec import InstanceId, ModelSpec, Pool
+from janus_moe.spec import InstanceId, Membership, ModelSpec, Pool
 
 KV_SHARE = 0.4
 """Share of the memory left after the weights that "auto" gives to the KV caches."""
@@ -70,12 +70,13 @@ class DeploymentPlan:
     links: dict[str, float] = field(default_factory=dict)
 
     @property
-    def nodes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Number of the host of each attention instance, of each expert instance."""
-        return nodes([host.share for host in self.hosts])
+    def membership(self) -> Membership:
+        """The pools that the run starts with."""
+        return first_membership([host.share for host in self.hosts], self.placement.epoch)
 
     def host_of(self, instance: InstanceId) -> Host:
-        return next(host for host in self.hosts if instance in host.share.instances)
+        """The host that runs an instance."""
+        return self.hosts[self.membership.host_of(instance)]
 
     def threads(self, host: Host, pool: Pool) -> int:
         """Compute threads of one instance of `pool` on `host`."""

@@ -40,14 +40,8 @@ class Tracer:
     """Starts and stops recording in all instances of one service. One asyncio loop uses it."""
 
     def __init__(self, plan: DeploymentPlan) -> None:
-        shape = plan.config.shape
-        pools = (("attention", shape.attention), ("expert", shape.expert))
         self._plan = plan
-        self._instances = [
-            InstanceId(pool=pool, number=index)  # type: ignore[arg-type]
-            for pool, size in pools
-            for index in range(size)
-        ]
+        self._instances = plan.membership.instances
         self._workers: Workers | None = None
         self._waiting: dict[InstanceId, asyncio.Future[Traced]] = {}
         self._offsets: dict[InstanceId, int] = {}

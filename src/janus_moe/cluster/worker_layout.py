@@ -44,11 +44,7 @@ def worker_layouts(plan: DeploymentPlan) -> Sequence[WorkerLayout]:
         (host,) = plan.hosts
         threads = max(plan.threads(host, "attention"), plan.threads(host, "expert"))
         return [WorkerLayout("janus", host, host.share.instances, threads)]
-    shape = plan.config.shape
-    instances = [
-        *(InstanceId(pool="attention", number=i) for i in range(shape.attention)),
-        *(InstanceId(pool="expert", number=i) for i in range(shape.expert)),
-    ]
+    instances = plan.membership.instances
     hosts = {instance: plan.host_of(instance) for instance in instances}
     return [WorkerLayout(str(i), hosts[i], (i,), plan.threads(hosts[i], i.pool)) for i in instances]
 
@@ -58,7 +54,7 @@ def create_regions(plan: DeploymentPlan) -> tuple[ShmRegion, ...]:
     if plan.config.transport != "shm":
         return ()
     layout = ShmLayout(
-        shape=plan.config.shape,
+        shape=plan.membership.shape,
         max_tokens=plan.config.max_num_batched_tokens,
         hidden_size=plan.spec.hidden_size,
         dtype=plan.spec.dtype,
@@ -69,7 +65,6 @@ def create_regions(plan: DeploymentPlan) -> tuple[ShmRegion, ...]:
 
 def setup_message(plan: DeploymentPlan, layout: WorkerLayout) -> Setup:
     """What a worker needs to build its instances."""
-    attention_nodes, expert_nodes = plan.nodes
     return Setup(
         instances=layout.instances,
         spec=plan.spec,
@@ -78,10 +73,8 @@ def setup_message(plan: DeploymentPlan, layout: WorkerLayout) -> Setup:
         num_kv_blocks=plan.num_kv_blocks,
         num_threads=layout.num_threads,
         num_cores=layout.host.facts.cores,
-        epoch=plan.placement.epoch,
+        membership=plan.membership,
         slots=plan.placement.slots,
         spare_slots=plan.spare_slots,
         links=plan.links,
-        attention_nodes=attention_nodes,
-        expert_nodes=expert_nodes,
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from janus_moe.errors import ConfigError
-from janus_moe.spec import InstanceId, PoolShape
+from janus_moe.spec import InstanceId, Membership, PoolShape
 
 LOCAL = "local"
 """The host of the engine itself."""
@@ -30,7 +30,11 @@ class HostRequest:
 
 @dataclass(frozen=True, slots=True)
 class HostShare:
-    """attention, expert: indices of the instances that the host runs."""
+    """The instances that one host runs.
+
+    attention: numbers of its attention instances.
+    expert: numbers of its expert instances.
+    """
 
     name: str
     attention: tuple[int, ...]
@@ -114,19 +118,20 @@ def assign(shape: PoolShape, requests: Sequence[HostRequest]) -> tuple[HostShare
     return tuple(shares)
 
 
-def nodes(shares: Sequence[HostShare]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """([attention instances], [expert instances]) number of the host that runs each."""
-    attention = {index: node for node, share in enumerate(shares) for index in share.attention}
-    expert = {index: node for node, share in enumerate(shares) for index in share.expert}
-    return (
-        tuple(attention[index] for index in sorted(attention)),
-        tuple(expert[index] for index in sorted(expert)),
+def first_membership(shares: Sequence[HostShare], placement_epoch: int) -> Membership:
+    """The pools that a run starts with; ranks ascend with the numbers of the instances."""
+    host = {instance: number for number, s in enumerate(shares) for instance in s.instances}
+    members = sorted(host, key=lambda instance: instance.number)
+    attention = tuple(instance for instance in members if instance.pool == "attention")
+    expert = tuple(instance for instance in members if instance.pool == "expert")
+    return Membership(
+        generation=0,
+        attention=attention,
+        expert=expert,
+        attention_hosts=tuple(host[instance] for instance in attention),
+        expert_hosts=tuple(host[instance] for instance in expert),
+        placement_epoch=placement_epoch,
     )
-
-
-def host_of(instance: InstanceId, shares: Sequence[HostShare]) -> HostShare:
-    """The host that runs an instance."""
-    return next(share for share in shares if instance in share.instances)
 
 
 def _even_counts(shape: PoolShape, num_hosts: int) -> list[tuple[int, int]]:

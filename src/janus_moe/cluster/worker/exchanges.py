@@ -21,7 +21,7 @@ def open_exchanges(
     config = setup.config
     match config.transport:
         case "loopback":
-            return (LoopbackExchange(config.shape, setup.epoch),)
+            return (LoopbackExchange(setup.membership.shape, setup.membership.placement_epoch),)
         case "shm":
             return tuple(ShmRegion.attach(address) for address in shm)
         case "gloo":
@@ -37,15 +37,15 @@ def open_exchanges(
 
 
 def _dist_layout(setup: Setup) -> DistLayout:
-    config = setup.config
+    config, membership = setup.config, setup.membership
     return DistLayout(
-        shape=config.shape,
+        shape=membership.shape,
         hidden_size=setup.spec.hidden_size,
         dtype=setup.spec.dtype,
         max_tokens=config.max_num_batched_tokens,
-        epoch=setup.epoch,
-        attention_nodes=setup.attention_nodes,
-        expert_nodes=setup.expert_nodes,
+        epoch=membership.placement_epoch,
+        attention_nodes=membership.attention_hosts,
+        expert_nodes=membership.expert_hosts,
         plan=config.exchange,
         links=setup.links,
     )

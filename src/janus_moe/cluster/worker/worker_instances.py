@@ -114,10 +114,9 @@ def build_instances(
 def _computing_here(setup: Setup) -> int:
     """Instances on this worker's host that may compute at once: those of the larger pool, because
     the pools take turns; all of them with several micro-batches."""
-    first = setup.instances[0]
-    pools = (setup.attention_nodes, setup.expert_nodes)
-    here = pools[first.pool == "expert"][first.number]
-    sizes = [nodes.count(here) for nodes in pools]
+    members = setup.membership
+    here = members.host_of(setup.instances[0])
+    sizes = [hosts.count(here) for hosts in (members.attention_hosts, members.expert_hosts)]
     return sum(sizes) if setup.config.num_micro_batches > 1 else max(sizes)
 
 
@@ -133,7 +132,9 @@ class _Builder:
         self._device = torch.device(setup.config.device)
         self._checkpoint = Checkpoint.open(Path(setup.checkpoint))
         self._placement = Placement(
-            epoch=setup.epoch, num_experts=setup.spec.moe.num_experts, slots=setup.slots
+            epoch=setup.membership.placement_epoch,
+            num_experts=setup.spec.moe.num_experts,
+            slots=setup.slots,
         )
         self._exchanges = exchanges
         # A waiter may spin when its own core is not wanted by those it waits for.
