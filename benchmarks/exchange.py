@@ -28,7 +28,7 @@ from benchmarks.hosts import Host, Link, network
 from benchmarks.transport import measure_shm
 
 from janus_moe.errors import ExchangeClosed
-from janus_moe.spec import InstanceId, PoolShape
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName, InstanceId, PoolShape
 from janus_moe.transport import (
     AttentionPort,
     DistExchange,
@@ -36,7 +36,6 @@ from janus_moe.transport import (
     ReplyMetadata,
     WaitRule,
 )
-from janus_moe.transport.exchange_plans import PLAN_NAMES, PlanName
 from janus_moe.transport.exchange_plans.counts import RowBytes, closed_form
 from janus_moe.transport.network.rendezvous import FolderRendezvous
 
@@ -141,7 +140,7 @@ def nodes_of(options: argparse.Namespace) -> Iterator[list[Host]]:
 def measure_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     shape = PoolShape(attention=len(options.attention), expert=len(options.experts))
     seconds: dict[tuple[str, int], list[float]] = {}
-    plans: list[PlanName] = options.plans
+    plans: list[ExchangePlanName] = options.plans
     layouts: dict[str, DistLayout] = {
         plan: DistLayout(
             shape=shape,
@@ -177,7 +176,7 @@ def measure_all(options: argparse.Namespace) -> list[dict[str, Any]]:
         if name in layouts:
             row_bytes = RowBytes(4 * options.hidden, 4 * options.hidden)
             topology = layouts[name].topology
-            plan = cast(PlanName, layouts[name].plan)
+            plan = cast(ExchangePlanName, layouts[name].plan)
             both = closed_form(plan, topology, (tokens,) * shape.attention, row_bytes)
             row["inter_kB"] = sum(counts.inter_bytes for counts in both) // 1000
         rows.append(row)
@@ -189,7 +188,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="JSON with machine, commit and all figures")
     parser.add_argument("--attention", type=int, nargs="+", default=[0, 0], help="node of each")
     parser.add_argument("--experts", type=int, nargs="+", default=[1, 1], help="node of each")
-    parser.add_argument("--plans", nargs="+", choices=PLAN_NAMES, default=list(PLAN_NAMES))
+    parser.add_argument("--plans", nargs="+", choices=EXCHANGE_PLANS, default=list(EXCHANGE_PLANS))
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 64, 256])
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--rate-gbps", type=float, help="of every node's link")

@@ -28,9 +28,9 @@ from benchmarks.exchange_adaptive import DTYPE, HIDDEN, layout_of
 from benchmarks.hosts import HostsUnavailable, Link, network
 
 from janus_moe.profiling.exchange_times import distinct_plans, spread
-from janus_moe.spec import InstanceId
+from janus_moe.spec import ExchangePlanName, InstanceId
 from janus_moe.transport import DistLayout, Ticket
-from janus_moe.transport.exchange_plans import Demand, EveryRow, ExchangePlan, PlanName, RoutedRows
+from janus_moe.transport.exchange_plans import Demand, EveryRow, ExchangePlan, RoutedRows
 from janus_moe.transport.host_memory.handshake import connect_host_peers
 from janus_moe.transport.network.executor import BoundProgram, Executor
 from janus_moe.transport.network.gloo import GlooChannel
@@ -76,7 +76,7 @@ class Node:
         self.notes = [0] * (3 * layout.shape.expert)
         self.step = 0
 
-    def programs(self, plan: PlanName, demand: Demand) -> tuple[BoundProgram, BoundProgram]:
+    def programs(self, plan: ExchangePlanName, demand: Demand) -> tuple[BoundProgram, BoundProgram]:
         exchange = ExchangePlan(plan, self.topology, demand)
         dispatch, reply = exchange.dispatch(self.rank), exchange.reply(self.rank)
         return self.executor.bind(dispatch), self.executor.bind(reply)
@@ -105,7 +105,7 @@ def live(order: Order) -> None:
     for batch in order.batches:
         tokens = spread(batch, order.layout.shape.attention)
         draw = np.random.default_rng(batch)
-        variants: dict[tuple[PlanName, str], list[tuple[BoundProgram, BoundProgram]]] = {}
+        variants: dict[tuple[ExchangePlanName, str], list[tuple[BoundProgram, BoundProgram]]] = {}
         for plan in distinct_plans(order.layout):
             variants[plan, "egate"] = [node.programs(plan, EveryRow(tokens))]
         for _ in range(ROUTINGS):
@@ -123,7 +123,7 @@ def live(order: Order) -> None:
         if node.rank == 0:
             node.meeting.put(f"rounds {batch}", str(rounds).encode())
         rounds = int(node.meeting.get(f"rounds {batch}", TIMEOUT_S))
-        seconds: dict[tuple[PlanName, str], list[float]] = {key: [] for key in variants}
+        seconds: dict[tuple[ExchangePlanName, str], list[float]] = {key: [] for key in variants}
         for number in range(rounds):
             for key, choices in variants.items():
                 seconds[key].append(node.exchange(choices[number % len(choices)]))

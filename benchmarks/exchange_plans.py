@@ -17,13 +17,8 @@ from typing import Any
 import numpy as np
 from benchmarks.common import machine_facts, print_table, write_json
 
-from janus_moe.transport.exchange_plans import (
-    PLAN_NAMES,
-    EveryRow,
-    ExchangePlan,
-    RoutedRows,
-    Topology,
-)
+from janus_moe.spec import EXCHANGE_PLANS
+from janus_moe.transport.exchange_plans import EveryRow, ExchangePlan, RoutedRows, Topology
 from janus_moe.transport.exchange_plans.counts import RowBytes, closed_form
 
 TOPOLOGIES = {
@@ -50,7 +45,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
         tokens = (TOKENS,) * topology.num_attention
         shape = (TOKENS, TOP_K)
         routing = [generator.integers(0, topology.num_experts, shape) for _ in tokens]
-        for plan in PLAN_NAMES:
+        for plan in EXCHANGE_PLANS:
             exchange = ExchangePlan(plan, topology, EveryRow(tokens))
             rank = topology.expert_rank(0)
             row_bytes = RowBytes(dispatch=2, reply=4)

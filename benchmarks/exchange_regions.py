@@ -20,7 +20,8 @@ from benchmarks.common import machine_facts, write_json
 from benchmarks.pictures import picture
 
 from janus_moe.planner.latency import LinkModel, device_profile
-from janus_moe.transport.exchange_plans import PLAN_NAMES, Topology
+from janus_moe.spec import EXCHANGE_PLANS
+from janus_moe.transport.exchange_plans import Topology
 from janus_moe.transport.exchange_plans.counts import RowBytes
 from janus_moe.transport.network.plan_selection import predicted_times
 
@@ -46,7 +47,7 @@ def regions(links: LinkModel, hidden: int) -> list[dict[str, Any]]:
                 {
                     "expert_hosts": hosts,
                     "tokens": batch,
-                    "best": PLAN_NAMES[order[0]],
+                    "best": EXCHANGE_PLANS[order[0]],
                     "us": round(1e6 * times[order[0]], 1),
                     "second_over_best": round(second / times[order[0]], 3),
                     "1pc_over_best": round(times[0] / times[order[0]], 3),
@@ -71,7 +72,11 @@ def draw(path: Path, panels: list[tuple[str, list[dict[str, Any]]]]) -> None:
         for axis, (title, rows) in zip(axes[0], panels, strict=True):
             grid = np.array(
                 [
-                    [PLAN_NAMES.index(row["best"]) for row in rows if row["expert_hosts"] == hosts]
+                    [
+                        EXCHANGE_PLANS.index(row["best"])
+                        for row in rows
+                        if row["expert_hosts"] == hosts
+                    ]
                     for hosts in HOSTS
                 ]
             )
@@ -93,7 +98,9 @@ def draw(path: Path, panels: list[tuple[str, list[dict[str, Any]]]]) -> None:
             axis.set_xlabel("tokens of all attention instances")
             axis.set_ylabel("expert hosts (4 instances each)")
             axis.set_title(title, fontsize=10)
-        handles = [Patch(color=c, label=name) for c, name in zip(COLOURS, PLAN_NAMES, strict=True)]
+        handles = [
+            Patch(color=c, label=name) for c, name in zip(COLOURS, EXCHANGE_PLANS, strict=True)
+        ]
         figure.legend(handles=handles, ncols=4, loc="lower center", fontsize=9)
         figure.suptitle("Fastest plan; numbers: time of 1pc over it", fontsize=11)
 

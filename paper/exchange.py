@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from janus_moe.planner.latency import LinkModel
 from janus_moe.planner.latency.links import METADATA_BYTES
 from janus_moe.planner.latency.models import ModelFacts
+from janus_moe.spec import ExchangePlanName
 from janus_moe.transport.exchange_plans import (
     EveryRow,
     ExchangePlan,
     Message,
-    PlanName,
     RoutedRows,
     Topology,
     header_bytes,
@@ -50,7 +50,7 @@ def filled(num_attention: int, num_expert: int) -> Topology:
 
 
 def exchange(
-    plan: PlanName,
+    plan: ExchangePlanName,
     topology: Topology,
     batch: int,
     model: ModelFacts,

@@ -10,7 +10,7 @@ import numpy as np
 
 from janus_moe.policy.activation import Policy, Scheduler
 from janus_moe.policy.placement import PlacementMethod
-from janus_moe.transport.exchange_plans import PlanName
+from janus_moe.spec import ExchangePlanName
 from paper.exchange import Exchange, exchange, filled
 from paper.figure import Axes, Comparison, Data
 from paper.routing import Amax, like_paper
@@ -27,13 +27,13 @@ BASIS = (
 )
 PANELS = (1, 2)
 SHAPES, BATCHES = ((8, 24), (4, 8)), (256, 512)
-TWO_PHASE: tuple[PlanName, ...] = ("2pc-direct", "2pc-relay", "2pc-sharded")
+TWO_PHASE: tuple[ExchangePlanName, ...] = ("2pc-direct", "2pc-relay", "2pc-sharded")
 
 
 class Variant(NamedTuple):
     """plans: the fastest is taken. policy, method: of replicas."""
 
-    plans: tuple[PlanName, ...]
+    plans: tuple[ExchangePlanName, ...]
     gating: str
     policy: Policy
     method: PlacementMethod

@@ -13,10 +13,9 @@ import msgspec
 from msgspec import Meta
 
 from janus_moe.errors import ConfigError
-from janus_moe.spec import PoolShape
+from janus_moe.spec import ExchangePlanName, PoolShape
 
 TransportName = Literal["auto", "loopback", "shm", "gloo"]
-ExchangeName = Literal["auto", "1pc", "2pc-direct", "2pc-relay", "2pc-sharded"]
 ActivationPolicy = Literal["exact", "aebs", "metro", "random", "token-split", "token-aware"]
 
 
@@ -74,7 +73,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(description="loopback: one process; shm: one host; gloo: TCP; auto: by shape, hosts"),
     ] = "auto"
     exchange: Annotated[
-        ExchangeName,
+        Literal["auto", ExchangePlanName],
         Meta(description="plan of the messages between hosts; auto: chosen for each batch"),
     ] = "auto"
     exchange_profile: Annotated[

@@ -6,7 +6,7 @@ knows nothing of torch, files, processes or HTTP.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -14,6 +14,10 @@ from janus_moe.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16"]
 Pool = Literal["attention", "expert"]
+ExchangePlanName = Literal["1pc", "2pc-direct", "2pc-relay", "2pc-sharded"]
+"""Which messages an exchange between the pools consists of; docs/transport.md has the plans."""
+
+EXCHANGE_PLANS: tuple[ExchangePlanName, ...] = get_args(ExchangePlanName)
 
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2}
 

@@ -29,7 +29,7 @@ from janus_moe.errors import (
     ExchangeTimeout,
     RoutingDivergence,
 )
-from janus_moe.spec import InstanceId, PoolShape
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName, InstanceId, PoolShape
 from janus_moe.transport import (
     AttentionPort,
     Combined,
@@ -43,7 +43,6 @@ from janus_moe.transport import (
     WaitRule,
     Work,
 )
-from janus_moe.transport.exchange_plans import PLAN_NAMES, PlanName
 from janus_moe.transport.network.channel import LocalNetwork
 from janus_moe.transport.network.exchange import ChannelExchange, DistExchange, DistLayout
 from janus_moe.transport.network.rendezvous import MemoryRendezvous
@@ -53,8 +52,8 @@ MAX_TOKENS = 64
 PATIENT = WaitRule(timeout_s=20.0)
 HASTY = WaitRule(timeout_s=0.5)
 SHARED = ("loopback-inline", "loopback-threads", "shm")  # all instances look at one board
-DIST = tuple(f"threads {plan}" for plan in (*PLAN_NAMES, "auto"))
-GLOO = tuple(f"{kind} {plan}" for kind in ("gloo", "hosts") for plan in (*PLAN_NAMES, "auto"))
+DIST = tuple(f"threads {plan}" for plan in (*EXCHANGE_PLANS, "auto"))
+GLOO = tuple(f"{kind} {plan}" for kind in ("gloo", "hosts") for plan in (*EXCHANGE_PLANS, "auto"))
 BACKENDS = (*SHARED, "threads 2pc-direct", "hosts 2pc-relay")
 APART = ("loopback-threads", "shm", "threads 2pc-direct", "hosts 2pc-relay")  # nobody inline
 
@@ -117,7 +116,7 @@ class Fleet:
             dtype="float32",
             attention_nodes=tuple(i % 2 for i in range(shape.attention)),
             expert_nodes=tuple(1 + (e * e) % 3 for e in range(shape.expert)),
-            plan=cast(PlanName, plan),
+            plan=cast(ExchangePlanName, plan),
             within_nodes="gloo" if kind == "gloo" else "memory",
         )
         instances = [InstanceId(pool="attention", number=i) for i in range(shape.attention)]

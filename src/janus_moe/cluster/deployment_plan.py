@@ -18,7 +18,7 @@ from janus_moe.cluster.activation_costs import with_costs
 from janus_moe.cluster.host_facts import HostFacts, host_facts
 from janus_moe.cluster.hosts.shares import HostShare, first_membership, whole
 from janus_moe.cluster.memory_budget import MemoryBudget
-from janus_moe.config import EngineConfig, ExchangeName, TransportName
+from janus_moe.config import EngineConfig, TransportName
 from janus_moe.errors import ConfigError
 from janus_moe.experts.scheduling import runs_on_device
 from janus_moe.model.checkpoint import Checkpoint, validate
@@ -33,7 +33,7 @@ from janus_moe.policy.placement import (
     validate_shape,
 )
 from janus_moe.policy.routing_trace import check_target
-from janus_moe.spec import InstanceId, Membership, ModelSpec, Pool
+from janus_moe.spec import ExchangePlanName, InstanceId, Membership, ModelSpec, Pool
 
 KV_SHARE = 0.4
 """Share of the memory left after the weights that "auto" gives to the KV caches."""
@@ -213,7 +213,7 @@ def _transport(config: EngineConfig, hosts: Sequence[Host], choices: list[str]) 
 
 def _exchange(
     config: EngineConfig, transport: TransportName, hosts: Sequence[Host], choices: list[str]
-) -> ExchangeName:
+) -> Literal["auto", ExchangePlanName]:
     """One phase where no host has two instances to aggregate for, else the adaptive choice."""
     if transport != "gloo":
         if config.exchange != "auto":

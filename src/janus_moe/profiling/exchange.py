@@ -25,9 +25,8 @@ from janus_moe.profiling.exchange_times import (
     fit_timed,
     spread,
 )
-from janus_moe.spec import InstanceId, Spec
+from janus_moe.spec import EXCHANGE_PLANS, InstanceId, Spec
 from janus_moe.transport import AttentionPort, DistExchange, DistLayout, ReplyMetadata, WaitRule
-from janus_moe.transport.exchange_plans import PLAN_NAMES
 from janus_moe.transport.network.plan_selection import FixedPlan, PlanChooser, PlanSource
 from janus_moe.transport.network.rendezvous import FolderRendezvous, Rendezvous
 
@@ -216,7 +215,7 @@ class _Driver:
         for variant in variants:
             plan = variant.removesuffix(AGAIN)
             if plan != "auto":
-                yield variant, FixedPlan(next(name for name in PLAN_NAMES if name == plan))
+                yield variant, FixedPlan(next(name for name in EXCHANGE_PLANS if name == plan))
             else:
                 yield variant, chooser
 

@@ -18,9 +18,9 @@ from janus_moe.planner.latency.link_fit import (
 )
 from janus_moe.planner.latency.link_profile import LinkProfile, MeasuredPlan
 from janus_moe.planner.latency.links import tcp_links
-from janus_moe.spec import Spec
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName, Spec
 from janus_moe.transport import DistLayout
-from janus_moe.transport.exchange_plans import PLAN_NAMES, PlanName, egate_plan
+from janus_moe.transport.exchange_plans import egate_plan
 from janus_moe.transport.exchange_plans.pricing import priced_counts
 from janus_moe.transport.network.plan_selection import lower_quartile, predicted_times
 
@@ -86,10 +86,10 @@ def spread(tokens: int, instances: int) -> tuple[int, ...]:
     return tuple(share + (index < rest) for index in range(instances))
 
 
-def distinct_plans(layout: DistLayout) -> list[PlanName]:
+def distinct_plans(layout: DistLayout) -> list[ExchangePlanName]:
     """Without those that do the same as an earlier one in this layout."""
     times = predicted_times(layout.topology, 64, layout.row_bytes, tcp_links())
-    return [plan for plan, seconds in zip(PLAN_NAMES, times, strict=True) if seconds < 1e9]
+    return [plan for plan, seconds in zip(EXCHANGE_PLANS, times, strict=True) if seconds < 1e9]
 
 
 def fit_timed(layout: DistLayout, timed: Sequence[Timed]) -> LinkFit:
@@ -124,6 +124,6 @@ def link_profile(layout: DistLayout, times: ExchangeTimes, machine: dict[str, st
 def as_measured(layout: DistLayout, timed: Timed) -> MeasuredExchange:
     """With the counts of its plan, which the cost model prices."""
     tokens = spread(timed.tokens, layout.shape.attention)
-    plan: PlanName = next(name for name in PLAN_NAMES if name == timed.variant)
+    plan: ExchangePlanName = next(name for name in EXCHANGE_PLANS if name == timed.variant)
     counts = priced_counts(egate_plan(plan, layout.topology, tokens), layout.row_bytes)
     return MeasuredExchange(counts=counts, seconds=timed.typical_s, group=str(timed.tokens))

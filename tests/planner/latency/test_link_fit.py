@@ -10,7 +10,8 @@ import pytest
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency.link_fit import TERMS, MeasuredExchange, exchange_seconds, fit_links
 from janus_moe.planner.latency.links import LinkModel
-from janus_moe.transport.exchange_plans import PLAN_NAMES, Topology, egate_plan
+from janus_moe.spec import EXCHANGE_PLANS
+from janus_moe.transport.exchange_plans import Topology, egate_plan
 from janus_moe.transport.exchange_plans.counts import RowBytes
 from janus_moe.transport.exchange_plans.pricing import priced_counts
 
@@ -36,7 +37,7 @@ def exchanges(truth: LinkModel, noise: float = 0.0) -> list[MeasuredExchange]:
     rng = np.random.default_rng(0)
     found = []
     for topology in TOPOLOGIES:
-        for plan in PLAN_NAMES:
+        for plan in EXCHANGE_PLANS:
             for batch in (4, 32, 256):
                 each = (batch // topology.num_attention,) * topology.num_attention
                 counts = priced_counts(egate_plan(plan, topology, each), RowBytes(2048, 4096))

@@ -9,24 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.transport.exchange_plans.interpreter import demands, topologies
 
-from janus_moe.transport.exchange_plans import (
-    PLAN_NAMES,
-    Demand,
-    EveryRow,
-    ExchangePlan,
-    PlanName,
-    Topology,
-)
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
+from janus_moe.transport.exchange_plans import Demand, EveryRow, ExchangePlan, Topology
 from janus_moe.transport.exchange_plans.counts import RowBytes, closed_form, count
 
-plans = pytest.mark.parametrize("plan", PLAN_NAMES)
+plans = pytest.mark.parametrize("plan", EXCHANGE_PLANS)
 
 
 @plans
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), hidden=st.integers(1, 99))
 def test_closed_forms_equal_the_counted_messages(
-    plan: PlanName, data: st.DataObject, hidden: int
+    plan: ExchangePlanName, data: st.DataObject, hidden: int
 ) -> None:
     topology = data.draw(topologies())
     tokens = data.draw(
@@ -43,7 +37,7 @@ def test_closed_forms_equal_the_counted_messages(
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_programs_send_and_receive_exactly_the_listed_messages(
-    plan: PlanName, data: st.DataObject
+    plan: ExchangePlanName, data: st.DataObject
 ) -> None:
     topology = data.draw(topologies())
     demand: Demand = data.draw(demands(topology, max_tokens=60))
@@ -63,7 +57,9 @@ def test_an_example_in_numbers() -> None:
     """2 attention nodes of 2 instances, 2 expert nodes of 2, 8 rows each, as in the docs."""
     topology = Topology((0, 0, 1, 1), (2, 2, 3, 3))
     row_bytes = RowBytes(dispatch=100, reply=200)
-    figures = {plan: closed_form(plan, topology, (8, 8, 8, 8), row_bytes)[0] for plan in PLAN_NAMES}
+    figures = {
+        plan: closed_form(plan, topology, (8, 8, 8, 8), row_bytes)[0] for plan in EXCHANGE_PLANS
+    }
     inter = {plan: (c.inter_messages, c.inter_bytes) for plan, c in figures.items()}
     assert inter == {
         "1pc": (16, 16 * 864),

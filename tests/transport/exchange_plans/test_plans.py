@@ -12,20 +12,19 @@ from hypothesis import strategies as st
 from tests.transport.exchange_plans.interpreter import WIDTH, Array, demands, run, topologies
 
 from janus_moe.errors import ConfigError
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
 from janus_moe.transport import exchange_plans as plans_package
 from janus_moe.transport.exchange_plans import (
-    PLAN_NAMES,
     Demand,
     EveryRow,
     ExchangePlan,
-    PlanName,
     RoutedRows,
     Topology,
     egate_programs,
     header_bytes,
 )
 
-plans = pytest.mark.parametrize("plan", PLAN_NAMES)
+plans = pytest.mark.parametrize("plan", EXCHANGE_PLANS)
 
 
 def values(num_rows: int, seed: int) -> Array:
@@ -65,18 +64,18 @@ def add_up(terms: list[Array]) -> Array:
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_experts_see_their_rows_and_owners_get_the_plain_sum(
-    plan: PlanName, data: st.DataObject
+    plan: ExchangePlanName, data: st.DataObject
 ) -> None:
     topology = data.draw(topologies())
     check_an_exchange(plan, topology, data.draw(demands(topology, max_tokens=40)))
 
 
 @plans
-def test_sums_of_an_owner_whose_rows_are_in_two_shards(plan: PlanName) -> None:
+def test_sums_of_an_owner_whose_rows_are_in_two_shards(plan: ExchangePlanName) -> None:
     check_an_exchange(plan, Topology((1, 1), (0, 1, 1)), EveryRow((1, 3)))
 
 
-def check_an_exchange(plan: PlanName, topology: Topology, demand: Demand) -> None:
+def check_an_exchange(plan: ExchangePlanName, topology: Topology, demand: Demand) -> None:
     exchange = ExchangePlan(plan, topology, demand)
     ranks = range(topology.num_ranks)
     hidden = values(sum(demand.tokens), 1)
@@ -103,7 +102,7 @@ def check_an_exchange(plan: PlanName, topology: Topology, demand: Demand) -> Non
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_idle_instances_have_nothing_to_do_and_replies_carry_all_notes(
-    plan: PlanName, data: st.DataObject
+    plan: ExchangePlanName, data: st.DataObject
 ) -> None:
     topology = data.draw(topologies())
     tokens = data.draw(st.tuples(*[st.integers(0, 9)] * topology.num_attention))
@@ -119,7 +118,7 @@ def test_idle_instances_have_nothing_to_do_and_replies_carry_all_notes(
 
 
 @plans
-def test_every_row_crosses_each_link_between_nodes_once(plan: PlanName) -> None:
+def test_every_row_crosses_each_link_between_nodes_once(plan: ExchangePlanName) -> None:
     """Two nodes of two attention instances each, three of two experts each."""
     topology = Topology((0, 0, 1, 1), (2, 2, 3, 3, 4, 4))
     exchange = ExchangePlan(plan, topology, EveryRow((5, 3, 2, 4)))

@@ -7,13 +7,8 @@ from hypothesis import strategies as st
 from tests.transport.exchange_plans.interpreter import topologies
 
 from janus_moe.planner.latency.links import ExchangeCounts
-from janus_moe.transport.exchange_plans import (
-    PLAN_NAMES,
-    PlanName,
-    Topology,
-    egate_plan,
-    header_bytes,
-)
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
+from janus_moe.transport.exchange_plans import Topology, egate_plan, header_bytes
 from janus_moe.transport.exchange_plans.counts import RowBytes, closed_form
 from janus_moe.transport.exchange_plans.pricing import priced_counts
 
@@ -21,7 +16,7 @@ TWO_BY_TWO = Topology((0, 0), (1, 1))
 ROW = RowBytes(dispatch=100, reply=200)
 
 
-def dispatch(plan: PlanName) -> ExchangeCounts:
+def dispatch(plan: ExchangePlanName) -> ExchangeCounts:
     return priced_counts(egate_plan(plan, TWO_BY_TWO, (8, 8)), ROW)[0]
 
 
@@ -51,9 +46,9 @@ def test_two_phases_gather_send_once_and_spread() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data(), st.sampled_from(PLAN_NAMES))
+@given(st.data(), st.sampled_from(EXCHANGE_PLANS))
 def test_totals_and_busiest_links_are_those_of_the_closed_forms(
-    data: st.DataObject, plan: PlanName
+    data: st.DataObject, plan: ExchangePlanName
 ) -> None:
     topology = data.draw(topologies())
     tokens = data.draw(st.tuples(*[st.integers(0, 64)] * topology.num_attention))

@@ -18,16 +18,9 @@ from tests.transport.host_memory.host_peers_of_threads import met
 from torch import Tensor
 
 from janus_moe.errors import ExchangeClosed, ExchangeError, ExchangeTimeout, PeerLost
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
 from janus_moe.transport.base import ReplyMetadata, Ticket
-from janus_moe.transport.exchange_plans import (
-    PLAN_NAMES,
-    Demand,
-    EveryRow,
-    ExchangePlan,
-    PlanName,
-    RoutedRows,
-    Topology,
-)
+from janus_moe.transport.exchange_plans import Demand, EveryRow, ExchangePlan, RoutedRows, Topology
 from janus_moe.transport.exchange_plans.counts import RowBytes, count
 from janus_moe.transport.host_memory.host_peers import HostPeers, NoHostPeers
 from janus_moe.transport.network.channel import Channel, LocalNetwork
@@ -112,7 +105,7 @@ def partial_sums(batch: Tensor, expert: int) -> Tensor:
 
 def check_an_exchange(
     backend: str,
-    plan: PlanName,
+    plan: ExchangePlanName,
     topology: Topology,
     demand: Demand,
     layers: int = 2,
@@ -169,35 +162,39 @@ def recorder(seen: list[tuple[int, str, int]], rank: int) -> Record:
     return record
 
 
-@pytest.mark.parametrize("plan", PLAN_NAMES)
+@pytest.mark.parametrize("plan", EXCHANGE_PLANS)
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_every_plan_among_threads_gives_the_plain_sum(plan: PlanName, data: st.DataObject) -> None:
+def test_every_plan_among_threads_gives_the_plain_sum(
+    plan: ExchangePlanName, data: st.DataObject
+) -> None:
     topology = data.draw(topologies())
     check_an_exchange("local", plan, topology, data.draw(demands(topology, max_tokens=40)))
 
 
-@pytest.mark.parametrize("plan", PLAN_NAMES)
+@pytest.mark.parametrize("plan", EXCHANGE_PLANS)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_every_plan_in_memory_of_neighbours_gives_the_plain_sum(
-    plan: PlanName, data: st.DataObject
+    plan: ExchangePlanName, data: st.DataObject
 ) -> None:
     """Between nodes through channels, within nodes in memory that instances share."""
     topology = data.draw(topologies())
     check_an_exchange("near", plan, topology, data.draw(demands(topology, max_tokens=40)), 3)
 
 
-@pytest.mark.parametrize("plan", PLAN_NAMES)
-def test_every_plan_over_gloo_gives_the_plain_sum(plan: PlanName) -> None:
+@pytest.mark.parametrize("plan", EXCHANGE_PLANS)
+def test_every_plan_over_gloo_gives_the_plain_sum(plan: ExchangePlanName) -> None:
     topology = Topology((0, 0, 1), (1, 2, 2, 3))
     check_an_exchange("gloo", plan, topology, EveryRow((3, 40, 5)), layers=20)
 
 
-@pytest.mark.parametrize("plan", PLAN_NAMES)
+@pytest.mark.parametrize("plan", EXCHANGE_PLANS)
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
-def test_moves_of_tensors_equal_those_of_arrays(plan: PlanName, data: st.DataObject) -> None:
+def test_moves_of_tensors_equal_those_of_arrays(
+    plan: ExchangePlanName, data: st.DataObject
+) -> None:
     """What runs on devices, tried on the CPU."""
     topology = data.draw(topologies())
     demand = data.draw(demands(topology, max_tokens=20))
@@ -207,9 +204,9 @@ def test_moves_of_tensors_equal_those_of_arrays(plan: PlanName, data: st.DataObj
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("plan", PLAN_NAMES)
+@pytest.mark.parametrize("plan", EXCHANGE_PLANS)
 @pytest.mark.parametrize("agate", (False, True))
-def test_every_plan_runs_on_device_tensors(plan: PlanName, agate: bool) -> None:
+def test_every_plan_runs_on_device_tensors(plan: ExchangePlanName, agate: bool) -> None:
     topology = Topology((0, 0, 1), (1, 2, 2, 3))
     demand: Demand = EveryRow((3, 40, 5))
     if agate:

@@ -7,15 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from janus_moe.spec import InstanceId, PoolShape
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName, InstanceId, PoolShape
 from janus_moe.transport import AttentionPort, WaitRule
-from janus_moe.transport.exchange_plans import PLAN_NAMES, PlanName
 from janus_moe.transport.network.channel import LocalNetwork
 from janus_moe.transport.network.exchange import ChannelExchange, DistLayout
 
 
-@pytest.mark.parametrize("plan", PLAN_NAMES)
-def test_dispatch_waits_for_no_other_node(plan: PlanName) -> None:
+@pytest.mark.parametrize("plan", EXCHANGE_PLANS)
+def test_dispatch_waits_for_no_other_node(plan: ExchangePlanName) -> None:
     """On this network a send is over when its receive is posted, and no expert ever posts one."""
     layout = DistLayout(
         shape=PoolShape(attention=4, expert=3),

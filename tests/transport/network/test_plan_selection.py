@@ -14,9 +14,9 @@ import torch
 from janus_moe.errors import ConfigError, ExchangeClosed
 from janus_moe.planner.latency.links import tcp_links
 from janus_moe.policy.exchange_choice import NUM_BUCKETS, ChoiceRule, pack
-from janus_moe.spec import InstanceId, PoolShape
+from janus_moe.spec import EXCHANGE_PLANS, InstanceId, PoolShape
 from janus_moe.transport import AttentionPort, Combined, ReplyMetadata, WaitRule
-from janus_moe.transport.exchange_plans import PLAN_NAMES, Topology
+from janus_moe.transport.exchange_plans import Topology
 from janus_moe.transport.exchange_plans.counts import RowBytes
 from janus_moe.transport.lockstep.control_block import ControlBlock, control_block_bytes
 from janus_moe.transport.network.channel import LocalNetwork
@@ -115,7 +115,7 @@ def test_plans_may_change_with_every_step_and_all_instances_follow_the_first() -
         plans = {combined.plan for instance in history for combined in instance[step]}
         assert len(plans) == any(schedule[step])
         used |= plans
-    assert used == set(PLAN_NAMES)
+    assert used == set(EXCHANGE_PLANS)
     observed = [sum(counts) for counts in schedule[:-1] if counts[0]]
     assert [tokens for tokens, _ in source.seen] == observed[: len(source.seen)]
     assert len(source.seen) >= len(observed) - 1 and all(s > 0 for _, s in source.seen)
@@ -136,7 +136,7 @@ def test_the_board_keeps_the_plans_of_two_steps() -> None:
 
 
 def test_a_fixed_plan_is_that_of_every_batch() -> None:
-    for plan in PLAN_NAMES:
+    for plan in EXCHANGE_PLANS:
         assert {plan_in(FixedPlan(plan).word, tokens) for tokens in (0, 1, 77, 10**6)} == {plan}
 
 
@@ -158,7 +158,7 @@ def test_times_of_fewer_tokens_are_those_of_a_full_batch_but_for_the_tokens() ->
     """As the cost model grows, so that a batch that fills up looks neither slower nor faster."""
     topology = Topology((0, 0), (1, 1))
     chooser = PlanChooser(topology, ROW, tcp_links())
-    plan = PLAN_NAMES.index(plan_in(chooser.word, 600))
+    plan = EXCHANGE_PLANS.index(plan_in(chooser.word, 600))
     low, high = (chooser.predicted[bucket][plan] for bucket in (9, 10))
     chooser.observe(768, (low + high) / 2)
     assert chooser.choices[10].times[plan] == pytest.approx((high,))
@@ -166,7 +166,7 @@ def test_times_of_fewer_tokens_are_those_of_a_full_batch_but_for_the_tokens() ->
 
 def test_plans_that_do_the_same_are_one() -> None:
     times = predicted_times(Topology((0, 0), (1, 1)), 64, ROW, tcp_links())
-    assert math.isinf(times[PLAN_NAMES.index("2pc-relay")])
+    assert math.isinf(times[EXCHANGE_PLANS.index("2pc-relay")])
     alone = predicted_times(Topology((0,), (0,)), 64, ROW, tcp_links())
     assert sum(map(math.isfinite, alone)) == 1
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from janus_moe.planner.latency.arrays import Array, Numbers
 from janus_moe.planner.latency.coefficients import LinkLaw
 from janus_moe.planner.latency.devices import DeviceProfile
 from janus_moe.planner.latency.estimate import Confidence, weakest
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
 
-ExchangePlanName = Literal["1pc", "2pc-direct", "2pc-relay", "2pc-sharded"]
 Gating = Literal["egate", "agate"]
 
 LINK_EFFICIENCY = 0.8
@@ -175,9 +175,9 @@ def exchange_counts(
     EGate: every expert instance gets every row. AGate: an instance gets the rows that are routed
     to it, of uniform routing. The way back mirrors the way there, with partial sums in float32.
     """
-    if plan not in get_args(ExchangePlanName):
+    if plan not in EXCHANGE_PLANS:
         raise ConfigError(
-            f"there is no exchange plan {plan!r}; plans are {', '.join(get_args(ExchangePlanName))}"
+            f"there is no exchange plan {plan!r}; plans are {', '.join(EXCHANGE_PLANS)}"
         )
     n_a = np.asarray(layout.num_attention, np.float64)
     n_e = np.asarray(layout.num_expert, np.float64)

@@ -22,7 +22,6 @@ from janus_moe.planner.latency.devices import device_profile
 from janus_moe.planner.latency.estimate import Confidence, Estimate, weakest
 from janus_moe.planner.latency.links import (
     ExchangeCounts,
-    ExchangePlanName,
     Gating,
     LinkModel,
     NodeLayout,
@@ -43,6 +42,7 @@ from janus_moe.planner.latency.step import (
     StepParts,
 )
 from janus_moe.planner.latency.times import LawTimes, Times
+from janus_moe.spec import ExchangePlanName
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from janus_moe.planner.latency.links import ExchangePlanName, Gating
+from janus_moe.planner.latency.links import Gating
 from janus_moe.planner.search.activation import ReplicaPolicy
+from janus_moe.spec import ExchangePlanName
 
 Kind = Literal["pools", "monolithic"]
 

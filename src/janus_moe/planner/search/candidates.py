@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_moe.planner.latency.arrays import Array
-from janus_moe.planner.latency.links import ExchangePlanName, share_reached
+from janus_moe.planner.latency.links import share_reached
 from janus_moe.planner.latency.step import StepLoad
 from janus_moe.planner.search.activation import AmaxGrid
 from janus_moe.planner.search.prefill import MixedStep, StepTimes, step_times
 from janus_moe.planner.search.problem import PoolStyle, Problem
 from janus_moe.planner.search.shapes import Ints, with_prompts
+from janus_moe.spec import ExchangePlanName
 
 BLOCK = 64
 """Rows of the tables that are computed at once: their temporaries stay in the cache."""

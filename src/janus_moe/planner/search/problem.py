@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from janus_moe.errors import ConfigError
-from janus_moe.planner.latency.links import ExchangePlanName, Gating
+from janus_moe.planner.latency.links import Gating
 from janus_moe.planner.latency.oracle import Oracle
 from janus_moe.planner.search.activation import Activation, ReplicaPolicy
 from janus_moe.planner.search.memory import MemoryRules
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
 
 Objective = Literal["gpus", "price"]
 Prefill = Literal["included", "excluded"]
 
-ALL_PLANS: tuple[ExchangePlanName, ...] = ("1pc", "2pc-direct", "2pc-relay", "2pc-sharded")
 REDUNDANCIES = (1.0, 1.125, 1.25, 1.5)
 
 
@@ -109,7 +109,7 @@ class PoolStyle:
 
     policy: ReplicaPolicy = "exact"
     gating: Gating = "egate"
-    plans: tuple[ExchangePlanName, ...] = ALL_PLANS
+    plans: tuple[ExchangePlanName, ...] = EXCHANGE_PLANS
     micro_batches: tuple[int, ...] = (1, 2)
     slots: int | None = None
     redundancies: tuple[float, ...] = REDUNDANCIES

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_moe.planner.latency.arrays import Array, Numbers
-from janus_moe.planner.latency.links import ExchangePlanName
 from janus_moe.planner.latency.step import StepLoad
 from janus_moe.planner.search.activation import AmaxGrid
 from janus_moe.planner.search.memory import attention_need, expert_need, monolithic_need
 from janus_moe.planner.search.prefill import MixedStep, StepTimes, most_sequences, step_times
 from janus_moe.planner.search.problem import MonolithicStyle, PoolStyle, Problem
+from janus_moe.spec import ExchangePlanName
 
 Ints = NDArray[np.int64]
 

@@ -8,12 +8,13 @@ from functools import cached_property
 import numpy as np
 
 from janus_moe.planner.latency.arrays import Array
-from janus_moe.planner.latency.links import ExchangePlanName, share_reached
+from janus_moe.planner.latency.links import share_reached
 from janus_moe.planner.latency.step import StepLoad
 from janus_moe.planner.search.activation import AmaxGrid
 from janus_moe.planner.search.candidates import stacked
 from janus_moe.planner.search.prefill import MixedStep, StepTimes, step_times
 from janus_moe.planner.search.shapes import Ints, Pools, with_prompts
+from janus_moe.spec import ExchangePlanName
 
 
 @dataclass(frozen=True, eq=False)

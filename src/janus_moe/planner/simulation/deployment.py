@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle
-from janus_moe.planner.latency.links import ExchangePlanName, Gating
+from janus_moe.planner.latency.links import Gating
 from janus_moe.planner.simulation.amax import PoolAmax, placement_of
 from janus_moe.planner.simulation.state import BatchLimits
 from janus_moe.planner.simulation.step_table import (
@@ -20,6 +20,7 @@ from janus_moe.planner.simulation.step_table import (
     tabulate_attention,
 )
 from janus_moe.policy.activation import Policy
+from janus_moe.spec import ExchangePlanName
 
 MEMORY_SHARE = 0.9
 """Of a GPU's memory for weights and KV; the rest is for activations, graphs and the allocator."""

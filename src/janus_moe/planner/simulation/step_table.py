@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle
-from janus_moe.planner.latency.links import ExchangePlanName, Gating
+from janus_moe.planner.latency.links import Gating
 from janus_moe.planner.latency.prompts import pair_cost
+from janus_moe.spec import ExchangePlanName
 
 Array = NDArray[np.float64]
 

@@ -5,17 +5,14 @@ Without torch, without sockets: executors carry the programs out, cost models co
 
 from janus_moe.transport.exchange_plans.building import ExchangePlan, egate_plan, egate_programs
 from janus_moe.transport.exchange_plans.demand import Demand, EveryRow, RoutedRows
-from janus_moe.transport.exchange_plans.groups import PLAN_NAMES, PlanName
 from janus_moe.transport.exchange_plans.program import Message, Program, header_bytes
 from janus_moe.transport.exchange_plans.topology import Topology
 
 __all__ = [
-    "PLAN_NAMES",
     "Demand",
     "EveryRow",
     "ExchangePlan",
     "Message",
-    "PlanName",
     "Program",
     "RoutedRows",
     "Topology",

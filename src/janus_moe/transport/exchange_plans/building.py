@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from janus_moe.spec import ExchangePlanName
 from janus_moe.transport.exchange_plans.compiling import dispatch_program, reply_program
 from janus_moe.transport.exchange_plans.demand import Batch, Demand, EveryRow
-from janus_moe.transport.exchange_plans.groups import PlanName, make_groups
+from janus_moe.transport.exchange_plans.groups import make_groups
 from janus_moe.transport.exchange_plans.messages import dispatch_messages, reply_messages
 from janus_moe.transport.exchange_plans.program import Message, Program
 from janus_moe.transport.exchange_plans.topology import Topology
@@ -20,7 +21,7 @@ class ExchangePlan:
     dispatches, replies: all messages of each direction, by stage. Programs are written on demand.
     """
 
-    def __init__(self, plan: PlanName, topology: Topology, demand: Demand) -> None:
+    def __init__(self, plan: ExchangePlanName, topology: Topology, demand: Demand) -> None:
         self.plan = plan
         self.batch = Batch(topology, demand)
         self._groups = make_groups(plan, self.batch)
@@ -35,14 +36,14 @@ class ExchangePlan:
 
 
 @lru_cache(_KEPT)
-def egate_plan(plan: PlanName, topology: Topology, tokens: tuple[int, ...]) -> ExchangePlan:
+def egate_plan(plan: ExchangePlanName, topology: Topology, tokens: tuple[int, ...]) -> ExchangePlan:
     """The exchange with gating on the expert side; tokens: [attention instances]."""
     return ExchangePlan(plan, topology, EveryRow(tokens))
 
 
 @lru_cache(_KEPT)
 def egate_programs(
-    plan: PlanName, topology: Topology, tokens: tuple[int, ...], rank: int
+    plan: ExchangePlanName, topology: Topology, tokens: tuple[int, ...], rank: int
 ) -> tuple[Program, Program]:
     """(dispatch, reply) of one instance, with gating on the expert side."""
     exchange = egate_plan(plan, topology, tokens)

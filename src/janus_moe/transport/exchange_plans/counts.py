@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from janus_moe.transport.exchange_plans.groups import PlanName
+from janus_moe.spec import ExchangePlanName
 from janus_moe.transport.exchange_plans.program import Direction, Message, header_bytes
 from janus_moe.transport.exchange_plans.topology import Topology
 
@@ -111,7 +111,7 @@ def count(
 
 
 def closed_form(
-    plan: PlanName, topology: Topology, tokens: tuple[int, ...], row_bytes: RowBytes
+    plan: ExchangePlanName, topology: Topology, tokens: tuple[int, ...], row_bytes: RowBytes
 ) -> tuple[Counts, Counts]:
     """(dispatch, reply) with gating on the expert side; tokens: [attention instances]."""
     facts = _Facts(topology, tokens)
@@ -244,7 +244,7 @@ def _shifted(tokens: list[int]) -> tuple[int, int]:
     return len({*ends, *cuts} - {0}) - len(stay), total - sum(stay)
 
 
-_FORMS: dict[PlanName, Callable[[_Facts], tuple[_Tally, _Tally]]] = {
+_FORMS: dict[ExchangePlanName, Callable[[_Facts], tuple[_Tally, _Tally]]] = {
     "1pc": _one_phase,
     "2pc-direct": _direct,
     "2pc-relay": _relay,

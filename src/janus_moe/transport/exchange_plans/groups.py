@@ -22,14 +22,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 from janus_moe.errors import ConfigError
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
 from janus_moe.transport.exchange_plans.demand import Batch
 from janus_moe.transport.exchange_plans.rows import RowRanges
-
-PlanName = Literal["1pc", "2pc-direct", "2pc-relay", "2pc-sharded"]
-PLAN_NAMES: tuple[PlanName, ...] = get_args(PlanName)
 
 
 @dataclass(frozen=True)
@@ -59,10 +56,10 @@ class Group:
     collected_at_head: bool = False
 
 
-def make_groups(plan: PlanName, batch: Batch) -> tuple[Group, ...]:
+def make_groups(plan: ExchangePlanName, batch: Batch) -> tuple[Group, ...]:
     """The groups of a batch, by source node and root."""
-    if plan not in PLAN_NAMES:
-        raise ConfigError(f"no exchange plan {plan!r}; there are {', '.join(PLAN_NAMES)}")
+    if plan not in EXCHANGE_PLANS:
+        raise ConfigError(f"no exchange plan {plan!r}; there are {', '.join(EXCHANGE_PLANS)}")
     groups: list[Group] = []
     for order, node in enumerate(batch.topology.source_nodes):
         active = batch.active_on(node)

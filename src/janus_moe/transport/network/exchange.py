@@ -16,9 +16,9 @@ from janus_moe.errors import ConfigError, ExchangeClosed, ExchangeError
 from janus_moe.planner.latency.link_fit import COEFFICIENTS
 from janus_moe.planner.latency.links import tcp_links
 from janus_moe.policy.exchange_choice import ChoiceRule
-from janus_moe.spec import Dtype, InstanceId, PoolShape, Spec
+from janus_moe.spec import EXCHANGE_PLANS, Dtype, ExchangePlanName, InstanceId, PoolShape, Spec
 from janus_moe.transport.base import WaitRule
-from janus_moe.transport.exchange_plans import PLAN_NAMES, PlanName, Topology
+from janus_moe.transport.exchange_plans import Topology
 from janus_moe.transport.exchange_plans.counts import RowBytes
 from janus_moe.transport.host_memory.handshake import connect_host_peers
 from janus_moe.transport.host_memory.host_peers import HostPeers, NoHostPeers
@@ -54,7 +54,7 @@ class DistLayout(Spec, frozen=True):
     max_tokens: int
     attention_nodes: tuple[int, ...]
     expert_nodes: tuple[int, ...]
-    plan: PlanName | Literal["auto"] = "auto"
+    plan: ExchangePlanName | Literal["auto"] = "auto"
     epoch: int = 0
     links: dict[str, float] = msgspec.field(default_factory=dict)
     within_nodes: Literal["memory", "gloo"] = "memory"
@@ -65,9 +65,9 @@ class DistLayout(Spec, frozen=True):
             raise ConfigError(
                 f"nodes of {sizes[0]} attention and {sizes[1]} expert instances for {self.shape}"
             )
-        if self.plan not in ("auto", *PLAN_NAMES):
+        if self.plan not in ("auto", *EXCHANGE_PLANS):
             raise ConfigError(
-                f"no exchange plan {self.plan!r}; there are auto, {', '.join(PLAN_NAMES)}"
+                f"no exchange plan {self.plan!r}; there are auto, {', '.join(EXCHANGE_PLANS)}"
             )
         if unknown := set(self.links) - set(COEFFICIENTS):
             raise ConfigError(f"links have {', '.join(COEFFICIENTS)}, not {', '.join(unknown)}")

@@ -26,7 +26,8 @@ from janus_moe.policy.exchange_choice import (
     pack,
     unpack,
 )
-from janus_moe.transport.exchange_plans import PLAN_NAMES, PlanName, Topology, egate_plan
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
+from janus_moe.transport.exchange_plans import Topology, egate_plan
 from janus_moe.transport.exchange_plans.counts import RowBytes
 from janus_moe.transport.exchange_plans.pricing import priced_counts
 
@@ -49,16 +50,16 @@ class PlanSource(Protocol):
         ...
 
 
-def plan_in(word: int, tokens: int) -> PlanName:
+def plan_in(word: int, tokens: int) -> ExchangePlanName:
     """The plan of a step with so many tokens in all."""
-    return PLAN_NAMES[unpack(word, tokens)]
+    return EXCHANGE_PLANS[unpack(word, tokens)]
 
 
 class FixedPlan:
     """One plan for everything; a `PlanSource`."""
 
-    def __init__(self, plan: PlanName) -> None:
-        self.word = pack([PLAN_NAMES.index(plan)] * NUM_BUCKETS)
+    def __init__(self, plan: ExchangePlanName) -> None:
+        self.word = pack([EXCHANGE_PLANS.index(plan)] * NUM_BUCKETS)
 
     def observe(self, tokens: int, seconds: float) -> str:
         return ""
@@ -114,10 +115,10 @@ class PlanChooser:
         return pack(choice.current for choice in self.choices)
 
     def _notice(self, bucket: int, old: int, choice: PlanChoice) -> str:
-        times, new = expected_times(choice), choice.winner
+        times_us, new = [1e6 * s for s in expected_times(choice)], choice.winner
         return (
-            f"exchange of up to {bucket_tokens(bucket)} tokens: {PLAN_NAMES[new]} "
-            f"({1e6 * times[new]:.0f} us) instead of {PLAN_NAMES[old]} ({1e6 * times[old]:.0f} us)"
+            f"exchange of up to {bucket_tokens(bucket)} tokens: {EXCHANGE_PLANS[new]} "
+            f"({times_us[new]:.0f} us) instead of {EXCHANGE_PLANS[old]} ({times_us[old]:.0f} us)"
         )
 
 
@@ -129,14 +130,14 @@ def lower_quartile(seconds: Sequence[float]) -> float:
 def predicted_times(
     topology: Topology, tokens: int, row_bytes: RowBytes, links: LinkModel
 ) -> tuple[float, ...]:
-    """[PLAN_NAMES] seconds of an exchange of `tokens` in all, spread evenly.
+    """[EXCHANGE_PLANS] seconds of an exchange of `tokens` in all, spread evenly.
 
     inf for a plan that does the same as an earlier one, as far as its price can tell.
     """
     share, rest = divmod(tokens, topology.num_attention)
     spread = tuple(share + (index < rest) for index in range(topology.num_attention))
     seen, times = [], []
-    for plan in PLAN_NAMES:
+    for plan in EXCHANGE_PLANS:
         counts = priced_counts(egate_plan.__wrapped__(plan, topology, spread), row_bytes)
         times.append(math.inf if counts in seen else exchange_seconds(links, counts))
         seen.append(counts)

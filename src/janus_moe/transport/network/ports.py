@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from janus_moe.errors import ConfigError, ExchangeClosed, ExchangeTimeout
+from janus_moe.spec import ExchangePlanName
 from janus_moe.transport.base import Combined, ReplyMetadata, Ticket, WaitRule, Work
-from janus_moe.transport.exchange_plans import PlanName, egate_programs
+from janus_moe.transport.exchange_plans import egate_programs
 from janus_moe.transport.lockstep.control_block import exchange_key, step_and_layer
 from janus_moe.transport.lockstep.ports import AttentionSteps, ExpertExchanges, Port
 from janus_moe.transport.lockstep.reply_metadata import check_routing
@@ -38,9 +39,9 @@ class _Programs:
 
     def __init__(self, seat: Endpoint) -> None:
         self._seat = seat
-        self._kept: dict[tuple[PlanName, tuple[int, ...]], Programs] = {}
+        self._kept: dict[tuple[ExchangePlanName, tuple[int, ...]], Programs] = {}
 
-    def of(self, plan: PlanName, counts: tuple[int, ...]) -> Programs:
+    def of(self, plan: ExchangePlanName, counts: tuple[int, ...]) -> Programs:
         """(dispatch, reply) of a batch with so many rows per attention instance."""
         key = (plan, counts)
         if key not in self._kept:
@@ -111,7 +112,7 @@ class DistAttention(_Seated, AttentionSteps):
         self._programs: Programs | None = None
         self._source = source
         self._clock = _Clock()
-        self._plan: PlanName = "1pc"
+        self._plan: ExchangePlanName = "1pc"
         self._notice = ""
         self._notes = [0] * (3 * seat.topology.num_experts)
         seat.take(rule)
