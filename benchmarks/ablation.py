@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.exchange_adaptive import HIDDEN
 from benchmarks.exchange_gating import measure
-from benchmarks.hosts import HostsUnavailable, Link
-from benchmarks.pictures import picture
+from benchmarks.support.hosts import HostsUnavailable, Link
+from benchmarks.support.report import machine_facts, print_table, write_json
+from paper.pictures import picture
 
 from janus_moe.kernels.grouped_experts import grouped_experts
 from janus_moe.policy.activation import LayerLayout, Policy, Scheduler

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import print_table
+from benchmarks.support.report import print_table
 
 TARGET = 0.25
 FILES = [Path(f"benchmarks/results/{name}.json") for name in ("placement", "recorded_routing")]

@@ -2,10 +2,10 @@
 
     python -m benchmarks.cluster [--json FILE.json] [--rates-gbps 0.2 1 10]
 
-Needs root: the hosts are network namespaces with limited links (`benchmarks.hosts`). Each service
-is the engine in host 0 and `janus worker --join` in each other host, over TCP. One service per
-plan, all up at once; they take turns, round by round, while the others are idle. `auto` gets a new
-service for every rate, and steps to learn before each cell. `1pc x2` computes steps in two
+Needs root: the hosts are network namespaces with limited links (`benchmarks.support.hosts`). Each
+service is the engine in host 0 and `janus worker --join` in each other host, over TCP. One service
+per plan, all up at once; they take turns, round by round, while the others are idle. `auto` gets a
+new service for every rate, and steps to learn before each cell. `1pc x2` computes steps in two
 micro-batches that take turns (`--micro-batch-threshold`).
 """
 
@@ -24,9 +24,9 @@ from statistics import median
 from typing import Any
 
 import msgspec
-from benchmarks.cluster_engine import IN_TWO, Answer, Job, Order
-from benchmarks.common import machine_facts, print_table, write_json
-from benchmarks.hosts import HostsUnavailable, Link, Network, network
+from benchmarks.support.cluster_engine import IN_TWO, Answer, Job, Order
+from benchmarks.support.hosts import HostsUnavailable, Link, Network, network
+from benchmarks.support.report import machine_facts, print_table, write_json
 
 PLANS = ("1pc", "2pc-direct", "2pc-relay", "2pc-sharded", "auto")
 ALL_PLANS = (*PLANS, *(plan + IN_TWO for plan in PLANS if plan != "auto"))
@@ -48,7 +48,7 @@ class Services:
 
     def __init__(self, net: Network, order: Order) -> None:
         self._engine = net[0].popen(
-            [sys.executable, "-m", "benchmarks.cluster_engine", json_of(order)],
+            [sys.executable, "-m", "benchmarks.support.cluster_engine", json_of(order)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

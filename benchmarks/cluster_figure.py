@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pictures import picture
+from paper.pictures import picture
 
 LINES = {
     "1pc": ("#888888", "s"),

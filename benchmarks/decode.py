@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from benchmarks.common import machine_facts, print_table, write_json
+from benchmarks.support.report import machine_facts, print_table, write_json
 
 from janus_moe.cluster.service import Service
 from janus_moe.config import EngineConfig

@@ -2,10 +2,11 @@
 
     python -m benchmarks.drift [--before 300 --after 1000] [--json FILE] [--plot FILE.png]
 
-The model is synthetic (`benchmarks.topical_model`): its two topics have other favourite experts in
-every layer. 2 attention and 4 expert instances in processes of their own, 80 slots for 64 experts
-per layer, complete prompts of the first topic, then, from one step on, of the second. Requests of
-the first topic that are under way go on to their end, and no stream pauses. Compared are
+The model is synthetic (`benchmarks.support.topical_model`): its two topics have other favourite
+experts in every layer. 2 attention and 4 expert instances in processes of their own, 80 slots for
+64 experts per layer, complete prompts of the first topic, then, from one step on, of the second.
+Requests of the first topic that are under way go on to their end, and no stream pauses. Compared
+are
 
 on     --rebalance-interval 1, from the placement that it found for the first topic
 off    that placement for good
@@ -31,13 +32,13 @@ from statistics import median
 from typing import Any, get_args
 
 import numpy as np
-from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.drift_serving import Log, fitted_slots, serve_change
-from benchmarks.pictures import legend_below, picture
 from benchmarks.placement import even_split
-from benchmarks.topical_model import NUM_TOPICS, make_checkpoint, prompt
+from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.topical_model import NUM_TOPICS, make_checkpoint, prompt
 from msgspec import to_builtins
 from numpy.typing import NDArray
+from paper.pictures import legend_below, picture
 
 from janus_moe import LLM
 from janus_moe.config import EngineConfig

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from benchmarks.common import machine_facts, print_table, write_json
+from benchmarks.support.report import machine_facts, print_table, write_json
 from numpy.typing import NDArray
 
 from janus_moe.experts.instance import BUCKET_BATCHES, WINDOW_BUCKETS

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from benchmarks.topical_model import prompt
+from benchmarks.support.topical_model import prompt
 
 from janus_moe.cluster.service import Service
 from janus_moe.config import EngineConfig

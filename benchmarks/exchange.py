@@ -23,8 +23,8 @@ from typing import Any, cast
 
 import msgspec
 import torch
-from benchmarks.common import machine_facts, print_table, write_json
-from benchmarks.hosts import Host, Link, network
+from benchmarks.support.hosts import Host, Link, network
+from benchmarks.support.report import machine_facts, print_table, write_json
 from benchmarks.transport import measure_shm
 
 from janus_moe.errors import ExchangeClosed

@@ -29,8 +29,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.common import machine_facts, print_table, write_json
-from benchmarks.hosts import HostsUnavailable, Link, Network, network
+from benchmarks.support.hosts import HostsUnavailable, Link, Network, network
+from benchmarks.support.report import machine_facts, print_table, write_json
 from msgspec.structs import replace
 
 from janus_moe.planner.latency.link_fit import exchange_seconds

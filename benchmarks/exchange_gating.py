@@ -23,9 +23,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.exchange_adaptive import DTYPE, HIDDEN, layout_of
-from benchmarks.hosts import HostsUnavailable, Link, network
+from benchmarks.support.hosts import HostsUnavailable, Link, network
+from benchmarks.support.report import machine_facts, print_table, write_json
 
 from janus_moe.profiling.exchange_times import distinct_plans, spread
 from janus_moe.spec import ExchangePlanName, InstanceId

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.common import machine_facts, print_table, write_json
+from benchmarks.support.report import machine_facts, print_table, write_json
 
 from janus_moe.spec import EXCHANGE_PLANS
 from janus_moe.transport.exchange_plans import EveryRow, ExchangePlan, RoutedRows, Topology

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.common import machine_facts, write_json
-from benchmarks.pictures import picture
+from benchmarks.support.report import machine_facts, write_json
+from paper.pictures import picture
 
 from janus_moe.planner.latency import LinkModel, device_profile
 from janus_moe.spec import EXCHANGE_PLANS

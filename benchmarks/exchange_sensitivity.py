@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.exchange_adaptive import DTYPE, HIDDEN, measure
-from benchmarks.hosts import HostsUnavailable, Link
-from benchmarks.pictures import picture
+from benchmarks.support.hosts import HostsUnavailable, Link
+from benchmarks.support.report import machine_facts, print_table, write_json
+from paper.pictures import picture
 
 BATCHES = (4, 16, 32, 64, 128, 256, 512)
 SHAPE = "2A+2E+2E"

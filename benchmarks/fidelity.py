@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from benchmarks.common import machine_facts, print_table, write_json
+from benchmarks.support.report import machine_facts, print_table, write_json
 from numpy.typing import NDArray
 
 from janus_moe.cluster.service import Service

@@ -26,8 +26,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.kernel_tables import Columns, numbers, read_table
+from benchmarks.support.report import machine_facts, print_table, write_json
 from numpy.typing import NDArray
 
 from janus_moe.planner.latency.coefficients import Coefficients, LinkLaw, OpLaw

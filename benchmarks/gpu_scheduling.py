@@ -23,7 +23,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from benchmarks.common import machine_facts, print_table, write_json
+from benchmarks.support.report import machine_facts, print_table, write_json
 
 from janus_moe.experts.scheduling import DeviceDigest, DeviceScheduler
 from janus_moe.kernels.activation_schedule import (

@@ -19,7 +19,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from benchmarks.common import machine_facts, print_table, write_json
+from benchmarks.support.report import machine_facts, print_table, write_json
 
 from janus_moe.kernels.cpu.ir import lanes
 from janus_moe.kernels.grouped_experts import grouped_experts, grouped_experts_reference

@@ -18,10 +18,10 @@ from typing import Any
 
 import msgspec
 import torch
-from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.exchange import Order, first_answer, live
 from benchmarks.exchange_adaptive import layout_of
-from benchmarks.hosts import HostsUnavailable, Link, network
+from benchmarks.support.hosts import HostsUnavailable, Link, network
+from benchmarks.support.report import machine_facts, print_table, write_json
 
 from janus_moe.transport import AttentionPort
 

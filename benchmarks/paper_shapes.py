@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.common import machine_facts, print_table, write_json
+from benchmarks.support.report import machine_facts, print_table, write_json
 
 from janus_moe.planner.latency import Oracle
 from janus_moe.planner.search.activation import AmaxGrid, Remembered, lognormal, uniform

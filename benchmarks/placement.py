@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 import numpy as np
 from benchmarks.bound import bound_rows, print_bounds
-from benchmarks.common import machine_facts, print_table, write_json
+from benchmarks.support.report import machine_facts, print_table, write_json
 from numpy.typing import NDArray
 
 from janus_moe.policy.activation import LayerLayout, Policy

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pictures import legend_below, picture
+from paper.pictures import legend_below, picture
 
 LINES = {
     "token-split/eplb": ("token-split on eplb", "#888888", "s"),

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from benchmarks.bound import bound_rows, print_bounds
-from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.placement import KINDS, METHODS, POLICIES, claims, even_split
 from benchmarks.scheduling import alternate, compiled_call, python_call
+from benchmarks.support.report import machine_facts, print_table, write_json
 from examples.bundled_model.corpus import encode_files, read_standard_library, split_corpus
 from numpy.typing import NDArray
 from tokenizers import Tokenizer

@@ -22,8 +22,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.rebalance import stream
+from benchmarks.support.report import machine_facts, print_table, write_json
 
 from janus_moe.cluster.service import Service
 from janus_moe.config import EngineConfig

@@ -18,8 +18,8 @@ from typing import Any
 
 import numba
 import numpy as np
-from benchmarks.common import machine_facts, print_table, write_json
 from benchmarks.scheduling_oracle import check_optimality
+from benchmarks.support.report import machine_facts, print_table, write_json
 from numpy.typing import NDArray
 
 from janus_moe.policy.activation import (

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pictures import legend_below, picture
+from paper.pictures import legend_below, picture
 
 COLOURS = {
     "exact": "#bb2222",

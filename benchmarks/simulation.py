@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine_facts, print_table, write_json
+from benchmarks.support.report import machine_facts, print_table, write_json
 
 from janus_moe.planner.latency import Oracle
 from janus_moe.planner.simulation.amax import SampledAmax

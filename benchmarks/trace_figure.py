@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pictures import picture
+from paper.pictures import picture
 
 COLOURS = {
     "attention": "#4477aa",

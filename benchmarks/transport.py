@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 import torch
-from benchmarks.common import machine_facts, write_json
+from benchmarks.support.report import machine_facts, write_json
 
 from janus_moe.errors import ExchangeClosed
 from janus_moe.spec import PoolShape

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks.pictures import picture
-
 from paper.figure import Data
+from paper.pictures import picture
 
 
 def draw(module: ModuleType, data: Data, path: Path) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 
 import psutil
 import pytest
-from benchmarks.hosts import Network, network, why_unavailable
+from benchmarks.support.hosts import Network, network, why_unavailable
 from tests.e2e.server_process import ServerProcess, serving
 
 ENDS_WITHIN_S = 20.0

@@ -8,9 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from benchmarks.hosts import HostsUnavailable, Link, network, why_unavailable
-
-from benchmarks import hosts
+from benchmarks.support import hosts
+from benchmarks.support.hosts import HostsUnavailable, Link, network, why_unavailable
 
 needs_namespaces = pytest.mark.skipif(
     why_unavailable(Link(rate_gbps=1.0)) is not None,
@@ -42,7 +41,7 @@ def test_hosts_reach_each_other_over_links_that_can_be_cut() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_nothing_remains_after_a_signal(number: signal.Signals) -> None:
     code = (
-        "import time\nfrom benchmarks.hosts import network\n"
+        "import time\nfrom benchmarks.support.hosts import network\n"
         "with network(2) as net:\n"
         "    net[1].popen(['sleep', '60']); print('up', flush=True); time.sleep(60)"
     )

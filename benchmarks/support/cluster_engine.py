@@ -1,6 +1,6 @@
 """The engine's side of `benchmarks.cluster`: services that it asks for steps, in one process.
 
-    python -m benchmarks.cluster_engine ORDER        (the benchmark starts it, inside a host)
+    python -m benchmarks.support.cluster_engine ORDER    (the benchmark starts it, inside a host)
 
 Orders come as lines of JSON on standard input, answers leave on standard output.
 """

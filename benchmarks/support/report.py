@@ -1,4 +1,7 @@
-"""What every benchmark reports beside its figures, and how."""
+"""Every benchmark reports its figures with this: machine facts, tables, JSON.
+
+What is measured is not known here.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import torch
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, cores, versions and commit: what a figure means nothing without."""
+    """Processor, cores, versions and commit are returned: what a figure means nothing without."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -28,8 +31,12 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows with equal keys as aligned columns."""
+def print_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> None:
+    """Rows with equal keys are printed as aligned columns, under the title if there is one."""
+    if title:
+        print(title)
+    if not rows:
+        return
     header = list(rows[0])
     cells = [[_cell(row[key]) for key in header] for row in rows]
     widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
@@ -54,7 +61,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The checked-out commit, with `+changes` when the tree differs from it."""
+    """The checked-out commit is returned, with `+changes` when the tree differs from it."""
     commit = _git("rev-parse", "--short", "HEAD")
     return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
 

@@ -6,14 +6,12 @@
 
 Every host has its own interfaces, ports and loopback, and the address 10.77.0.i; files and
 processors are shared. The bridge lives in a namespace of its own, so the machine's own network is
-not touched, and deleting the namespaces removes everything. Needs root, `ip` and `tc`.
-
-As a program, it measures what a link gives: `python -m benchmarks.hosts [--rate-gbps 1]`.
+not touched, and deleting the namespaces removes everything. Needs root, `ip` and `tc`. What runs in
+the hosts is not known here.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shutil
@@ -318,23 +316,3 @@ def throughput_gbps(source: Host, target: Host, seconds: float = 1.0) -> float:
     receiver.stdout.readline()
     source.run([sys.executable, "-c", _SENDER, target.address, str(seconds)])
     return float(receiver.communicate(timeout=60)[0])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rate-gbps", type=float, nargs="+", default=[0.2, 1.0, 10.0])
-    parser.add_argument("--seconds", type=float, default=1.0)
-    options = parser.parse_args()
-    try:
-        with network(2) as hosts:
-            for rate in (None, *options.rate_gbps):
-                hosts.set_link(Link(rate))
-                measured = throughput_gbps(hosts[0], hosts[1], options.seconds)
-                limit = "no limit" if rate is None else f"{rate:g} Gb/s"
-                print(f"{limit:>12}: {measured:.3f} Gb/s")
-    except HostsUnavailable as error:
-        raise SystemExit(f"benchmarks.hosts: {error}") from None
-
-
-if __name__ == "__main__":
-    main()
