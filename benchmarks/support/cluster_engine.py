@@ -24,7 +24,7 @@ from janus_moe.cluster.service import Service
 from janus_moe.config import ClusterConfig, EngineConfig
 from janus_moe.engine.counters import EngineCounters
 from janus_moe.messages import SamplingParams, StepDone
-from janus_moe.spec import PoolShape
+from janus_moe.spec import Membership
 
 PROMPT_TOKENS = 4
 MARGIN_STEPS = 6
@@ -70,13 +70,13 @@ IN_TWO = " x2"
 class StepLog(EngineCounters):
     """Counters that also keep every step of attention instance 0, and when it was reported."""
 
-    def __init__(self, shape: PoolShape) -> None:
-        super().__init__(shape=shape, activated=[0] * shape.expert)
+    def __init__(self) -> None:
+        super().__init__()
         self.steps: list[tuple[float, StepDone]] = []
 
-    def add(self, done: StepDone) -> None:
-        super().add(done)
-        if done.instance.number == 0 and done.step_seconds > 0:
+    def add(self, done: StepDone, membership: Membership) -> None:
+        super().add(done, membership)
+        if done.instance == membership.attention[0] and done.step_seconds > 0:
             self.steps.append((time.perf_counter(), done))
 
 
@@ -126,7 +126,7 @@ class Engines:
     async def measure(self, job: Job) -> Answer:
         """All requests begin together and go on for the same number of tokens."""
         engine = self._running[job.service].engine
-        log = StepLog(engine.config.shape)
+        log = StepLog()
         engine.counters = log
         rng = np.random.default_rng(job.batch)
         prompts = rng.integers(1, engine.spec.vocab_size, (job.batch, PROMPT_TOKENS)).tolist()

@@ -81,13 +81,14 @@ class NewTokens(msgspec.Struct, frozen=True, kw_only=True):
 class ExpertActivity(msgspec.Struct, frozen=True, kw_only=True):
     """Distinct activated experts per expert instance, summed over the MoE layers of some steps.
 
-    layers: how many layer passes the sums cover; max_activated: sum over passes of the busiest
-    instance's count; activated: [expert instances] sums per instance.
+    layers: how many layer passes the sums cover.
+    max_activated: sum over passes of the busiest instance's count.
+    activated: sum of every expert instance that took part.
     """
 
     layers: int
     max_activated: int
-    activated: tuple[int, ...]
+    activated: dict[InstanceId, int]
 
 
 # --- engine -> worker -------------------------------------------------------------------------
@@ -118,13 +119,14 @@ class Setup(Message, frozen=True):
 
 
 class AddRequest(Message, frozen=True):
-    """A request for attention instance `attention_index`.
+    """A request for an attention instance.
 
-    `sampling.seed` is always set. `resumed` counts trailing prompt ids the request produced itself
-    before it was moved here: they are prompt to the model, output to penalties and limits.
+    sampling: its `seed` is always set.
+    resumed: how many of the last prompt ids the request produced itself before it was moved here:
+        they are prompt to the model, output to penalties and limits.
     """
 
-    attention_index: int
+    instance: InstanceId
     request_id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
@@ -133,18 +135,21 @@ class AddRequest(Message, frozen=True):
 
 
 class AbortRequest(Message, frozen=True):
-    attention_index: int
+    """The attention instance forgets a request; one that has ended already is no error."""
+
+    instance: InstanceId
     request_id: str
 
 
 class PrepareEpoch(Message, frozen=True):
-    """Expert instance `expert_index` loads what the next placement adds, beside what it serves.
+    """An expert instance loads what the next placement adds, beside what it serves.
 
-    placement: [moe layers][expert instances] logical expert ids, of all instances.
     Answered by `EpochPrepared` or `EpochFailed`, unless `DropEpoch` comes first.
+
+    placement: [moe layers][expert instances] logical expert ids, of all instances by rank.
     """
 
-    expert_index: int
+    instance: InstanceId
     epoch: int
     placement: tuple[tuple[tuple[int, ...], ...], ...]
 
@@ -152,7 +157,7 @@ class PrepareEpoch(Message, frozen=True):
 class DropEpoch(Message, frozen=True):
     """Forget an epoch that no step will use; what it loaded may be overwritten."""
 
-    expert_index: int
+    instance: InstanceId
     epoch: int
 
 
@@ -162,7 +167,7 @@ class UseEpoch(Message, frozen=True):
     Answered by a `StepDone` with it, at once if there is nothing to compute.
     """
 
-    attention_index: int
+    instance: InstanceId
     epoch: int
 
 
@@ -254,14 +259,14 @@ class ExpertLoad(Message, frozen=True):
 class EpochPrepared(Message, frozen=True):
     """An expert instance can serve steps of this epoch as well as of its current one."""
 
-    expert_index: int
+    instance: InstanceId
     epoch: int
 
 
 class EpochFailed(Message, frozen=True):
     """An expert instance cannot prepare an epoch; it goes on serving the current one."""
 
-    expert_index: int
+    instance: InstanceId
     epoch: int
     error: str
 
@@ -288,18 +293,10 @@ class Failed(Message, frozen=True):
 ToAttention = AddRequest | AbortRequest | UseEpoch
 ToExpert = PrepareEpoch | DropEpoch
 ToInstance = ToAttention | ToExpert | Trace
+"""What is for the one instance that its field `instance` names."""
 ToWorker = Setup | ToInstance | StorePut | Stop
 FromExpert = ExpertLoad | EpochPrepared | EpochFailed
 FromWorker = Hello | Progress | Ready | StepDone | FromExpert | StorePut | Traced | Failed
-
-
-def recipient(message: ToInstance) -> InstanceId:
-    """The instance that a message is for."""
-    if isinstance(message, Trace):
-        return message.instance
-    if isinstance(message, ToExpert):
-        return InstanceId(pool="expert", number=message.expert_index)
-    return InstanceId(pool="attention", number=message.attention_index)
 
 
 def encode(message: Message) -> bytes:

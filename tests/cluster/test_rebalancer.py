@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from tests.server.fake_engine import tiny_spec
 
-from janus_moe.cluster.deployment_plan import DeploymentPlan
+from janus_moe.cluster.deployment_plan import DeploymentPlan, this_host
 from janus_moe.cluster.rebalancer import Rebalancer
 from janus_moe.config import EngineConfig
 from janus_moe.errors import ConflictError
@@ -30,6 +30,8 @@ from janus_moe.messages import (
 from janus_moe.policy.placement import Placement
 from janus_moe.spec import InstanceId
 
+ATTENTION = [InstanceId(pool="attention", number=i) for i in range(2)]
+EXPERTS = [InstanceId(pool="expert", number=i) for i in range(2)]
 FIRST = (((0, 1, 2, 3), (4, 5, 6, 7)),)
 SWAPPED = [[[4, 5, 6, 7], [0, 1, 2, 3]]]
 
@@ -73,7 +75,7 @@ async def rebalancing(**settings: Any) -> AsyncIterator[tuple[Rebalancer, FakeWo
         spare_slots=2,
         num_kv_blocks=1,
         max_model_len=1,
-        hosts=(),
+        hosts=(this_host(config),),
         choices=(),
     )
     rebalancer, workers = Rebalancer(plan), FakeWorkers()
@@ -88,13 +90,13 @@ async def _pump(workers: Any) -> None:
         await workers.receive()
 
 
-def prepared(index: int, epoch: int) -> EpochPrepared:
-    return EpochPrepared(expert_index=index, epoch=epoch)
+def prepared(number: int, epoch: int) -> EpochPrepared:
+    return EpochPrepared(instance=EXPERTS[number], epoch=epoch)
 
 
-def step(epoch: int, index: int) -> StepDone:
+def step(epoch: int, number: int) -> StepDone:
     return StepDone(
-        instance=InstanceId(pool="attention", number=index),
+        instance=ATTENTION[number],
         outputs=(),
         num_running=0,
         num_waiting=0,
@@ -117,7 +119,7 @@ async def test_all_prepare_then_attention_uses_it_then_the_next_step() -> None:
             await workers.expect(0)
             workers.said.put_nowait(prepared(1, epoch))
             orders = await workers.expect(2)
-            assert orders == [UseEpoch(attention_index=i, epoch=epoch) for i in range(2)]
+            assert orders == [UseEpoch(instance=i, epoch=epoch) for i in ATTENTION]
             assert rebalancer.status.state == "switching"
             workers.said.put_nowait(step(epoch - 1, 0))
             workers.said.put_nowait(step(epoch, 1))
@@ -136,8 +138,8 @@ async def test_a_failure_makes_all_forget_the_epoch_and_its_number_is_not_used_a
         await rebalancer.rebalance(SWAPPED)
         await workers.expect(2)
         workers.said.put_nowait(prepared(0, 1))
-        workers.said.put_nowait(EpochFailed(expert_index=1, epoch=1, error="no disk"))
-        assert await workers.expect(2) == [DropEpoch(expert_index=i, epoch=1) for i in range(2)]
+        workers.said.put_nowait(EpochFailed(instance=EXPERTS[1], epoch=1, error="no disk"))
+        assert await workers.expect(2) == [DropEpoch(instance=i, epoch=1) for i in EXPERTS]
         assert rebalancer.status.state == "idle" and rebalancer.placement.epoch == 0
         assert rebalancer.status.error == "expert 1 could not prepare epoch 1: no disk"
         await rebalancer.rebalance(SWAPPED)
@@ -195,9 +197,9 @@ async def test_the_schedule_moves_hot_experts_apart_and_then_leaves_them() -> No
         while rebalancer.placement.epoch == 0 or rebalancer.status.state != "idle":
             for order in await workers.expect(2):
                 if isinstance(order, PrepareEpoch):
-                    workers.said.put_nowait(prepared(order.expert_index, order.epoch))
+                    workers.said.put_nowait(prepared(order.instance.number, order.epoch))
                 elif isinstance(order, UseEpoch):
-                    workers.said.put_nowait(step(order.epoch, order.attention_index))
+                    workers.said.put_nowait(step(order.epoch, order.instance.number))
             await asyncio.sleep(0.02)
         left, right = rebalancer.placement.slots[0]
         assert len({0, 1, 2, 3} & set(left)) == len({0, 1, 2, 3} & set(right)) == 2

@@ -27,7 +27,6 @@ from janus_moe.messages import (
     Stop,
     ToInstance,
     TokenLogprob,
-    recipient,
 )
 from janus_moe.model.piecewise import Piece
 from janus_moe.transport import Exchange
@@ -154,7 +153,7 @@ class ThreadWorkers:
             thread.start()
 
     def send(self, message: ToInstance) -> None:
-        self._members[recipient(message)].post(message)
+        self._members[message.instance].post(message)
 
     async def receive(self) -> FromWorker:
         return await self._queue.get()

@@ -45,7 +45,10 @@ from janus_moe.messages import (
     UseEpoch,
 )
 from janus_moe.model import expert_block
+from janus_moe.spec import InstanceId
 from janus_moe.transport import LoopbackExchange
+
+ATTENTION = InstanceId(pool="attention", number=0)
 
 Requests = Sequence[tuple[tuple[int, ...], dict[str, Any]]]
 
@@ -117,7 +120,7 @@ class OneThread:
         for number, (prompt, sampling) in enumerate(self._requests):
             params = SamplingParams(max_tokens=TOKENS, ignore_eos=True, **sampling)
             request = AddRequest(
-                attention_index=0,
+                instance=ATTENTION,
                 request_id=str(number),
                 prompt_ids=prompt,
                 sampling=params,
@@ -147,16 +150,16 @@ class OneThread:
         elif isinstance(message, EpochPrepared | EpochFailed):
             assert isinstance(message, EpochPrepared), message
             self._prepared += 1
-            self._experts[message.expert_index].post(Stop())
+            self._experts[message.instance.number].post(Stop())
 
     def _move(self) -> None:
         """Every expert goes to the next instance."""
         turned = tuple((layer[-1], *layer[:-1]) for layer in self.plan.placement.slots)
-        for index, expert in enumerate(self._experts):
-            expert.post(PrepareEpoch(expert_index=index, epoch=1, placement=turned))
+        for expert in self._experts:
+            expert.post(PrepareEpoch(instance=expert.id, epoch=1, placement=turned))
             expert.serve()
         assert self._prepared == len(self._experts)
-        self._attention.post(UseEpoch(attention_index=0, epoch=1))
+        self._attention.post(UseEpoch(instance=ATTENTION, epoch=1))
 
 
 @pytest.fixture(autouse=True)

@@ -36,7 +36,7 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 def spread(engine: Engine, seed: int) -> Slots:
     """A random valid placement that fills the slots; layers differ."""
-    draw, now = random.Random(seed), engine.expert_pool.placement
+    draw, now = random.Random(seed), engine.placement_controller.placement
     room = [len(experts) for experts in now.slots[0]]
     layers = []
     for _ in range(now.num_layers):
@@ -52,7 +52,10 @@ def spread(engine: Engine, seed: int) -> Slots:
 
 
 def held(engine: Engine) -> Slots:
-    return [[list(experts) for experts in layer] for layer in engine.expert_pool.placement.slots]
+    return [
+        [list(experts) for experts in layer]
+        for layer in engine.placement_controller.placement.slots
+    ]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -132,7 +135,7 @@ async def test_no_token_changes_while_experts_move(
         rebalance_bytes_per_step=2**13,
         micro_batch_threshold=micro_batch_threshold,
     ) as engine:
-        pool = engine.expert_pool
+        pool = engine.placement_controller
         first = held(engine)
         targets = [spread(engine, seed) for seed in range(3)]
         async with Load(engine, eight) as load:
@@ -175,7 +178,7 @@ async def test_a_failure_half_way_leaves_the_old_epoch_serving(
         max_model_len=160,
         kv_cache_memory_bytes=2**22,
     ) as engine:
-        pool = engine.expert_pool
+        pool = engine.placement_controller
         target = [layer[::-1] for layer in held(engine)]
         async with Load(engine, eight) as load:
             status = await pool.rebalance(target)
@@ -205,7 +208,7 @@ async def test_a_changed_checkpoint_is_noticed_by_real_processes(
     async with running(
         folder, expert_instances=2, threads=1, max_model_len=160, kv_cache_memory_bytes=2**22
     ) as service:
-        engine, pool = service.engine, service.engine.expert_pool
+        engine, pool = service.engine, service.engine.placement_controller
         first = held(engine)
         target = [layer[::-1] for layer in first]
         async with Load(engine, eight, streams=2) as load:
@@ -232,7 +235,7 @@ async def test_by_the_load_and_back_with_real_processes(eight: Model) -> None:
         max_model_len=160,
         kv_cache_memory_bytes=2**22,
     ) as service:
-        engine, pool = service.engine, service.engine.expert_pool
+        engine, pool = service.engine, service.engine.placement_controller
         first = held(engine)
         async with Load(engine, eight) as load:
             await load.until(lambda: pool.load is not None and sum(pool.load.num_tokens) > 0)
@@ -259,7 +262,7 @@ async def test_an_idle_service_switches_too(eight: Model, transport: str) -> Non
         max_model_len=160,
         transport=transport,
     ) as engine:
-        pool, first = engine.expert_pool, held(engine)
+        pool, first = engine.placement_controller, held(engine)
         for target in ([layer[::-1] for layer in first], first, spread(engine, 1)):
             assert (await pool.rebalance(target)).num_steps >= 2
             await until(lambda: pool.status.state == "idle")
@@ -273,7 +276,7 @@ async def test_placements_that_cannot_be_met_are_refused_with_numbers(eight: Mod
     async with running_in_threads(
         eight.folder, expert_instances=2, redundant_experts=0, threads=1, max_model_len=64
     ) as engine:
-        pool = engine.expert_pool
+        pool = engine.placement_controller
         good = held(engine)
         last = pool.placement.num_experts - 1
         for bad, complaint in (
@@ -294,4 +297,4 @@ async def test_without_a_spare_slot_nothing_moves(eight: Model) -> None:
         eight.folder, expert_instances=2, rebalance_spare_slots=0, threads=1, max_model_len=64
     ) as engine:
         with pytest.raises(ConflictError, match="0 spare slots"):
-            await engine.expert_pool.rebalance()
+            await engine.placement_controller.rebalance()

@@ -30,7 +30,10 @@ from janus_moe.model.config import read_spec
 from janus_moe.model.expert_block import ExpertModel
 from janus_moe.model.piecewise import Piece
 from janus_moe.policy.placement import Placement
+from janus_moe.spec import InstanceId
 from janus_moe.transport import Ticket, Work
+
+ID = InstanceId(pool="expert", number=0)
 
 FIRST = (((0, 1), (2, 3)),) * 3
 SECOND = (((0, 2), (1, 3)),) * 3
@@ -51,7 +54,7 @@ class Bench:
             spec, checkpoint, [layer[0] for layer in FIRST], "cpu", spare_slots=1
         )
         placement = Placement(epoch=0, num_experts=4, slots=FIRST)
-        self.instance = ExpertInstance(0, model, placement, "exact", spec.moe_layer_ids)
+        self.instance = ExpertInstance(ID, 0, model, placement, "exact", spec.moe_layer_ids)
         self.reports: queue.SimpleQueue[FromWorker] = queue.SimpleQueue()
         self.inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
         loader = EpochLoader(
@@ -61,7 +64,7 @@ class Bench:
         self.thread.start()
 
     def prepare(self, epoch: int, placement: Slots = SECOND) -> None:
-        self.inbox.put(PrepareEpoch(expert_index=0, epoch=epoch, placement=placement))
+        self.inbox.put(PrepareEpoch(instance=ID, epoch=epoch, placement=placement))
 
     def serve(self, epoch: int) -> torch.Tensor:
         hidden = torch.linspace(-1, 1, 3 * 40).reshape(3, 40)
@@ -84,7 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_prepared_epoch_serves_and_an_unknown_one_is_an_error(folder: Path) -> None:
     bench = Bench(folder, 2**20)
     bench.prepare(1)
-    assert bench.reports.get(timeout=10) == EpochPrepared(expert_index=0, epoch=1)
+    assert bench.reports.get(timeout=10) == EpochPrepared(instance=ID, epoch=1)
     with pytest.raises(ExchangeError, match="serves epoch 0 and was not prepared for epoch 2"):
         bench.serve(2)
     bench.serve(0)
@@ -140,9 +143,9 @@ def test_a_failure_is_reported_and_leaves_the_epoch(folder: Path) -> None:
     expected = bench.serve(0)
     bench.prepare(1)
     report = bench.reports.get(timeout=10)
-    assert isinstance(report, EpochFailed) and (report.expert_index, report.epoch) == (0, 1)
+    assert isinstance(report, EpochFailed) and (report.instance, report.epoch) == (ID, 1)
     assert "secret" not in report.error
-    bench.inbox.put(DropEpoch(expert_index=0, epoch=1))
+    bench.inbox.put(DropEpoch(instance=ID, epoch=1))
     assert torch.equal(bench.serve(0), expected)
     bench.stop()
 
@@ -151,9 +154,9 @@ def test_a_dropped_epoch_is_not_served_and_can_be_prepared_again(folder: Path) -
     bench = Bench(folder, 2**20)
     bench.prepare(1)
     assert isinstance(bench.reports.get(timeout=10), EpochPrepared)
-    bench.inbox.put(DropEpoch(expert_index=0, epoch=1))
+    bench.inbox.put(DropEpoch(instance=ID, epoch=1))
     bench.prepare(2)
-    assert bench.reports.get(timeout=10) == EpochPrepared(expert_index=0, epoch=2)
+    assert bench.reports.get(timeout=10) == EpochPrepared(instance=ID, epoch=2)
     with pytest.raises(ExchangeError, match="not prepared for epoch 1"):
         bench.serve(1)
     bench.serve(2)
@@ -166,17 +169,17 @@ def test_an_epoch_without_a_step_is_what_the_next_one_starts_from(folder: Path) 
     for bench in (skipping, stepping):
         for epoch, placement in ((1, SECOND), (2, THIRD)):
             bench.prepare(epoch, placement)
-            assert bench.reports.get(timeout=10) == EpochPrepared(expert_index=0, epoch=epoch)
+            assert bench.reports.get(timeout=10) == EpochPrepared(instance=ID, epoch=epoch)
             if bench is stepping:
                 bench.serve(epoch)
         bench.prepare(3, FIRST)
         assert isinstance(bench.reports.get(timeout=10), EpochFailed), "two at once are too many"
-        bench.inbox.put(DropEpoch(expert_index=0, epoch=3))
+        bench.inbox.put(DropEpoch(instance=ID, epoch=3))
     assert torch.equal(skipping.serve(2), stepping.serve(2))
     assert skipping.instance.epoch.number == 2
     for bench in (skipping, stepping):
         bench.prepare(4, SECOND)
-        assert bench.reports.get(timeout=10) == EpochPrepared(expert_index=0, epoch=4)
+        assert bench.reports.get(timeout=10) == EpochPrepared(instance=ID, epoch=4)
         bench.stop()
     with pytest.raises(ExchangeError, match="serves epoch 2 and was not prepared for epoch 1"):
         skipping.serve(1)
@@ -192,7 +195,7 @@ def test_another_order_ends_the_loading(folder: Path) -> None:
     bench = Bench(folder, 400, slow)
     bench.prepare(1)
     assert started.wait(10)
-    bench.inbox.put(DropEpoch(expert_index=0, epoch=1))
+    bench.inbox.put(DropEpoch(instance=ID, epoch=1))
     start = time.monotonic()
     bench.stop()
     assert time.monotonic() - start < 2

@@ -13,7 +13,10 @@ from janus_moe.experts import instance as module
 from janus_moe.experts.instance import ExpertInstance
 from janus_moe.messages import ExpertLoad
 from janus_moe.policy.placement import initial_placement
+from janus_moe.spec import InstanceId
 from janus_moe.transport import Ticket, Work
+
+ID = InstanceId(pool="expert", number=0)
 
 LAYER, EXPERTS, TOKENS = 3, 8, 32
 
@@ -47,7 +50,7 @@ def test_a_report_forgets_what_came_before_a_change(monkeypatch: pytest.MonkeyPa
     reports: list[ExpertLoad] = []
     placement = initial_placement(1, EXPERTS, 2, 0)
     model: Any = HiddenAreIds()
-    instance = ExpertInstance(0, model, placement, "exact", (LAYER,), on_load=reports.append)
+    instance = ExpertInstance(ID, 0, model, placement, "exact", (LAYER,), on_load=reports.append)
     port: Any = OnePort()
     rng = np.random.default_rng(0)
 
@@ -74,7 +77,7 @@ def test_a_full_bucket_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     reports: list[ExpertLoad] = []
     model: Any = HiddenAreIds()
     placement = initial_placement(1, EXPERTS, 2, 0)
-    instance = ExpertInstance(0, model, placement, "exact", (LAYER,), on_load=reports.append)
+    instance = ExpertInstance(ID, 0, model, placement, "exact", (LAYER,), on_load=reports.append)
     monkeypatch.setattr(instance, "_reported_at", time.monotonic())
     port: Any = OnePort()
     port.ids = torch.zeros(1, 1)

@@ -15,8 +15,10 @@ from janus_moe.engine.text.stopping import StopStrings
 from janus_moe.engine.text.tokenizer import Tokenizer
 from janus_moe.messages import ExpertLoad, SamplingParams, TokenLogprob
 from janus_moe.policy.placement import Placement
-from janus_moe.server.backend import EngineSnapshot, Timing
-from janus_moe.spec import GqaSpec, ModelSpec, MoeSpec, RopeSpec, RouterSpec
+from janus_moe.server.backend import DurationTotal, EngineSnapshot
+from janus_moe.spec import GqaSpec, InstanceId, ModelSpec, MoeSpec, RopeSpec, RouterSpec
+
+EXPERTS = [InstanceId(pool="expert", number=i) for i in range(2)]
 
 
 def tiny_spec(vocab_size: int, max_position: int) -> ModelSpec:
@@ -44,7 +46,7 @@ def tiny_spec(vocab_size: int, max_position: int) -> ModelSpec:
 
 
 @dataclass
-class FakeExpertPool:
+class FakePlacementController:
     """refusal: raised by every rebalance. asked: the slots of each."""
 
     placement: Placement = field(
@@ -89,7 +91,7 @@ class FakeEngine:
     )
 
     def __post_init__(self) -> None:
-        self.expert_pool = FakeExpertPool()
+        self.placement_controller = FakePlacementController()
         self.config = EngineConfig(model="tiny-moe")
         self.spec = tiny_spec(self.tokenizer.vocab_size, self.max_model_len)
 
@@ -102,9 +104,9 @@ class FakeEngine:
             generation_tokens=22,
             preemptions=1,
             pool_sizes={"attention": 1, "expert": 3},
-            activated_experts=(4.0, 5.5),
+            activated_experts={EXPERTS[0]: 4.0, EXPERTS[1]: 5.5},
             expert_load_imbalance=1.2,
-            dispatch=Timing(count=10, total_s=0.5),
+            dispatch=DurationTotal(count=10, total_s=0.5),
             placement_epoch=7,
             exchange_plan="1pc",
             exchange_steps={"2pc-direct": 3, "1pc": 4},

@@ -23,7 +23,9 @@ async def test_load_is_empty_before_the_first_report(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     assert (await client.get("/expert_load")).json()["layers"] == []
-    engine.expert_pool.load = ExpertLoad(num_batches=(2,), num_tokens=(8,), tokens=((6, 2),))
+    engine.placement_controller.load = ExpertLoad(
+        num_batches=(2,), num_tokens=(8,), tokens=((6, 2),)
+    )
     answer = (await client.get("/expert_load")).json()
     assert answer["layers"] == [
         {"layer": 0, "batches": 2, "tokens": 8, "counts": [6, 2], "share": [0.75, 0.25]}
@@ -38,14 +40,14 @@ async def test_rebalance_is_accepted_with_and_without_a_placement(
         answer = await client.post("/rebalance", content=content)
         assert answer.status_code == 202
         assert answer.json()["target_epoch"] == 9
-    assert engine.expert_pool.asked == [None, None, [[[0], [1]]]]
+    assert engine.placement_controller.asked == [None, None, [[[0], [1]]]]
 
 
 async def test_refusals_have_their_status(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    engine.expert_pool.refusal = ConflictError("a rebalance to epoch 9 is under way")
+    engine.placement_controller.refusal = ConflictError("a rebalance to epoch 9 is under way")
     answer = await client.post("/rebalance")
     assert answer.status_code == 409 and "epoch 9" in answer.json()["error"]["message"]
-    engine.expert_pool.refusal = RequestError("expert 99 of layer 0", "placement")
+    engine.placement_controller.refusal = RequestError("expert 99 of layer 0", "placement")
     answer = await client.post("/rebalance", json={"placement": [[[99]]]})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "placement"
     bodies: tuple[object, ...] = ({"placement": [[["a"]]]}, {"placement": [[[-1]]]}, {"plan": 1})
@@ -67,4 +69,4 @@ async def test_the_key_is_needed_and_a_loading_service_refuses(
         key = {"Authorization": "Bearer k"}
         assert (await client.request(method, path, headers=key)).status_code == 503
         engine.status = "ready"
-    assert engine.expert_pool.asked == []
+    assert engine.placement_controller.asked == []

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from janus_moe.messages import ExpertActivity
 from janus_moe.model.attention_block import AttentionModel, KvCache, StepInput
+from janus_moe.spec import InstanceId
 from janus_moe.tracing import SpanLog
 from janus_moe.transport import AttentionPort, ReplyMetadata, Ticket, read_notes
 
@@ -46,15 +47,18 @@ class ExchangeLog:
         """Time of the slowest instance's scheduler, summed over the layers of the pass."""
         return 1e-9 * sum(max(note.scheduler_ns for note in notes) for notes in self.notes)
 
-    def activity(self) -> ExpertActivity | None:
-        """Activated experts per instance, summed over the layers of the pass."""
+    def activity(self, experts: Sequence[InstanceId]) -> ExpertActivity | None:
+        """Activated experts per instance, summed over the layers of the pass.
+
+        experts: the expert instances of the exchange by rank.
+        """
         if not self.notes:
             return None
         counts = [[note.activated for note in notes] for notes in self.notes]
         return ExpertActivity(
             layers=len(counts),
             max_activated=sum(max(row) for row in counts),
-            activated=tuple(sum(column) for column in zip(*counts, strict=True)),
+            activated=dict(zip(experts, map(sum, zip(*counts, strict=True)), strict=True)),
         )
 
 

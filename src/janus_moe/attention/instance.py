@@ -42,6 +42,8 @@ class StepLimits:
 class AttentionInstance:
     """Continuous batching of the requests of one attention instance, in lockstep with the others.
 
+    instance_id: its name in messages.
+    experts: the expert instances of its exchanges by rank.
     ports: an exchange for each micro-batch; every step is announced on all of them.
 
     Not thread safe: one thread calls `add`, `abort` and `step`.
@@ -49,7 +51,8 @@ class AttentionInstance:
 
     def __init__(
         self,
-        index: int,
+        instance_id: InstanceId,
+        experts: Sequence[InstanceId],
         model: AttentionModel,
         cache: KvCache,
         blocks: BlockManager,
@@ -57,7 +60,8 @@ class AttentionInstance:
         ports: Sequence[AttentionPort],
         spans: SpanLog | None = None,
     ) -> None:
-        self.id = InstanceId(pool="attention", number=index)
+        self.id = instance_id
+        self._experts = experts
         self._ports = ports
         self._spans = spans or SpanLog()
         self._model = model
@@ -134,7 +138,7 @@ class AttentionInstance:
             dispatch_seconds=log.dispatch_seconds,
             combine_seconds=log.combine_seconds,
             scheduler_seconds=log.scheduler_seconds,
-            activity=log.activity(),
+            activity=log.activity(self._experts),
             exchange_plan=log.plan,
             notices=tuple(log.notices),
         )

@@ -64,14 +64,14 @@ class StartupView:
             f"{len(spec.moe_layer_ids)} of them MoE, {spec.moe.num_experts} experts "
             f"top-{spec.moe.router.top_k}, context {plan.max_model_len}",
         )
-        self.say("shape", f"{config.shape}: {_pool_text(plan)}")
+        self.say("shape", f"{plan.membership.shape}: {_pool_text(plan)}")
         if plan.choices:
             self.say("auto", "; ".join(plan.choices))
-        for index in range(config.attention_instances):
-            self._totals[f"attention {index}"] = attention_bytes(spec)
-        for index in range(config.expert_instances):
-            slots = [layer[index] for layer in plan.placement.slots]
-            self._totals[f"expert {index}"] = expert_pool_bytes(spec, slots)
+        for instance in plan.membership.attention:
+            self._totals[str(instance)] = attention_bytes(spec)
+        for rank, instance in enumerate(plan.membership.expert):
+            slots = [layer[rank] for layer in plan.placement.slots]
+            self._totals[str(instance)] = expert_pool_bytes(spec, slots)
         self.say("spawn", f"{len(self._totals)} instances, transport {config.transport}")
 
     def progress(self, progress: Progress) -> None:
@@ -144,16 +144,16 @@ def _activated_between(before: EngineSnapshot, after: EngineSnapshot) -> tuple[f
 
     def mean(snapshot: EngineSnapshot) -> float:
         counts = snapshot.activated_experts
-        return sum(counts) / max(1, len(counts))
+        return sum(counts.values()) / max(1, len(counts))
 
     return per_pass(mean), per_pass(lambda snapshot: snapshot.max_activated_experts)
 
 
 def _pool_text(plan: DeploymentPlan) -> str:
-    redundant = plan.config.redundant_experts
+    redundant, shape = plan.config.redundant_experts, plan.membership.shape
     return (
-        f"{plan.config.attention_instances} attention ({_threads(plan, 'attention')}), "
-        f"{plan.config.expert_instances} expert ({_threads(plan, 'expert')}, "
+        f"{shape.attention} attention ({_threads(plan, 'attention')}), "
+        f"{shape.expert} expert ({_threads(plan, 'expert')}, "
         f"{redundant} redundant experts per layer)"
     )
 

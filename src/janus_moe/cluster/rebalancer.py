@@ -43,6 +43,7 @@ from janus_moe.messages import (
 )
 from janus_moe.policy.placement import Placement, migration_steps
 from janus_moe.policy.rebalancing import ObservedRouting, Proposal, propose, requested
+from janus_moe.spec import InstanceId
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +60,14 @@ class Rebalancer:
         self._capacity = [len(experts) for experts in plan.placement.slots[0]]
         self._spare = plan.spare_slots
         self._config = plan.config
+        self._membership = plan.membership
         self._last_epoch = plan.placement.epoch  # ever handed out, also to epochs given up
         self._workers: Workers | None = None
         self._task: asyncio.Task[None] | None = None
         self._preparing = plan.placement.epoch
-        self._prepared: set[int] = set()
+        self._prepared: set[InstanceId] = set()
         self._failure: EpochFailed | None = None
-        self._used = [plan.placement.epoch] * plan.config.attention_instances
+        self._used = dict.fromkeys(plan.membership.attention, plan.placement.epoch)
         self._news = asyncio.Event()
         self._changed = asyncio.Event()  # routing has
 
@@ -161,25 +163,25 @@ class Rebalancer:
 
     async def _prepare(self, placement: Placement) -> None:
         """Returns once every expert instance can serve with `placement`; else none keeps it."""
-        epoch, instances = placement.epoch, range(placement.num_instances)
+        epoch, instances = placement.epoch, self._membership.expert
         self._preparing, self._prepared, self._failure = epoch, set(), None
         try:
-            for index in instances:
-                self._send(PrepareEpoch(expert_index=index, epoch=epoch, placement=placement.slots))
+            for instance in instances:
+                self._send(PrepareEpoch(instance=instance, epoch=epoch, placement=placement.slots))
             async with asyncio.timeout(self._config.startup_timeout):
                 while len(self._prepared) < len(instances) and self._failure is None:
                     await self._next_news()
             if self._failure is not None:
                 failed = self._failure
                 raise WorkerFailed(
-                    f"expert {failed.expert_index} could not prepare epoch {epoch}: {failed.error}"
+                    f"{failed.instance} could not prepare epoch {epoch}: {failed.error}"
                 )
         except BaseException as error:
             with contextlib.suppress(ServiceError):
-                for index in instances:
-                    self._send(DropEpoch(expert_index=index, epoch=epoch))
+                for instance in instances:
+                    self._send(DropEpoch(instance=instance, epoch=epoch))
             if isinstance(error, TimeoutError):
-                late = ", ".join(f"expert {i}" for i in instances if i not in self._prepared)
+                late = ", ".join(str(i) for i in instances if i not in self._prepared)
                 raise WorkerFailed(
                     f"{late} did not prepare epoch {epoch} within "
                     f"{self._config.startup_timeout:.0f} s (--startup-timeout)"
@@ -189,8 +191,8 @@ class Rebalancer:
     async def _use(self, placement: Placement) -> None:
         """Returns once no step with an earlier placement is under way or will come."""
         epoch, timeout_s = placement.epoch, self._config.startup_timeout
-        for index in range(self._config.attention_instances):
-            self._send(UseEpoch(attention_index=index, epoch=epoch))
+        for instance in self._membership.attention:
+            self._send(UseEpoch(instance=instance, epoch=epoch))
         self.placement = placement  # steps come with it from now on, even if not all of them
         try:
             async with asyncio.timeout(timeout_s):
@@ -204,7 +206,7 @@ class Rebalancer:
 
     def _not_using(self, epoch: int) -> str:
         """The attention instances that may still compute with an earlier one; "" for none."""
-        return ", ".join(f"attention {i}" for i, used in enumerate(self._used) if used < epoch)
+        return ", ".join(str(i) for i, used in self._used.items() if used < epoch)
 
     def _send(self, message: ToInstance) -> None:
         if self._workers is None:
@@ -222,10 +224,10 @@ class Rebalancer:
                 if message.changed:
                     self._changed.set()
                 return
-            case StepDone(instance=instance, epoch=epoch) if epoch > self._used[instance.number]:
-                self._used[instance.number] = epoch
-            case EpochPrepared(expert_index=index, epoch=epoch) if epoch == self._preparing:
-                self._prepared.add(index)
+            case StepDone(instance=instance, epoch=epoch) if epoch > self._used[instance]:
+                self._used[instance] = epoch
+            case EpochPrepared(instance=instance, epoch=epoch) if epoch == self._preparing:
+                self._prepared.add(instance)
             case EpochFailed(epoch=epoch) if epoch == self._preparing:
                 self._failure = message
             case _:

@@ -16,7 +16,7 @@ from janus_moe.cluster.rebalancer import Rebalancer
 from janus_moe.cluster.supervisor import FAILED_GRACE_S, Cluster
 from janus_moe.cluster.tracing import Tracer
 from janus_moe.config import EngineConfig
-from janus_moe.engine.admission import Limits
+from janus_moe.engine.admission import RequestLimits
 from janus_moe.engine.engine import Engine, Workers
 from janus_moe.engine.text.tokenizer import load_tokenizer
 from janus_moe.errors import JanusError
@@ -47,13 +47,15 @@ class Service:
         hosts = [this_host(config)] if gathered is None else gathered.hosts
         plan = plan_deployment(config, hosts)
         folder = plan.folder if config.tokenizer is None else resolve_model(config.tokenizer)
-        limits = Limits(
+        limits = RequestLimits(
             max_model_len=plan.max_model_len,
             cache_tokens=plan.num_kv_blocks * plan.config.block_size,
             vocab_size=plan.spec.vocab_size,
         )
         rebalancer = Rebalancer(plan)
-        engine = Engine(plan.config, plan.spec, load_tokenizer(folder), limits, rebalancer)
+        engine = Engine(
+            plan.config, plan.spec, load_tokenizer(folder), limits, plan.membership, rebalancer
+        )
         return cls(plan, engine, rebalancer, Tracer(plan), {}, gathered)
 
     def _progress(self, progress: Progress, on_progress: Callable[[Progress], None]) -> None:

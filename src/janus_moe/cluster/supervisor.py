@@ -34,7 +34,6 @@ from janus_moe.messages import (
     ToInstance,
     ToWorker,
     decode_from_worker,
-    recipient,
 )
 from janus_moe.model.source import BUNDLED, fingerprint
 from janus_moe.transport import ShmRegion
@@ -110,7 +109,7 @@ class Cluster:
 
     def send(self, message: ToInstance) -> None:
         """Sends a message to the worker that hosts the instance it is for."""
-        name = self._home[recipient(message)]
+        name = self._home[message.instance]
         try:
             self._post(name, message)
         except zmq.ZMQError as error:
@@ -213,7 +212,7 @@ class Cluster:
                     raise WorkerFailed(f"{name} could not start: {error}")
 
     def _host_name(self, message: ToInstance) -> str:
-        return self._plan.host_of(recipient(message)).share.name
+        return self._plan.host_of(message.instance).share.name
 
     def _post(self, name: str, message: ToWorker) -> None:
         self._channel.post(name.encode(), message)

@@ -27,16 +27,20 @@ RANGES: tuple[tuple[str, float, float], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """max_model_len: prompt and output together, in tokens. cache_tokens: KV cache of one
-    attention instance. vocab_size: token ids are 0 .. vocab_size - 1."""
+class RequestLimits:
+    """What one request may ask for.
+
+    max_model_len: tokens of prompt and output together.
+    cache_tokens: tokens that the KV cache of one attention instance holds.
+    vocab_size: token ids are 0 to vocab_size - 1.
+    """
 
     max_model_len: int
     cache_tokens: int
     vocab_size: int
 
 
-def admit(prompt_ids: Sequence[int], sampling: SamplingParams, limits: Limits) -> None:
+def admit(prompt_ids: Sequence[int], sampling: SamplingParams, limits: RequestLimits) -> None:
     """Raises RequestError, with the numbers and the fix, when a request can never be served."""
     length = len(prompt_ids)
     if length == 0:

@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from janus_moe.config import EngineConfig
-from janus_moe.engine.admission import Limits, admit
+from janus_moe.engine.admission import RequestLimits, admit
 from janus_moe.engine.chunks import Status, TokenChunk
 from janus_moe.engine.counters import EngineCounters
 from janus_moe.engine.load import InstanceLoads
@@ -36,7 +36,7 @@ from janus_moe.messages import (
     StepDone,
     ToInstance,
 )
-from janus_moe.spec import ModelSpec
+from janus_moe.spec import InstanceId, Membership, ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,10 @@ class Workers(Protocol):
 class Engine:
     """Serves requests through the workers it is given with `run`.
 
+    membership: the instances that those workers are.
+    limits: what a request may ask for.
+    placement_controller: what moves experts between the instances.
+
     Before `run` the status is "loading" and requests are refused. When a worker is lost `run`
     raises, and whoever ran it marks the engine "dead".
     """
@@ -68,18 +72,20 @@ class Engine:
         config: EngineConfig,
         spec: ModelSpec,
         tokenizer: Tokenizer,
-        limits: Limits,
-        expert_pool: PlacementController,
+        limits: RequestLimits,
+        membership: Membership,
+        placement_controller: PlacementController,
     ) -> None:
         self.config = config
         self.spec = spec
         self.tokenizer = tokenizer
         self.limits = limits
-        self.expert_pool = expert_pool
+        self.membership = membership
+        self.placement_controller = placement_controller
         self.status: Status = "loading"
         self.status_detail = "starting"
-        self.counters = EngineCounters.zero(config.shape)
-        self.loads = InstanceLoads(config.attention_instances, limits.cache_tokens)
+        self.counters = EngineCounters()
+        self.loads = InstanceLoads(membership.attention, limits.cache_tokens)
         self._workers: Workers | None = None
         self._requests: dict[str, RequestRecord] = {}
         self._seeds = random.Random(config.seed or None)
@@ -102,7 +108,7 @@ class Engine:
             await asyncio.wait({pump, warm_up}, return_when=asyncio.FIRST_COMPLETED)
             if warm_up.done() and warm_up.exception() is None and not pump.done():
                 self.status, self.status_detail = "ready", "ready"
-                self.counters = EngineCounters.zero(self.config.shape)
+                self.counters = EngineCounters()
                 if on_ready is not None:
                     on_ready.set()
             await pump
@@ -149,9 +155,10 @@ class Engine:
 
     def snapshot(self) -> EngineSnapshot:
         """Load and totals at this moment."""
-        running = sum(load.num_running for load in self.loads.observed)
+        loads = self.loads.observed
+        running = sum(load.num_running for load in loads.values())
         waiting = max(0, len(self._requests) - running)
-        return self.counters.snapshot(self.loads.observed, waiting)
+        return self.counters.snapshot(self.membership, loads, waiting)
 
     async def _stream(
         self,
@@ -159,14 +166,14 @@ class Engine:
         prompt_ids: Sequence[int],
         sampling: SamplingParams,
         stop: Sequence[str],
-        attention_index: int | None = None,
+        instance: InstanceId | None = None,
     ) -> AsyncGenerator[TokenChunk]:
         assert self._workers is not None
-        record = self._open(request_id, prompt_ids, sampling, stop, attention_index)
+        record = self._open(request_id, prompt_ids, sampling, stop, instance)
         try:
             self._workers.send(
                 AddRequest(
-                    attention_index=record.attention_index,
+                    instance=record.instance,
                     request_id=request_id,
                     prompt_ids=record.prompt_ids,
                     sampling=record.sampling,
@@ -189,31 +196,31 @@ class Engine:
         prompt_ids: Sequence[int],
         sampling: SamplingParams,
         stop: Sequence[str],
-        attention_index: int | None,
+        instance: InstanceId | None,
     ) -> RequestRecord:
         if sampling.seed is None:
             sampling = msgspec.structs.replace(sampling, seed=self._seeds.getrandbits(63))
-        if attention_index is None:
-            attention_index = self.loads.choose(prompt_ids)
+        if instance is None:
+            instance = self.loads.choose(prompt_ids)
         record = RequestRecord(
             request_id=request_id,
             prompt_ids=tuple(prompt_ids),
             sampling=sampling,
-            attention_index=attention_index,
+            instance=instance,
             detokenizer=Detokenizer(self.tokenizer, prompt_ids),
             stops=StopStrings(tuple(stop)),
         )
         self._requests[request_id] = record
         self._idle.clear()
-        self.loads.sent(attention_index, len(prompt_ids))
+        self.loads.sent(instance, len(prompt_ids))
         return record
 
     def _forget(self, record: RequestRecord) -> None:
         """The stream has ended; the worker is told when it does not know."""
         del self._requests[record.request_id]
-        self.loads.ended(record.attention_index)
+        self.loads.ended(record.instance)
         if not record.started:
-            self.loads.started(record.attention_index, len(record.prompt_ids))
+            self.loads.started(record.instance, len(record.prompt_ids))
         if not self._requests:
             self._idle.set()
         if not record.finished:
@@ -223,9 +230,7 @@ class Engine:
 
     def _abort(self, record: RequestRecord) -> None:
         assert self._workers is not None
-        self._workers.send(
-            AbortRequest(attention_index=record.attention_index, request_id=record.request_id)
-        )
+        self._workers.send(AbortRequest(instance=record.instance, request_id=record.request_id))
 
     async def _pump(self, workers: Workers) -> None:
         """Hands every worker message to the streams it concerns."""
@@ -240,7 +245,7 @@ class Engine:
 
     def _on_step(self, done: StepDone) -> None:
         self.loads.report(done)
-        self.counters.add(done)
+        self.counters.add(done, self.membership)
         for notice in done.notices:
             logger.info("%s", notice)
         for new in done.outputs:
@@ -249,7 +254,7 @@ class Engine:
                 continue  # its consumer has gone
             if not record.started:
                 record.started = True
-                self.loads.started(record.attention_index, len(record.prompt_ids))
+                self.loads.started(record.instance, len(record.prompt_ids))
                 self.counters.prompt_tokens += len(record.prompt_ids)
             if record.push(new):
                 self._abort(record)
@@ -259,10 +264,11 @@ class Engine:
         sampling = SamplingParams(max_tokens=WARM_UP_TOKENS, temperature=0, ignore_eos=True)
         length = min(WARM_UP_TOKENS, max(1, self.limits.max_model_len - WARM_UP_TOKENS))
 
-        async def one(index: int) -> None:
-            stream = self._stream(f"warm-up-{index}", [0] * length, sampling, (), index)
+        async def one(instance: InstanceId) -> None:
+            name = f"warm-up-{instance.number}"
+            stream = self._stream(name, [0] * length, sampling, (), instance)
             async with aclosing(stream) as chunks:
                 async for _ in chunks:
                     pass
 
-        await asyncio.gather(*(one(i) for i in range(self.config.attention_instances)))
+        await asyncio.gather(*map(one, self.membership.attention))

@@ -6,56 +6,71 @@ Reports arrive once a step; what was sent since counts as waiting. The choice it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from janus_moe.messages import StepDone
 from janus_moe.policy.routing import InstanceLoad, choose_instance, prefix_instance
+from janus_moe.spec import InstanceId
 
 
 @dataclass(slots=True)
 class ObservedLoad:
-    """num_requests, unstarted_tokens: what the engine sent; the rest: the last report."""
+    """The load of one attention instance.
+
+    num_requests: sent there and not ended.
+    unstarted_tokens: prompt tokens of those whose prompt is not in the cache.
+    num_running: requests in a batch, by the last report.
+    kv_usage: used share of its KV blocks, 0 to 1, by the last report.
+    """
 
     num_requests: int = 0
     unstarted_tokens: int = 0
     num_running: int = 0
     kv_usage: float = 0.0
-    num_preemptions: int = 0
 
 
 class InstanceLoads:
-    """Load of every attention instance; chooses one for each new request."""
+    """Load of every attention instance by id; chooses one for each new request.
 
-    def __init__(self, num_instances: int, kv_capacity_tokens: int) -> None:
-        self.observed = [ObservedLoad() for _ in range(num_instances)]
+    members: the attention instances.
+    kv_capacity_tokens: tokens that the KV cache of each holds.
+    """
+
+    def __init__(self, members: Iterable[InstanceId], kv_capacity_tokens: int) -> None:
+        self.observed = {instance: ObservedLoad() for instance in members}
         self._capacity = kv_capacity_tokens
 
-    def choose(self, prompt_ids: Sequence[int]) -> int:
+    def choose(self, prompt_ids: Sequence[int]) -> InstanceId:
         """The attention instance for a new request."""
+        ids = {instance.number: instance for instance in self.observed}
         loads = [
             InstanceLoad(
-                index, load.num_requests, load.unstarted_tokens, load.kv_usage, self._capacity
+                instance.number,
+                load.num_requests,
+                load.unstarted_tokens,
+                load.kv_usage,
+                self._capacity,
             )
-            for index, load in enumerate(self.observed)
+            for instance, load in self.observed.items()
         ]
-        return choose_instance(loads, prefix_instance(prompt_ids, range(len(loads))))
+        return ids[choose_instance(loads, prefix_instance(prompt_ids, list(ids)))]
 
-    def sent(self, index: int, prompt_tokens: int) -> None:
+    def sent(self, instance: InstanceId, prompt_tokens: int) -> None:
         """A request was sent to an instance."""
-        self.observed[index].num_requests += 1
-        self.observed[index].unstarted_tokens += prompt_tokens
+        self.observed[instance].num_requests += 1
+        self.observed[instance].unstarted_tokens += prompt_tokens
 
-    def started(self, index: int, prompt_tokens: int) -> None:
+    def started(self, instance: InstanceId, prompt_tokens: int) -> None:
         """A request has its prompt in the cache, or is gone before that."""
-        self.observed[index].unstarted_tokens -= prompt_tokens
+        self.observed[instance].unstarted_tokens -= prompt_tokens
 
-    def ended(self, index: int) -> None:
-        self.observed[index].num_requests -= 1
+    def ended(self, instance: InstanceId) -> None:
+        """A request is gone."""
+        self.observed[instance].num_requests -= 1
 
     def report(self, done: StepDone) -> None:
         """Takes over what an instance says of itself."""
-        load = self.observed[done.instance.number]
+        load = self.observed[done.instance]
         load.num_running = done.num_running
         load.kv_usage = done.kv_usage
-        load.num_preemptions = done.num_preemptions

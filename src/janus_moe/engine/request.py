@@ -14,20 +14,24 @@ from janus_moe.engine.text.detokenizer import Detokenizer
 from janus_moe.engine.text.stopping import StopStrings
 from janus_moe.errors import JanusError
 from janus_moe.messages import NewTokens, SamplingParams
+from janus_moe.spec import InstanceId
 
 
 @dataclass(slots=True)
 class RequestRecord:
     """A request from admission to its last chunk.
 
+    instance: the attention instance that computes it.
+    token_ids: what it has produced.
     started: its prompt has been computed.
+    finished: nothing more goes into `chunks`.
     chunks: what the consumer has not taken yet; an error ends the stream.
     """
 
     request_id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
-    attention_index: int
+    instance: InstanceId
     detokenizer: Detokenizer
     stops: StopStrings
     token_ids: list[int] = field(default_factory=list)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from janus_moe.spec import InstanceId, Pool
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
+class DurationTotal:
     """How often something happened and how long it took altogether, since the start."""
 
     count: int = 0
@@ -18,14 +20,19 @@ class Timing:
 class EngineSnapshot:
     """Load of the whole engine at one moment; counters run since the start.
 
+    running: requests in a batch.
+    waiting: requests that are queued.
     kv_usage: used share of the KV blocks, 0 to 1, over all attention instances.
-    activated_experts: [expert instances] mean distinct experts activated per MoE layer pass.
+    preemptions: requests that gave their KV blocks back for a while.
+    pool_sizes: number of instances by pool.
+    activated_experts: by expert instance, mean distinct experts activated per MoE layer pass.
     max_activated_experts: the same for the busiest instance of each pass.
     layer_passes: MoE layer passes these means are over.
     expert_load_imbalance: busiest expert instance over the mean, 1 is perfect, 0 is unknown.
     dispatch, combine, scheduler: one count per engine step.
-    exchange_plan: of the latest step over the network, "" for none; exchange_steps: steps by plan,
-    as attention instance 0 took part in them.
+    placement_epoch: the latest that a step reported.
+    exchange_plan: of the latest step over the network; "" for none.
+    exchange_steps: steps by plan, as the attention instance of the lowest rank took part in them.
     """
 
     running: int = 0
@@ -34,14 +41,14 @@ class EngineSnapshot:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
-    pool_sizes: Mapping[str, int] = field(default_factory=dict)
-    activated_experts: tuple[float, ...] = ()
+    pool_sizes: Mapping[Pool, int] = field(default_factory=dict)
+    activated_experts: Mapping[InstanceId, float] = field(default_factory=dict)
     max_activated_experts: float = 0.0
     layer_passes: int = 0
     expert_load_imbalance: float = 0.0
-    dispatch: Timing = Timing()
-    combine: Timing = Timing()
-    scheduler: Timing = Timing()
+    dispatch: DurationTotal = DurationTotal()
+    combine: DurationTotal = DurationTotal()
+    scheduler: DurationTotal = DurationTotal()
     placement_epoch: int = 0
     exchange_plan: str = ""
     exchange_steps: Mapping[str, int] = field(default_factory=dict)

@@ -80,7 +80,7 @@ class EpochLoader:
 
     def _prepare(self, message: PrepareEpoch, inbox: queue.SimpleQueue[ToWorker]) -> None:
         """Any failure leaves the instance as it was, and is reported."""
-        index, epoch = self._instance.index, message.epoch
+        instance, epoch = self._instance.id, message.epoch
         try:
             prepared = self._load(message, inbox)
         # A last resort: this thread lives on, and the engine waits for an answer. Reading a
@@ -88,12 +88,12 @@ class EpochLoader:
         except Exception as error:
             text = str(error)
             if not isinstance(error, JanusError):
-                logger.exception("expert %d could not prepare epoch %d", index, epoch)
+                logger.exception("%s could not prepare epoch %d", instance, epoch)
                 text = type(error).__name__
-            self._send(EpochFailed(expert_index=index, epoch=epoch, error=text))
+            self._send(EpochFailed(instance=instance, epoch=epoch, error=text))
             return
         if prepared:
-            self._send(EpochPrepared(expert_index=index, epoch=epoch))
+            self._send(EpochPrepared(instance=instance, epoch=epoch))
 
     def _load(self, message: PrepareEpoch, inbox: queue.SimpleQueue[ToWorker]) -> bool:
         """False when it was told something else before it was done."""
@@ -105,7 +105,7 @@ class EpochLoader:
         )
         tables, arrivals = place_arrivals(
             instance.latest.slots,
-            [layer[instance.index] for layer in placement.slots],
+            [layer[instance.rank] for layer in placement.slots],
             [model.layers[layer].gate_up.shape[0] for layer in instance.layers],
         )
         if not self._load_all(arrivals, inbox):

@@ -25,6 +25,7 @@ from janus_moe.messages import ExpertLoad
 from janus_moe.model.expert_block import ExpertModel
 from janus_moe.policy.placement import Placement
 from janus_moe.policy.statistics import RoutingWindow
+from janus_moe.spec import InstanceId
 from janus_moe.tracing import SpanLog
 from janus_moe.transport import ExpertPort, ReplyMetadata, Ticket, Work
 
@@ -46,8 +47,10 @@ class LayerReply(NamedTuple):
 
 
 class ExpertInstance:
-    """Serves the MoE layers of a model with the replicas that a placement gives instance `index`.
+    """Serves the MoE layers of a model with the replicas that a placement gives one rank.
 
+    instance_id: its name in messages.
+    rank: its position among the instances of a placement and of an exchange.
     device: where the model and the batches are.
     model: router weights of all experts, expert weights of this instance's slots.
     layers: model layer id -> MoE layer number, as in `ModelSpec.moe_layer_ids`.
@@ -60,7 +63,8 @@ class ExpertInstance:
 
     def __init__(
         self,
-        index: int,
+        instance_id: InstanceId,
+        rank: int,
         model: ExpertModel,
         placement: Placement,
         rule: Rule,
@@ -69,15 +73,16 @@ class ExpertInstance:
         spans: SpanLog | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.index = index
+        self.id = instance_id
+        self.rank = rank
         self.model = model
         self.layers = layers
-        self.schedulers = Schedulers(index, rule, device)
+        self.schedulers = Schedulers(rank, rule, device)
         # Set by the last layer of a step, or of a half of one; cleared by whoever watches.
         self.stepped = threading.Event()
         self._moe_layer = {layer: number for number, layer in enumerate(layers)}
         self._device = torch.device(device)
-        self._epoch = make_epoch(placement, first_tables(placement, index), self.schedulers)
+        self._epoch = make_epoch(placement, first_tables(placement, rank), self.schedulers)
         self._staged: dict[int, Epoch] = {}
         self._latest = self._before_latest = self._epoch
         self._on_load = on_load
@@ -183,7 +188,7 @@ class ExpertInstance:
         epoch = self._staged.pop(ticket.epoch, None)
         if epoch is None:
             raise ExchangeError(
-                f"expert {self.index} serves epoch {self._epoch.number} and was not prepared for "
+                f"{self.id} serves epoch {self._epoch.number} and was not prepared for "
                 f"epoch {ticket.epoch} of step {ticket.step}"
             )
         self._epoch = epoch

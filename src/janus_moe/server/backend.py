@@ -8,17 +8,17 @@ from typing import Protocol
 from janus_moe.config import EngineConfig
 from janus_moe.engine.chunks import FinishReason, Status, TokenChunk
 from janus_moe.engine.placement_controller import PlacementController
-from janus_moe.engine.snapshot import EngineSnapshot, Timing
+from janus_moe.engine.snapshot import DurationTotal, EngineSnapshot
 from janus_moe.engine.text.tokenizer import Tokenizer
 from janus_moe.messages import SamplingParams
 from janus_moe.spec import ModelSpec
 
 __all__ = [
+    "DurationTotal",
     "EngineBackend",
     "EngineSnapshot",
     "FinishReason",
     "Status",
-    "Timing",
     "TokenChunk",
     "TokenStream",
 ]
@@ -56,7 +56,7 @@ class EngineBackend(Protocol):
     def status_detail(self) -> str: ...
 
     @property
-    def expert_pool(self) -> PlacementController: ...
+    def placement_controller(self) -> PlacementController: ...
 
     def submit(
         self,

@@ -17,9 +17,9 @@ from janus_moe.server.responses import json_response
 async def expert_load(request: Request, state: AppState) -> Response:
     """Tokens routed to each expert lately, and how many experts each instance activated."""
     state.lifecycle.require_ready()
-    pool, snapshot = state.backend.expert_pool, state.backend.snapshot()
+    controller, snapshot = state.backend.placement_controller, state.backend.snapshot()
     layers: list[dict[str, Any]] = []
-    if (load := pool.load) is not None:
+    if (load := controller.load) is not None:
         rows = zip(load.num_batches, load.num_tokens, load.tokens, strict=True)
         for layer, (batches, tokens, counts) in zip(
             state.backend.spec.moe_layer_ids, rows, strict=True
@@ -36,7 +36,7 @@ async def expert_load(request: Request, state: AppState) -> Response:
     return json_response(
         {
             "layers": layers,
-            "activated_experts_per_instance": snapshot.activated_experts,
+            "activated_experts_per_instance": list(snapshot.activated_experts.values()),
             "imbalance": snapshot.expert_load_imbalance,
         }
     )
@@ -45,21 +45,21 @@ async def expert_load(request: Request, state: AppState) -> Response:
 async def expert_placement(request: Request, state: AppState) -> Response:
     """Which experts are where, and how a rebalance is coming along."""
     state.lifecycle.require_ready()
-    pool = state.backend.expert_pool
+    controller = state.backend.placement_controller
     layers = [
         {
             "layer": layer,
             "instances": instances,
-            "replicas": pool.placement.replicas(number).tolist(),
+            "replicas": controller.placement.replicas(number).tolist(),
         }
         for number, (layer, instances) in enumerate(
-            zip(state.backend.spec.moe_layer_ids, pool.placement.slots, strict=True)
+            zip(state.backend.spec.moe_layer_ids, controller.placement.slots, strict=True)
         )
     ]
     return json_response(
         {
-            "epoch": pool.placement.epoch,
-            "num_experts": pool.placement.num_experts,
+            "epoch": controller.placement.epoch,
+            "num_experts": controller.placement.num_experts,
             "layers": layers,
             "rebalance": _status(state),
         }
@@ -71,10 +71,10 @@ async def rebalance(request: Request, state: AppState) -> Response:
     state.lifecycle.require_ready()
     raw = await read_body(request, state.config.max_body_bytes)
     body = parse(raw, RebalanceBody) if raw.strip() else RebalanceBody()
-    await state.backend.expert_pool.rebalance(body.placement)
+    await state.backend.placement_controller.rebalance(body.placement)
     return json_response(_status(state), 202)
 
 
 def _status(state: AppState) -> dict[str, Any]:
-    fields: dict[str, Any] = msgspec.to_builtins(state.backend.expert_pool.status)
+    fields: dict[str, Any] = msgspec.to_builtins(state.backend.placement_controller.status)
     return fields

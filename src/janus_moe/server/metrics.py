@@ -167,8 +167,8 @@ class EngineCollector:
             "Mean distinct experts activated per MoE layer pass",
             labels=[*self._labels, "instance"],
         )
-        for instance, mean in enumerate(snapshot.activated_experts):
-            activated.add_metric([*self._labels.values(), str(instance)], mean)
+        for instance, mean in snapshot.activated_experts.items():
+            activated.add_metric([*self._labels.values(), str(instance.number)], mean)
         yield activated
         yield self._gauge(
             "janus:expert_load_imbalance",

@@ -23,7 +23,7 @@ from janus_moe.cluster.worker.exchanges import open_exchanges
 from janus_moe.cluster.worker.worker_channel import WorkerChannel
 from janus_moe.cluster.worker.worker_instances import HostedInstance, build_instances
 from janus_moe.errors import ExchangeClosed, ExchangeError, HostLost, JanusError
-from janus_moe.messages import Failed, Hello, Ready, Setup, Stop, StorePut, ToWorker, recipient
+from janus_moe.messages import Failed, Hello, Ready, Setup, Stop, StorePut, ToWorker
 from janus_moe.transport import Exchange, ShmAddress
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _serve(
         thread.start()
     while not isinstance(message := mailbox.inbox.get(), Stop):
         if not isinstance(message, Setup | StorePut):
-            home = recipient(message)
+            home = message.instance
             next(member for member in members if member.id == home).post(message)
     for member in members:
         member.post(Stop())

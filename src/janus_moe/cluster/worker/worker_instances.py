@@ -163,6 +163,7 @@ class _Builder:
 
     def attention(self, instance_id: InstanceId) -> HostedInstance:
         setup, config, spans = self._setup, self._setup.config, self._spans()
+        rank = setup.membership.rank(instance_id)
         model = AttentionModel.load(
             setup.spec,
             self._checkpoint,
@@ -173,7 +174,8 @@ class _Builder:
         self._report_loaded(instance_id, attention_bytes(setup.spec))
         cache = KvCache.allocate(setup.spec, setup.num_kv_blocks, config.block_size, self._device)
         instance = AttentionInstance(
-            index=instance_id.number,
+            instance_id=instance_id,
+            experts=setup.membership.expert,
             model=model,
             cache=cache,
             blocks=BlockManager(
@@ -187,7 +189,7 @@ class _Builder:
                 config.max_model_len or setup.spec.max_position,
                 config.micro_batch_threshold,
             ),
-            ports=[e.attention_port(instance_id.number, self._rule) for e in self._exchanges],
+            ports=[e.attention_port(rank, self._rule) for e in self._exchanges],
             spans=spans,
         )
         return HostedInstance(
@@ -199,8 +201,9 @@ class _Builder:
         )
 
     def expert(self, instance_id: InstanceId) -> HostedInstance:
-        setup, index, spans = self._setup, instance_id.number, self._spans()
-        slots = [layer[index] for layer in setup.slots]
+        setup, spans = self._setup, self._spans()
+        rank = setup.membership.rank(instance_id)
+        slots = [layer[rank] for layer in setup.slots]
         model = ExpertModel.load(
             setup.spec,
             self._checkpoint,
@@ -210,12 +213,13 @@ class _Builder:
             setup.spare_slots,
         )
         instance = ExpertInstance(
-            index,
+            instance_id,
+            rank,
             model,
             self._placement,
             activation_rule(setup.config),
             setup.spec.moe_layer_ids,
-            on_load=self._send if index == 0 else None,  # all see the same routing
+            on_load=self._send if rank == 0 else None,  # all see the same routing
             spans=spans,
             device=self._device,
         )
@@ -230,15 +234,15 @@ class _Builder:
         self._send(Progress(instance=instance_id, stage="warm up"))
         instance.warm_up()
         closing = contextlib.ExitStack()
-        if index == 0 and setup.config.record_routing is not None:  # all see the same routing
+        if rank == 0 and setup.config.record_routing is not None:  # all see the same routing
             recorder = self._recorder(setup.config.record_routing)
             instance.record_to(recorder)
             closing.callback(recorder.close)
         member = partial(HostedInstance, spans=spans, send=self._send)
         if isinstance(self._exchanges[0], LoopbackExchange):
-            self._exchanges[0].serve(index, instance.serve_once)
+            self._exchanges[0].serve(rank, instance.serve_once)
             return member(instance_id, lambda: None, _closing(closing, loader.serve))
-        ports = [exchange.expert_port(index, self._rule) for exchange in self._exchanges]
+        ports = [exchange.expert_port(rank, self._rule) for exchange in self._exchanges]
         work = _closing(closing, lambda inbox: serve_experts(instance, loader, ports, inbox))
         return member(instance_id, ports[0].wake, work)
 
