@@ -221,11 +221,18 @@ async def test_a_client_without_curve_gets_no_message_in(cluster: Cluster) -> No
 
 
 async def test_an_unreadable_message_ends_nothing_but_its_sender(cluster: Cluster) -> None:
-    cluster.pool.handle(b"host x", b"\x00garbage")
+    garbage = b"\x00garbage"
+    cluster.pool.handle(b"host x", garbage)  # not a host of the service
     cluster.agent("a")
     cluster.agent("b")
     await cluster.both_join()
+    cluster.pool.handle(b"host x", garbage)
     assert not cluster.losses
+    identity = cluster.pool._joined["b"].identity
+    cluster.pool.handle(identity, garbage)
+    (loss,) = cluster.losses
+    assert "host b" in str(loss)
+    assert "unreadable message" in str(loss)
 
 
 async def test_a_host_that_falls_silent_is_lost_within_the_heartbeat(
