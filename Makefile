@@ -1,5 +1,7 @@
 # make serve   creates .venv, installs, serves the bundled model with 1 attention and 2 expert instances
-# make test    creates .venv, installs, runs linter, then type checker beside the whole suite on the CPU
+# make check   the loop while working: linter, types and the fast tests, about a minute
+# make test    creates .venv, installs, runs linter, then type checker beside the suite on the CPU
+# make test-all  what takes long: every model on every shape, real processes, hosts, packaging
 # make figures creates .venv, installs, makes the figures and the report of docs/evaluation.md again
 
 PYTHON ?= python3
@@ -8,13 +10,18 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SERVE  ?= --attention-instances 1 --expert-instances 2
 
-.PHONY: serve test lint types unit figures format clean
+.PHONY: serve check test test-all lint types fast unit slow figures format clean
 
 serve: $(VENV)/.runtime
 	@exec $(BIN)/janus serve $(SERVE)
 
+check: lint
+	@$(MAKE) --no-print-directory --jobs=2 types fast
+
 test: lint
 	@$(MAKE) --no-print-directory --jobs=2 types unit
+
+test-all: slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -23,8 +30,14 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow and not integration"
+
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
 
 figures: $(VENV)/.bench
 	$(BIN)/python -m paper $(FIGURES)

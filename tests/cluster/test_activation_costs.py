@@ -14,6 +14,7 @@ from janus_moe.errors import ConfigError
 from janus_moe.policy.activation import LayerCost
 
 
+@pytest.mark.slow
 def test_measuring_gives_costs_and_leaves_the_threads_as_they_were() -> None:
     """Not how large they are: other programs may run."""
     spec = tiny_spec(10, 10)

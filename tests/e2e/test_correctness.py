@@ -12,6 +12,17 @@ from tests.e2e.harness import complete, running, running_in_threads
 
 from janus_moe.policy.batching import StepPlan
 
+QUICK = {
+    "test_pools_match_undivided_model": {
+        "qwen3-1A1E-shm",
+        "qwen3-tied-2A3E-loopback",
+        "deepseek-v2-3A2E-shm",
+        "deepseek-v3-2A3E-shm",
+    },
+    "test_micro_batches_match_undivided_model": {"qwen3-2A3E-shm", "deepseek-v3-2A2E-gloo"},
+    "test_processes_match_undivided_model": {"2A3E-shm"},
+}
+"""Cases of every run; the other models, shapes and transports are slow."""
 SHAPES = {"1A1E": (1, 1), "2A3E": (2, 3), "3A2E": (3, 2)}
 ALL_SHAPES = {**SHAPES, "2A2E": (2, 2)}
 NUM_PROMPTS = 28

@@ -31,6 +31,7 @@ async def finish(engine: Any) -> list[Completion]:
     )
 
 
+@pytest.mark.slow
 async def test_bfloat16_chooses_nearly_best_tokens(model: Model) -> None:
     """At nine steps in ten the float32 model finds the chosen token within 5 % of its best logit
     (of the largest magnitude)."""

@@ -42,7 +42,7 @@ def assert_ends(server: ServerProcess, name: str, workers: list[psutil.Process])
     assert not alive
 
 
-@pytest.mark.parametrize("name", ["attention 0", "expert 1"])
+@pytest.mark.parametrize("name", [pytest.param("attention 0", marks=pytest.mark.slow), "expert 1"])
 def test_worker_lost_while_serving(qwen3: Model, name: str) -> None:
     before = leftovers()
     with serving(*flags(qwen3)) as server:

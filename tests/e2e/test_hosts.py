@@ -132,6 +132,7 @@ def test_two_hosts_give_the_tokens_of_one_and_end_with_the_engine(
         assert_gone([*workers, *own])
 
 
+@pytest.mark.slow
 def test_a_killed_host_is_named_with_its_instances(secret: Path, expected: list[str]) -> None:
     binds = {"a": "127.0.0.2", "b": "127.0.0.3"}
     with cluster(secret, "a,b", **binds) as (server, (first, second)):
@@ -150,6 +151,7 @@ def test_a_killed_host_is_named_with_its_instances(secret: Path, expected: list[
         assert_gone(workers)
 
 
+@pytest.mark.slow
 def test_gloo_on_one_host_gives_the_same_tokens(expected: list[str]) -> None:
     pools = ("--attention-instances", "2", "--expert-instances", "2")
     with serving("--transport", "gloo", *pools, *FLAGS) as server:

@@ -225,6 +225,7 @@ async def test_a_changed_checkpoint_is_noticed_by_real_processes(
         assert load.done, "requests go on"
 
 
+@pytest.mark.slow
 async def test_by_the_load_and_back_with_real_processes(eight: Model) -> None:
     """2A3E over shared memory: a rebalance that the statistics ask for, and random ones."""
     async with running(

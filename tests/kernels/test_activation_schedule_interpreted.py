@@ -44,6 +44,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if not INTERPRETED:
 
+    @pytest.mark.slow
     @needs_triton
     def test_in_the_interpreter() -> None:
         command = [sys.executable, "-m", "pytest", __file__, "-p", "no:cacheprovider"]

@@ -41,6 +41,7 @@ def test_a_batch_that_gives_no_table_is_refused(tmp_path: Path) -> None:
         plan(folder, max_batch=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
 def test_all_operations_of_a_model_can_be_timed(tmp_path: Path, family: str) -> None:
     made = plan(make_checkpoint(tmp_path / "model", family), max_instances=2)
