@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.placement_figures import over_batch, select
-from benchmarks.scheduling_figures import cost_figure
+from paper.measured.activation import over_batch, select
+from paper.measured.scheduler import cost_figure
 from paper.pictures import legend_below, picture
 
 ROWS = {"recorded": "recorded", "topics": "topics (synthetic)", "zipf": "zipf (synthetic)"}

@@ -2,7 +2,7 @@
 
 python -m paper [--only 3 9] [--out DIR] [--seed N]
 
-Without --out the committed files are written: benchmarks/results/figures, docs/figures/paper and
+Without --out the committed files are written: paper/results, docs/figures/paper and
 docs/evaluation.md. With it everything goes into one folder, with the report as a page too. With
 --only the report takes the other figures from their files there; without these there is none.
 """
@@ -37,9 +37,7 @@ def places(out: Path | None) -> Places:
     if out:
         return Places(out, out, out / "report.md", out / "report.html")
     docs = Path("docs")
-    return Places(
-        Path("benchmarks/results/figures"), docs / "figures/paper", docs / "evaluation.md", None
-    )
+    return Places(Path("paper/results"), docs / "figures/paper", docs / "evaluation.md", None)
 
 
 def json_of(number: str, where: Places) -> Path:

@@ -2,7 +2,7 @@
 
 The published throughputs imply 92 to 151 ms per token where devices and links need a quarter to a
 third of that: the rest grows with the layers and with the tokens of an attention instance. `paper`
-adds it as constants, fitted to the published points by `python -m benchmarks.paper_shapes`. A plan
+adds it as constants, fitted to the published points by `python -m paper.shapes`. A plan
 made with them says so; they are no statement about any other system.
 """
 

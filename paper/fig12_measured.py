@@ -1,10 +1,10 @@
 """The paper's figure 12 with measured times: phases, gating side, activation scheduler.
 
-    python -m benchmarks.ablation [--json FILE.json] [--figure FILE.png]
+    python -m paper.fig12_measured [--json FILE.json] [--figure FILE.png]
 
 Time of one MoE layer on two attention and four expert instances, three hosts (network namespaces,
 needs root): the exchange plus the experts of the busiest instance. Both are measured, one after the
-other: the exchange between processes without compute (`benchmarks.exchange_gating`; 2PC is the
+other: the exchange between processes without compute (`paper.gating_exchange`; 2PC is the
 fastest of its plans at that batch), the experts by the CPU kernel on one thread with the very slots
 that the scheduler activates. Routing is synthetic (`topics`), half of the experts have a second
 replica. Gate, attention and shared expert are left out: they are the same for all.
@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.exchange_adaptive import HIDDEN
-from benchmarks.exchange_gating import measure
 from benchmarks.support.hosts import HostsUnavailable, Link
 from benchmarks.support.report import machine_facts, print_table, write_json
-from paper.pictures import picture
 
 from janus_moe.kernels.grouped_experts import grouped_experts
 from janus_moe.policy.activation import LayerLayout, Policy, Scheduler
 from janus_moe.policy.placement import initial_placement
 from janus_moe.policy.synthetic import SyntheticRouter
+from paper.gating_exchange import measure
+from paper.pictures import picture
 
 SHAPE, INSTANCES = "2A+2E+2E", 4
 EXPERTS, TOP_K, SLOTS, WIDTH = 128, 8, 48, 384
@@ -206,7 +206,7 @@ def exchange_times(gbps: float, options: argparse.Namespace) -> list[dict[str, A
         try:
             runs.append(measure(SHAPE, Link(gbps), options.batches, options.budget / options.runs))
         except HostsUnavailable as error:
-            raise SystemExit(f"benchmarks.ablation: {error}") from None
+            raise SystemExit(f"paper.fig12_measured: {error}") from None
     return [
         {**same[0], "us": round(median(row["us"] for row in same))}
         for same in zip(*runs, strict=True)

@@ -1,6 +1,6 @@
 """Where each exchange plan is predicted to win: batch size by number of expert hosts.
 
-    python -m benchmarks.exchange_regions [--json FILE.json] [--figure FILE.png]
+    python -m paper.measured.regions [--json FILE.json] [--figure FILE.png]
         [--measured benchmarks/results/exchange_adaptive.json]
 
 Two attention hosts with four instances each, four expert instances on each expert host, rows of

@@ -1,6 +1,6 @@
 """Draws what `benchmarks.cluster` measured (needs matplotlib).
 
-python -m benchmarks.cluster_figure [--json FILE] [--out FILE.png]
+python -m paper.measured.cluster [--json FILE] [--out FILE.png]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Gating on the attention or on the expert side, one phase or two: the exchange alone, measured.
 
-    python -m benchmarks.exchange_gating [--json FILE.json] [--rates 1] [--shapes 2A+2E+2E]
+    python -m paper.gating_exchange [--json FILE.json] [--rates 1] [--shapes 2A+2E+2E]
 
 The communication part of the paper's figure 12, between network namespaces (needs root). AGate
 sends a row only where one of its k experts is (uniform routing), packed; its metadata (3 % of the
@@ -153,7 +153,7 @@ def measure(shape: str, link: Link, batches: Sequence[int], budget_s: float) -> 
             host = hosts[node]
             order = Order(layout, instance, meeting, host.address, tuple(batches), budget_s)
             told = msgspec.json.encode(order).decode()
-            command = [sys.executable, "-m", "benchmarks.exchange_gating", "--order", told]
+            command = [sys.executable, "-m", "paper.gating_exchange", "--order", told]
             processes.append(host.popen(command, stdout=-1, text=True))
         rows: list[Any] = json.loads(processes[0].communicate(timeout=1200)[0])
         for process in processes:
@@ -179,7 +179,7 @@ def main() -> None:
             try:
                 found = measure(shape, Link(rate), options.batches, options.budget)
             except HostsUnavailable as error:
-                raise SystemExit(f"benchmarks.exchange_gating: {error}") from None
+                raise SystemExit(f"paper.gating_exchange: {error}") from None
             rows += [{"gbps": rate, "shape": shape, **row} for row in found]
             print_table(rows[-len(found) :])
     if options.json:

@@ -1,6 +1,6 @@
 """Fits the oracle's laws to measured kernel tables and says how far off they are.
 
-    python -m benchmarks.fit_kernels --tables DIR --json benchmarks/results/kernel_fit.json --write
+    python -m paper.fit_kernels --tables DIR --json paper/results/kernel_fit.json --write
 
 DIR/h100_sxm and DIR/h200_sxm hold the tables that NVIDIA AIConfigurator collects (Apache-2.0):
 SGLang 0.5.14 kernels on one GPU in milliseconds, NCCL 2.29 on one node. `--write` replaces the
@@ -26,12 +26,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from benchmarks.kernel_tables import Columns, numbers, read_table
 from benchmarks.support.report import machine_facts, print_table, write_json
 from numpy.typing import NDArray
 
 from janus_moe.planner.latency.coefficients import Coefficients, LinkLaw, OpLaw
 from janus_moe.planner.latency.facts import DATA
+from paper.kernel_tables import Columns, numbers, read_table
 
 Array = NDArray[np.float64]
 

@@ -1,6 +1,6 @@
 """Draws what `benchmarks.scheduling` measured (needs matplotlib).
 
-python -m benchmarks.scheduling_figures [--json FILE] [--directory docs/figures]
+python -m paper.measured.scheduler [--json FILE] [--directory docs/figures]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draws what `benchmarks.placement` measured (needs matplotlib).
 
-python -m benchmarks.placement_figures [--json FILE] [--directory docs/figures]
+python -m paper.measured.activation [--json FILE] [--directory docs/figures]
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Claim: under the published assumptions the planner takes the published shapes, within intervals
 of the objective that are printed; without them it says what the hardware would do.
 
-    python -m benchmarks.paper_shapes --json benchmarks/results/paper_shapes.json
+    python -m paper.shapes --json paper/results/shapes.json
 
 DeepSeek-V2 in bfloat16 on 4 nodes x 8 H100, 27 slots, 16 tokens in and 256 out (arXiv 2512.13525,
 section 7). First the two constants of the `paper` calibration are fitted to the published points,
