@@ -35,8 +35,8 @@ def bound_rows(
 
 
 def bound_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    bound, a_max = row["even"], row["a_max"]
-    ours, theirs = a_max["exact/janus"], a_max["token-split/eplb"]
+    bound, max_activated = row["even"], row["a_max"]
+    ours, theirs = max_activated["exact/janus"], max_activated["token-split/eplb"]
     below, possible = 1 - ours / theirs, 1 - bound / theirs
     reached = "yes" if below >= TARGET else "no" if possible >= TARGET else "impossible"
     return {

@@ -42,7 +42,7 @@ from paper.pictures import legend_below, picture
 
 from janus_moe import LLM
 from janus_moe.config import EngineConfig
-from janus_moe.planner.simulation.routing import mean_a_max, observe, plan_placement
+from janus_moe.planner.simulation.routing_replay import mean_max_activated, observe, plan_placement
 from janus_moe.policy.placement import PlacementMethod, even_capacity
 from janus_moe.policy.routing_trace import RoutingTrace
 
@@ -123,20 +123,20 @@ async def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def summary(log: Log) -> dict[str, Any]:
     """Levels, times between tokens after the change, and the curve, every tenth step of it."""
-    a_max, change = np.array(log.a_max), log.changed_at
+    max_activated, change = np.array(log.max_activated), log.changed_at
     gaps_ms = [1e3 * gap for when, gap in log.gaps if when > log.changed_s]
     switches = np.flatnonzero(np.diff(log.epochs)) + 1 - change
     return {
-        "before": float(a_max[change // 2 : change].mean()),
-        "at the end": float(a_max[(change + len(a_max)) // 2 :].mean()),
+        "before": float(max_activated[change // 2 : change].mean()),
+        "at the end": float(max_activated[(change + len(max_activated)) // 2 :].mean()),
         "p50 ms": float(np.percentile(gaps_ms, 50)),
         "p99 ms": float(np.percentile(gaps_ms, 99)),
         "probes": log.num_probes,
         "epochs": int((switches > 0).sum()),
         "new epochs at steps after the change": switches[switches > 0].tolist(),
-        "steps": (np.arange(len(a_max))[::10] - change).tolist(),
+        "steps": (np.arange(len(max_activated))[::10] - change).tolist(),
         "seconds": (np.array(log.times)[::10] - log.changed_s).round(3).tolist(),
-        "running mean": running_mean(a_max)[::10].round(4).tolist(),
+        "running mean": running_mean(max_activated)[::10].round(4).tolist(),
     }
 
 
@@ -203,7 +203,7 @@ def offline_table(model: Path) -> list[dict[str, Any]]:
             for method in get_args(PlacementMethod):
                 for where, own in zip(("the other", "it"), seen, strict=True):
                     placement = plan_placement(own, capacity, method, size)
-                    row[f"{method}, {where}"] = mean_a_max(batches, placement, "exact")
+                    row[f"{method}, {where}"] = mean_max_activated(batches, placement, "exact")
             rows.append(row)
     return rows
 

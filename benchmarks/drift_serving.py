@@ -33,7 +33,7 @@ class Log:
     """
 
     times: list[float] = field(default_factory=list)
-    a_max: list[float] = field(default_factory=list)
+    max_activated: list[float] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
     gaps: list[tuple[float, float]] = field(default_factory=list)
     answers: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
@@ -42,7 +42,7 @@ class Log:
     changed_s: float = 0.0
 
     def forget(self) -> None:
-        for column in (self.times, self.a_max, self.epochs):
+        for column in (self.times, self.max_activated, self.epochs):
             column.clear()
 
     def add(self, message: FromWorker) -> None:
@@ -50,7 +50,7 @@ class Log:
             return
         if message.instance.number == 0:
             self.times.append(time.perf_counter())
-            self.a_max.append(message.activity.max_activated / message.activity.layers)
+            self.max_activated.append(message.activity.max_activated / message.activity.layers)
             self.epochs.append(message.epoch)
 
 
@@ -65,7 +65,7 @@ class Streams:
 
     async def until(self, num_steps: int) -> None:
         """Returns once the log has so many steps; raises what stopped a stream."""
-        while len(self._log.a_max) < num_steps:
+        while len(self._log.max_activated) < num_steps:
             await asyncio.sleep(0.01)
             for task in self._tasks:
                 if task.done():
@@ -118,7 +118,7 @@ async def serve_change(config: EngineConfig, start: Slots, options: Namespace) -
         log.forget()
         load = Streams(service, log, options.streams, topic=0)
         await load.until(options.before)
-        log.changed_at, log.changed_s, load.topic = len(log.a_max), time.perf_counter(), 1
+        log.changed_at, log.changed_s, load.topic = len(log.max_activated), time.perf_counter(), 1
         await load.until(log.changed_at + options.after)
         await load.stop()
         return log

@@ -84,7 +84,7 @@ def measure(
     batches: Sequence[Ids], layouts: Mapping[PlacementMethod, LayerLayout]
 ) -> dict[str, float]:
     return {
-        f"{policy}/{method}": round(float(replay(batches, layout, policy).a_max.mean()), 4)
+        f"{policy}/{method}": round(float(replay(batches, layout, policy).max_activated.mean()), 4)
         for method, layout in layouts.items()
         for policy in POLICIES
     }
@@ -120,8 +120,10 @@ def drift(num_batches: int, seeds: int) -> Iterator[dict[str, Any]]:
             batches = [new.batch(64, rng) for _ in range(num_batches)]
             for method in METHODS:
                 for when, seen in (("before", before), ("after", after)):
-                    a_max = replay(batches, plan(method, seen, capacity), "exact").a_max.mean()
-                    means.setdefault(f"{method}, planned {when}", []).append(float(a_max))
+                    max_activated = replay(
+                        batches, plan(method, seen, capacity), "exact"
+                    ).max_activated.mean()
+                    means.setdefault(f"{method}, planned {when}", []).append(float(max_activated))
         yield {"instances": pool, "replication": replication} | {
             name: float(np.mean(values)) for name, values in means.items()
         }

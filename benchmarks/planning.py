@@ -21,22 +21,22 @@ import numpy as np
 from benchmarks.support.report import machine_facts, print_table, write_json
 
 from janus_moe.planner.latency import Oracle
-from janus_moe.planner.search.activation import Activation, uniform
-from janus_moe.planner.search.planner import Plan, make_plan
+from janus_moe.planner.search.activation import ActivationSource, uniform
 from janus_moe.planner.search.problem import (
     Concurrency,
-    Demand,
     PoolStyle,
     Problem,
     Rate,
+    RequestLengths,
     Saturate,
-    Workload,
+    ServiceDemand,
 )
+from janus_moe.planner.search.recommend import Recommendation, recommend
 from janus_moe.planner.search.sampled import SampledActivation
 from janus_moe.planner.search.search import PoolSearch
 from janus_moe.policy.synthetic import SyntheticRouter
 
-QUESTIONS: tuple[tuple[str, str, Demand, float, int], ...] = (
+QUESTIONS: tuple[tuple[str, str, ServiceDemand, float, int], ...] = (
     ("deepseek-v2", "h100_sxm", Rate(2_000), 50, 1024),
     ("deepseek-v2", "h100_sxm", Rate(200_000), 100, 1024),
     ("deepseek-v2", "h100_sxm", Rate(2_000_000), 100, 1024),
@@ -57,7 +57,7 @@ def main() -> None:
     for question in QUESTIONS[:1]:
         answer(*question)  # imports and first calls
     seconds: list[list[float]] = [[] for _ in QUESTIONS]
-    plans: list[Plan | None] = [None] * len(QUESTIONS)
+    plans: list[Recommendation | None] = [None] * len(QUESTIONS)
     for _ in range(arguments.rounds):
         for index, question in enumerate(QUESTIONS):
             took, plans[index] = timed(lambda question=question: answer(*question))  # type: ignore[misc]
@@ -75,31 +75,33 @@ def main() -> None:
         write_json(arguments.json, content)
 
 
-def problem(model: str, system: str, demand: Demand, tpot_ms: float, gpus: int) -> Problem:
+def problem(model: str, system: str, demand: ServiceDemand, tpot_ms: float, gpus: int) -> Problem:
     oracle = Oracle.build(model, system)
-    routing: Activation = uniform(oracle.model.num_experts, oracle.model.top_k)
+    routing: ActivationSource = uniform(oracle.model.num_experts, oracle.model.top_k)
     return Problem(
         oracle=oracle,
         activation=routing,
-        workload=Workload(isl=1024, osl=512),
+        workload=RequestLengths(isl=1024, osl=512),
         demand=demand,
         tpot_s=tpot_ms / 1e3,
         max_gpus=gpus,
     )
 
 
-def answer(model: str, system: str, demand: Demand, tpot_ms: float, gpus: int) -> Plan:
-    return make_plan(problem(model, system, demand, tpot_ms, gpus))
+def answer(
+    model: str, system: str, demand: ServiceDemand, tpot_ms: float, gpus: int
+) -> Recommendation:
+    return recommend(problem(model, system, demand, tpot_ms, gpus))
 
 
-def timed(work: Callable[[], Plan]) -> tuple[float, Plan]:
+def timed(work: Callable[[], Recommendation]) -> tuple[float, Recommendation]:
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
 
 
 def row(
-    question: tuple[str, str, Demand, float, int], seconds: list[float], plan: Plan
+    question: tuple[str, str, ServiceDemand, float, int], seconds: list[float], plan: Recommendation
 ) -> dict[str, Any]:
     model, system, demand, tpot_ms, gpus = question
     return {

@@ -33,7 +33,7 @@ from tokenizers import Tokenizer
 
 from janus_moe import LLM
 from janus_moe.model.source import resolve_model
-from janus_moe.planner.simulation.routing import mean_a_max, observe, plan_placement
+from janus_moe.planner.simulation.routing_replay import mean_max_activated, observe, plan_placement
 from janus_moe.policy.activation import Scheduler
 from janus_moe.policy.placement import even_capacity
 from janus_moe.policy.routing_trace import RoutingTrace
@@ -117,7 +117,7 @@ def grid(source: Source, num_batches: int) -> Iterator[dict[str, Any]]:
                 "batch": size,
                 "even": even_split(everything, pool),
                 "a_max": {
-                    f"{policy}/{method}": round(mean_a_max(batches, placement, policy), 4)
+                    f"{policy}/{method}": round(mean_max_activated(batches, placement, policy), 4)
                     for method, placement in placements.items()
                     for policy in POLICIES
                 },

@@ -18,12 +18,12 @@ from typing import Any
 from benchmarks.support.report import machine_facts, print_table, write_json
 
 from janus_moe.planner.latency import Oracle
-from janus_moe.planner.simulation.amax import SampledAmax
 from janus_moe.planner.simulation.deployment import Deployments
 from janus_moe.planner.simulation.generators import generate
+from janus_moe.planner.simulation.max_activated import SampledMaxActivated
 from janus_moe.planner.simulation.planned import planning_problem
-from janus_moe.planner.simulation.policies import Choices, named_policy
-from janus_moe.planner.simulation.report import Objective, make_report
+from janus_moe.planner.simulation.policies import PolicyContext, named_policy
+from janus_moe.planner.simulation.report import LatencyObjective, make_report
 from janus_moe.planner.simulation.simulate import simulate
 from janus_moe.planner.simulation.state import BatchLimits
 from janus_moe.policy.synthetic import SyntheticRouter
@@ -53,7 +53,7 @@ def _measure(name: str, oracle: Oracle, router: SyntheticRouter, rate: float) ->
     wall, processor = time.perf_counter(), time.process_time()
     policy = named_policy(name, _choices(oracle, router), workload)
     simulation = simulate(workload, policy)
-    report = make_report(simulation, Objective(tpot_s=TPOT_S))
+    report = make_report(simulation, LatencyObjective(tpot_s=TPOT_S))
     return {
         "policy": name,
         "requests": report.figures["completed"],
@@ -64,10 +64,13 @@ def _measure(name: str, oracle: Oracle, router: SyntheticRouter, rate: float) ->
     }
 
 
-def _choices(oracle: Oracle, router: SyntheticRouter) -> Choices:
-    limits, a_max = BatchLimits(16, 1024, 2048), SampledAmax(router.batch, oracle.model.num_experts)
-    return Choices(
-        deployments=Deployments(oracle, a_max, limits),
+def _choices(oracle: Oracle, router: SyntheticRouter) -> PolicyContext:
+    limits, max_activated = (
+        BatchLimits(16, 1024, 2048),
+        SampledMaxActivated(router.batch, oracle.model.num_experts),
+    )
+    return PolicyContext(
+        deployments=Deployments(oracle, max_activated, limits),
         problem=planning_problem(oracle, router.batch, limits, TPOT_S, 64),
     )
 

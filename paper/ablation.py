@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import lru_cache
 
 from janus_moe.planner.search.answers import Answer, Infeasible
-from janus_moe.planner.search.monolithic import MonolithSearch
-from janus_moe.planner.search.planner import make_plan, why_no_pools, why_not_in_one_piece
+from janus_moe.planner.search.monolithic import MonolithicSearch
 from janus_moe.planner.search.problem import MonolithicStyle, PoolStyle
+from janus_moe.planner.search.recommend import recommend, why_no_pools, why_not_monolithic
 from janus_moe.planner.search.search import PoolSearch
 from paper.figure import Axes, Comparison, Data
 from paper.planning import GPUS, MICRO_BATCHES, Question, described, problem
@@ -63,8 +63,8 @@ def solve(question: Question, style: PoolStyle | MonolithicStyle) -> Answer:
         pools = PoolSearch(asked, style)
         found = pools.cheapest()
         return found[0] if found else why_no_pools(pools)
-    whole = MonolithSearch(asked, style)
-    return whole.cheapest() or Infeasible(reason=why_not_in_one_piece(whole))
+    whole = MonolithicSearch(asked, style)
+    return whole.cheapest() or Infeasible(reason=why_not_monolithic(whole))
 
 
 @lru_cache(None)
@@ -81,7 +81,7 @@ def no_gain(calibration: CalibrationName) -> Data:
     question = Question(
         calibration, NO_GAIN_BATCH, OBJECTIVE_S[calibration], NO_GAIN_MODEL, spread=0.0
     )
-    made = make_plan(
+    made = recommend(
         problem(question), PoolStyle(micro_batches=micro_batches(calibration)), MonolithicStyle()
     )
     static = replace(

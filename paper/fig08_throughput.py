@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from janus_moe.planner.search.answers import Infeasible
 from janus_moe.planner.search.baselines import CONFIGS, BaselineName
-from janus_moe.planner.search.monolithic import MonolithSearch
+from janus_moe.planner.search.monolithic import MonolithicSearch
 from janus_moe.planner.search.paper import PUBLISHED
 from janus_moe.planner.search.problem import MonolithicStyle
 from paper.figure import Axes, Comparison, Data
@@ -69,7 +69,7 @@ def held_at(calibration: CalibrationName, size: int) -> Data:
     asked = problem(Question(calibration, 64, OBJECTIVES_MS[calibration][-1] / 1e3))
     style = CONFIGS["sglang"].style
     assert isinstance(style, MonolithicStyle)
-    search = MonolithSearch(replace(asked, max_copies=1), replace(style, sizes=(size,)))
+    search = MonolithicSearch(replace(asked, max_copies=1), replace(style, sizes=(size,)))
     held = described(search.cheapest() or NOTHING)
     ours = described(ask("janus", Question(calibration, 64, asked.tpot_s)))
     ratio = ours["tpg"] / held["tpg"]

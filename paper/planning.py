@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_moe.planner.search.activation import Remembered
+from janus_moe.planner.search.activation import CachedActivation
 from janus_moe.planner.search.answers import Answer, Deployment
 from janus_moe.planner.search.baselines import CONFIGS, BaselineName, BaselinePlanner
 from janus_moe.planner.search.memory import most_slots
@@ -18,7 +18,7 @@ from janus_moe.planner.search.problem import (
     MonolithicStyle,
     PoolStyle,
     Problem,
-    Workload,
+    RequestLengths,
 )
 from janus_moe.planner.search.sampled import SampledActivation
 from janus_moe.planner.search.search import PoolSearch
@@ -51,14 +51,14 @@ class Question(NamedTuple):
 
 
 @lru_cache(None)
-def activation(model: str, spread: float | None) -> Remembered:
+def activation(model: str, spread: float | None) -> CachedActivation:
     """Monte Carlo with the real scheduler and placement, on synthetic routing."""
     facts = oracle("fitted", model).model
     shape = facts.num_experts, facts.top_k
     sample = like_paper(*shape) if spread is None else popular(spread, *shape)
     ids = sample(OBSERVED, np.random.default_rng(3))
     counts = np.bincount(ids.ravel(), minlength=facts.num_experts)[None, :]
-    return Remembered(SampledActivation("synthetic", [sample], counts, OBSERVED))
+    return CachedActivation(SampledActivation("synthetic", [sample], counts, OBSERVED))
 
 
 def problem(question: Question) -> Problem:
@@ -68,7 +68,7 @@ def problem(question: Question) -> Problem:
     return Problem(
         oracle=one,
         activation=activation(question.model, question.spread),
-        workload=Workload(isl=PROMPT, osl=OUTPUT),
+        workload=RequestLengths(isl=PROMPT, osl=OUTPUT),
         prefill="excluded",  # the paper evaluates decoding only
         demand=Concurrency(question.batch),
         tpot_s=question.objective_s,

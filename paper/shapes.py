@@ -21,7 +21,12 @@ import numpy as np
 from benchmarks.support.report import machine_facts, print_table, write_json
 
 from janus_moe.planner.latency import Oracle
-from janus_moe.planner.search.activation import AmaxGrid, Remembered, lognormal, uniform
+from janus_moe.planner.search.activation import (
+    CachedActivation,
+    MaxActivatedGrid,
+    lognormal,
+    uniform,
+)
 from janus_moe.planner.search.answers import Answer, Deployment
 from janus_moe.planner.search.baselines import CONFIGS, BaselinePlanner
 from janus_moe.planner.search.paper import (
@@ -35,7 +40,7 @@ from janus_moe.planner.search.paper import (
     calibrated,
     paper_style,
 )
-from janus_moe.planner.search.problem import Concurrency, PoolStyle, Problem, Workload
+from janus_moe.planner.search.problem import Concurrency, PoolStyle, Problem, RequestLengths
 from janus_moe.planner.search.search import PoolSearch
 
 MODEL, SYSTEM, GPUS = "deepseek-v2", "h100_sxm", 32
@@ -95,8 +100,8 @@ def question(oracle: Oracle, batch: float, tpot_ms: float, spread: float) -> Pro
     )
     return Problem(
         oracle=oracle,
-        activation=Remembered(routing),
-        workload=Workload(isl=16, osl=256),
+        activation=CachedActivation(routing),
+        workload=RequestLengths(isl=16, osl=256),
         prefill="excluded",  # the paper evaluates decoding only
         demand=Concurrency(batch),
         tpot_s=tpot_ms / 1e3,
@@ -111,7 +116,7 @@ def fit_routing() -> tuple[float, float]:
 
     def error(spread: float) -> float:
         table = lognormal(160, 6, spread).table(np.array([6]), np.array([SLOTS]), "exact")
-        own = AmaxGrid(table).at(np.zeros(1, np.int64), batches)
+        own = MaxActivatedGrid(table).at(np.zeros(1, np.int64), batches)
         return float(np.sqrt(np.mean((own / published - 1) ** 2)))
 
     spreads = np.arange(0.5, 3.01, 0.1)

@@ -10,13 +10,13 @@ from janus_moe.planner.search import problem as plan
 from janus_moe.planner.search.baselines import BaselineName, BaselinePlanner
 from janus_moe.planner.search.problem import PoolStyle, Saturate
 from janus_moe.planner.search.search import PoolSearch
-from janus_moe.planner.simulation.amax import SampledAmax
 from janus_moe.planner.simulation.deployment import Deployments
 from janus_moe.planner.simulation.generators import generate
+from janus_moe.planner.simulation.max_activated import SampledMaxActivated
 from janus_moe.planner.simulation.planned import planning_problem
-from janus_moe.planner.simulation.policies import Choices, named_policy
-from janus_moe.planner.simulation.report import Objective, make_report
-from janus_moe.planner.simulation.simulate import Timing, simulate
+from janus_moe.planner.simulation.policies import PolicyContext, named_policy
+from janus_moe.planner.simulation.report import LatencyObjective, make_report
+from janus_moe.planner.simulation.simulate import SimulationSettings, simulate
 from janus_moe.planner.simulation.state import BatchLimits
 from janus_moe.planner.simulation.workload import RequestTrace
 from paper import fig11_day
@@ -41,7 +41,7 @@ PANELS = (1, 3)
 DAY_S, HEADROOM, ON_LOAD = 86_400.0, 1.3, 1.15
 HEADROOMS = (0.85, 1.0, 1.15, 1.3, 1.5, 1.8)
 SHARES = (0.9, 0.95)
-OBJECTIVE = Objective(tpot_s=0.15, ttft_s=2.0)
+OBJECTIVE = LatencyObjective(tpot_s=0.15, ttft_s=2.0)
 KEYS = (
     *("gpu_hours", "slo_attainment", "slo_tpot_attainment", "slo_ttft_attainment"),
     *("max_gpus", "num_decisions", "num_short", "mean_tpot_ms", "median_ttft_ms"),
@@ -67,12 +67,12 @@ def data(seed: int = 0) -> Data:
     }
 
 
-def scale(choices: Choices, seed: int) -> float:
+def scale(choices: PolicyContext, seed: int) -> float:
     """Mean requests per second of the day."""
     most = fig11_day.MOST_GPUS
     asked = replace(
         choices.problem,
-        workload=plan.Workload(isl=PROMPT, osl=OUTPUT),
+        workload=plan.RequestLengths(isl=PROMPT, osl=OUTPUT),
         demand=Saturate(),
         max_gpus=most,
         max_copies=1,
@@ -84,7 +84,7 @@ def scale(choices: Choices, seed: int) -> float:
     return busiest.tokens_per_s / OUTPUT / HEADROOM / float(load.max())
 
 
-def sweep(workload: RequestTrace, system: BaselineName, choices: Choices) -> list[Data]:
+def sweep(workload: RequestTrace, system: BaselineName, choices: PolicyContext) -> list[Data]:
     """One run for each headroom, the least first."""
     return [
         {"headroom": headroom}
@@ -94,10 +94,10 @@ def sweep(workload: RequestTrace, system: BaselineName, choices: Choices) -> lis
 
 
 def played(
-    workload: RequestTrace, system: BaselineName, choices: Choices, on_load: float | None
+    workload: RequestTrace, system: BaselineName, choices: PolicyContext, on_load: float | None
 ) -> Data:
     policy = named_policy(system, choices, workload)
-    report = make_report(simulate(workload, policy, Timing(on_load=on_load)), OBJECTIVE)
+    report = make_report(simulate(workload, policy, SimulationSettings(on_load=on_load)), OBJECTIVE)
     found: Data = {key: report.figures[key] for key in KEYS}
     if choices.headroom == HEADROOM:
         found["configuration"] = list(report.configuration)
@@ -121,12 +121,12 @@ def hours_at(runs: Sequence[Data], share: float) -> float | None:
     return float(below_hours + (hours - below_hours) * (share - below) / (above - below))
 
 
-def choices_of(seed: int) -> Choices:
+def choices_of(seed: int) -> PolicyContext:
     """The paper's setting: 27 slots, no micro-batches, up to 64 GPUs."""
     one, sample, limits = oracle("paper"), like_paper(), BatchLimits(16, 1024, 2048)
     most = fig11_day.MAX_GPUS
-    return Choices(
-        deployments=Deployments(one, SampledAmax(sample, NUM_EXPERTS, seed), limits),
+    return PolicyContext(
+        deployments=Deployments(one, SampledMaxActivated(sample, NUM_EXPERTS, seed), limits),
         problem=planning_problem(one, sample, limits, OBJECTIVE.tpot_s, most, seed),
         headroom=HEADROOM,
         changes=(("slots", SLOTS), ("micro_batches", (1,))),

@@ -10,9 +10,9 @@ from benchmarks.bound import FILES, bound_row, bound_rows
 
 
 def cell(bound: float, ours: float, theirs: float, **changes: Any) -> dict[str, Any]:
-    a_max = {"exact/janus": ours, "token-split/eplb": theirs}
+    max_activated = {"exact/janus": ours, "token-split/eplb": theirs}
     row = {"kind": "zipf", "instances": 8, "replication": 1.25, "batch": 64}
-    return row | {"even": bound, "a_max": a_max} | changes
+    return row | {"even": bound, "a_max": max_activated} | changes
 
 
 @pytest.mark.parametrize(

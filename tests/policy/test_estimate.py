@@ -7,7 +7,7 @@ import pytest
 
 from janus_moe.errors import ConfigError
 from janus_moe.policy.activation import LayerLayout
-from janus_moe.policy.estimate import AmaxTable, closed_form, monte_carlo, paper_bound
+from janus_moe.policy.estimate import MaxActivatedTable, closed_form, monte_carlo, paper_bound
 from janus_moe.policy.placement import initial_placement
 from janus_moe.policy.synthetic import SyntheticKind, SyntheticRouter
 
@@ -62,22 +62,24 @@ def test_monte_carlo_repeats_itself_and_follows_the_policy() -> None:
 def test_the_table_interpolates_and_holds_at_its_ends() -> None:
     router = SyntheticRouter("uniform", 64, 4)
     layouts = {n: initial_placement(1, 64, n, 16).layer_layout(0) for n in (4, 8)}
-    table = AmaxTable.sampled(router.batch, layouts, [64, 1, 16], num_samples=20)
+    table = MaxActivatedTable.sampled(router.batch, layouts, [64, 1, 16], num_samples=20)
     assert table.batch_sizes == (1, 16, 64)
-    assert 1 <= table.a_max(4, 1) == table.a_max(4, 0.5) < 2.5
-    assert table.a_max(4, 64) == table.values[4][2] == table.a_max(4, 1000)
-    assert table.a_max(4, 32) == pytest.approx((table.a_max(4, 16) + table.a_max(4, 64)) / 2)
-    assert table.a_max(4, 64) > table.a_max(8, 64)
+    assert 1 <= table.max_activated(4, 1) == table.max_activated(4, 0.5) < 2.5
+    assert table.max_activated(4, 64) == table.values[4][2] == table.max_activated(4, 1000)
+    assert table.max_activated(4, 32) == pytest.approx(
+        (table.max_activated(4, 16) + table.max_activated(4, 64)) / 2
+    )
+    assert table.max_activated(4, 64) > table.max_activated(8, 64)
 
 
 def test_bad_questions_are_refused() -> None:
     layout = initial_placement(1, 4, 2).layer_layout(0)
-    table = AmaxTable(batch_sizes=(1,), values={2: (1.0,)})
+    table = MaxActivatedTable(batch_sizes=(1,), values={2: (1.0,)})
     with pytest.raises(ConfigError, match=r"no a_max for 3 .* has \[2\]"):
-        table.a_max(3, 1)
+        table.max_activated(3, 1)
     with pytest.raises(ConfigError, match="more than 0 tokens, got 0"):
-        table.a_max(2, 0)
+        table.max_activated(2, 0)
     with pytest.raises(ConfigError, match=r"4 numbers from 0 to 1, got shape \(3,\)"):
         closed_form(layout, [0.1] * 3)
     with pytest.raises(ConfigError, match="1 or more"):
-        AmaxTable.sampled(lambda b, rng: np.zeros((b, 1), np.int32), {}, [0])
+        MaxActivatedTable.sampled(lambda b, rng: np.zeros((b, 1), np.int32), {}, [0])

@@ -58,7 +58,7 @@ def test_replay_is_the_scheduler_on_every_batch() -> None:
         answers = replay_trace(trace, placement, policy)
         scheduler = Scheduler(placement.layer_layout(1), policy)
         expected = [scheduler.rewrite(ids).activated.tolist() for ids in trace.batches(1)]
-        assert answers[1].a_max.tolist() == [max(counts) for counts in expected]
+        assert answers[1].max_activated.tolist() == [max(counts) for counts in expected]
         assert answers[1].activated.tolist() == [sum(counts) for counts in expected]
     assert replay(trace.batches(0), placement.layer_layout(0), "exact").num_optimal == 3
     with pytest.raises(ConfigError, match="2 layers of 16 experts, the placement 1 of 16"):

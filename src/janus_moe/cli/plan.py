@@ -15,21 +15,21 @@ from janus_moe.config import parse_human_int
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle, device_names, model_names
 from janus_moe.planner.latency.precision import Format
-from janus_moe.planner.search.activation import Activation, lognormal, uniform
+from janus_moe.planner.search.activation import ActivationSource, lognormal, uniform
 from janus_moe.planner.search.paper import Calibration, calibrated, note
-from janus_moe.planner.search.planner import make_plan
 from janus_moe.planner.search.problem import (
     Batching,
     Concurrency,
-    Demand,
     MonolithicStyle,
     PoolStyle,
     Prefill,
     Problem,
     Rate,
+    RequestLengths,
     Saturate,
-    Workload,
+    ServiceDemand,
 )
+from janus_moe.planner.search.recommend import recommend
 from janus_moe.planner.search.sampled import from_trace
 from janus_moe.policy.routing_trace import RoutingTrace
 
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     """0: there is a plan. 1: there is none, and `--strict-sla` asked for one."""
     problem = problem_of(arguments)
     style = PoolStyle(slots=arguments.slots)
-    plan = make_plan(problem, style, MonolithicStyle(), arguments.top_n)
+    plan = recommend(problem, style, MonolithicStyle(), arguments.top_n)
     report = plan_report.PlanReport(
         plan=plan,
         style=style,
@@ -139,7 +139,7 @@ def problem_of(arguments: argparse.Namespace) -> Problem:
         raise ConfigError(f"--isl must be 1 or more tokens, got {arguments.isl}")
     if arguments.gpu_price is not None:
         oracle = priced(oracle, arguments.gpu_price)
-    workload = Workload(isl=arguments.isl, osl=arguments.osl)
+    workload = RequestLengths(isl=arguments.isl, osl=arguments.osl)
     positions = oracle.model.max_position
     if positions and workload.isl + workload.osl > positions:
         raise ConfigError(
@@ -171,7 +171,7 @@ def problem_of(arguments: argparse.Namespace) -> Problem:
     )
 
 
-def _demand(arguments: argparse.Namespace, workload: Workload) -> Demand:
+def _demand(arguments: argparse.Namespace, workload: RequestLengths) -> ServiceDemand:
     if arguments.target_request_rate is not None:
         return Rate(arguments.target_request_rate * workload.osl)
     if arguments.target_concurrency is not None:
@@ -179,7 +179,7 @@ def _demand(arguments: argparse.Namespace, workload: Workload) -> Demand:
     return Saturate()
 
 
-def _activation(arguments: argparse.Namespace, oracle: Oracle) -> Activation:
+def _activation(arguments: argparse.Namespace, oracle: Oracle) -> ActivationSource:
     model = oracle.model
     if arguments.trace is not None:
         return from_trace(RoutingTrace.load(arguments.trace), f"routing of {arguments.trace.name}")

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from janus_moe.planner.search.pareto import Point
+from janus_moe.planner.search.pareto import FrontierPoint
 
 WIDTH, HEIGHT = 60, 12
 MARKS = "o*"
 
 
-def text_frontiers(frontiers: Mapping[str, Sequence[Point]]) -> str:
+def text_frontiers(frontiers: Mapping[str, Sequence[FrontierPoint]]) -> str:
     """Linear axes from 0; the later of two marks in one place is shown."""
     points = [point for own in frontiers.values() for point in own]
     if not points:
@@ -35,7 +35,7 @@ def text_frontiers(frontiers: Mapping[str, Sequence[Point]]) -> str:
     return "\n".join(lines)
 
 
-def plot_frontiers(frontiers: Mapping[str, Sequence[Point]], path: Path) -> bool:
+def plot_frontiers(frontiers: Mapping[str, Sequence[FrontierPoint]], path: Path) -> bool:
     """Writes a picture; False where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure

@@ -19,11 +19,11 @@ from janus_moe.cli.prices import dollars_per_hour, dollars_per_million
 from janus_moe.errors import ConfigError
 from janus_moe.planner.search.answers import Deployment
 from janus_moe.planner.search.explain import memory_parts, prefill_s, prompt_step_s, step_estimate
-from janus_moe.planner.search.pareto import Point, monolithic_frontier, pools_frontier
-from janus_moe.planner.search.planner import Plan, alike, wanted_text
+from janus_moe.planner.search.pareto import FrontierPoint, monolithic_frontier, pools_frontier
 from janus_moe.planner.search.problem import MonolithicStyle, PoolStyle, Problem
 from janus_moe.planner.search.ratio import closed_form, cross_check, linear_times
-from janus_moe.planner.search.settings import serve_yaml
+from janus_moe.planner.search.recommend import Recommendation, on_one_device, wanted_text
+from janus_moe.planner.search.serve_settings import serve_yaml
 
 _WORDS = ("shape", "exchange")
 _PLAIN: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "pad_edge": False}
@@ -33,13 +33,13 @@ _PLAIN: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "pad_edge
 class PlanReport:
     """model: as it was asked for. note: said beside figures."""
 
-    plan: Plan
+    plan: Recommendation
     style: PoolStyle
     model: str
     note: str = ""
 
     @cached_property
-    def frontiers(self) -> dict[str, list[Point]]:
+    def frontiers(self) -> dict[str, list[FrontierPoint]]:
         problem = self.plan.problem
         return {
             "pools": pools_frontier(problem, self.style),
@@ -256,7 +256,7 @@ class PlanReport:
         }
 
     def _problem_of(self, one: Deployment) -> Problem:
-        return alike(self.plan.problem) if one.kind == "monolithic" else self.plan.problem
+        return on_one_device(self.plan.problem) if one.kind == "monolithic" else self.plan.problem
 
     def _dollars(self, one: Deployment) -> tuple[float | None, float | None]:
         """(per hour, per million output tokens), None where a price is not known."""

@@ -8,7 +8,7 @@ import msgspec
 
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle
-from janus_moe.planner.latency.sides import PoolDevice
+from janus_moe.planner.latency.pool_device import PoolDevice
 from janus_moe.planner.search.answers import Deployment
 from janus_moe.planner.search.problem import Problem
 

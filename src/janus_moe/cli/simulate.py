@@ -17,7 +17,11 @@ from rich.table import Table
 
 from janus_moe.cli import simulate_trace
 from janus_moe.errors import ConfigError
-from janus_moe.planner.simulation.routing import Cell, Pool, simulate_routing
+from janus_moe.planner.simulation.routing_replay import (
+    ExpertPoolSize,
+    RoutingResult,
+    simulate_routing,
+)
 from janus_moe.policy.activation import Policy
 from janus_moe.policy.placement import PlacementMethod
 from janus_moe.policy.routing_trace import RoutingTrace
@@ -82,14 +86,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _pool(num_instances: int, num_experts: int, redundancy: float) -> Pool:
+def _pool(num_instances: int, num_experts: int, redundancy: float) -> ExpertPoolSize:
     if not redundancy >= 1.0:
         raise ConfigError(f"--redundancy must be at least 1 slot per expert, got {redundancy}")
     redundant = round(num_experts * (redundancy - 1.0))
-    return Pool(num_instances, min(redundant, (num_instances - 1) * num_experts))
+    return ExpertPoolSize(num_instances, min(redundant, (num_instances - 1) * num_experts))
 
 
-def _table(num_instances: int, cells: Sequence[Cell]) -> Table:
+def _table(num_instances: int, cells: Sequence[RoutingResult]) -> Table:
     sizes = sorted({cell.batch_size for cell in cells})
     table = Table(title=f"{num_instances} expert instances", title_justify="left")
     table.add_column("policy")
@@ -100,13 +104,13 @@ def _table(num_instances: int, cells: Sequence[Cell]) -> Table:
     table.add_row("even split", "", *(f"{even[size]:.2f}" for size in sizes), style="dim")
     found: dict[tuple[str, str], dict[int, float]] = {}
     for cell in cells:
-        found.setdefault((cell.policy, cell.method), {})[cell.batch_size] = cell.a_max
+        found.setdefault((cell.policy, cell.method), {})[cell.batch_size] = cell.max_activated
     for (policy, method), row in found.items():
         table.add_row(policy, method, *(f"{row[size]:.2f}" for size in sizes))
     return table
 
 
-def _plot(cells: Sequence[Cell], path: Path) -> None:
+def _plot(cells: Sequence[RoutingResult], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -119,7 +123,9 @@ def _plot(cells: Sequence[Cell], path: Path) -> None:
         for policy, method in dict.fromkeys((cell.policy, cell.method) for cell in own):
             line = [c for c in own if (c.policy, c.method) == (policy, method)]
             label = f"{policy} on {method}"
-            axis.plot([c.batch_size for c in line], [c.a_max / c.even for c in line], label=label)
+            axis.plot(
+                [c.batch_size for c in line], [c.max_activated / c.even for c in line], label=label
+            )
         axis.set_xscale("log", base=2)
         axis.set_xlabel("tokens per batch")
         axis.set_ylabel("busiest instance over an even split")

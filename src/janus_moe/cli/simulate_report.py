@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from janus_moe.errors import ConfigError
-from janus_moe.planner.simulation.report import Report
+from janus_moe.planner.simulation.report import SimulationReport
 
 ROWS = (
     ("requests", "completed", "{:,.0f}"),
@@ -68,7 +68,7 @@ class Comparison:
     """heading: what was simulated. reports: one for each policy."""
 
     heading: str
-    reports: tuple[Report, ...]
+    reports: tuple[SimulationReport, ...]
 
     def show(self, console: Console, seconds: Sequence[float]) -> None:
         """seconds: that each simulation took."""
@@ -165,7 +165,7 @@ def _no_matplotlib(figure: Any) -> None:
         raise ConfigError("--plot needs matplotlib: pip install 'janus-moe[bench]'")
 
 
-def _line(report: Report, key: str) -> tuple[list[float], list[float]]:
+def _line(report: SimulationReport, key: str) -> tuple[list[float], list[float]]:
     """(hours, values); the last interval to its end."""
     intervals = report.intervals
     values = [getattr(one, key) for one in intervals]
@@ -186,7 +186,7 @@ def _svg(figure: Any) -> str:
     return found[found.index("<svg") :]
 
 
-def _decisions(report: Report) -> str:
+def _decisions(report: SimulationReport) -> str:
     rows = [
         (
             f"{one.decided_s:,.0f}",

@@ -12,17 +12,17 @@ from rich.console import Console
 from janus_moe.cli.simulate_report import Comparison
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle, device_names
-from janus_moe.planner.simulation.amax import SampledAmax
 from janus_moe.planner.simulation.chrome import write_chrome_trace
 from janus_moe.planner.simulation.deployment import Deployments
-from janus_moe.planner.simulation.generators import Arrivals, Lengths, generate
+from janus_moe.planner.simulation.generators import ArrivalProcess, Lengths, generate
+from janus_moe.planner.simulation.max_activated import SampledMaxActivated
 from janus_moe.planner.simulation.planned import planning_problem
-from janus_moe.planner.simulation.policies import KNOWN, Choices, named_policy
+from janus_moe.planner.simulation.policies import KNOWN, PolicyContext, named_policy
 from janus_moe.planner.simulation.pools import CompiledPool
 from janus_moe.planner.simulation.reference import PolicyPool
-from janus_moe.planner.simulation.report import Objective, make_report
+from janus_moe.planner.simulation.report import LatencyObjective, make_report
 from janus_moe.planner.simulation.scaling import Loading
-from janus_moe.planner.simulation.simulate import Timing, simulate
+from janus_moe.planner.simulation.simulate import SimulationSettings, simulate
 from janus_moe.planner.simulation.state import BatchLimits
 from janus_moe.planner.simulation.traces import TraceFormat, load_trace
 from janus_moe.planner.simulation.workload import RequestTrace
@@ -38,7 +38,7 @@ MIN_WIDTH = 110
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What arrives, what serves it, who decides."""
-    names = ", ".join(SYNTHETIC + name for name in get_args(Arrivals))
+    names = ", ".join(SYNTHETIC + name for name in get_args(ArrivalProcess))
     parser.add_argument("trace", help=f"a trace file, or one of {names}")
     parser.add_argument("--format", choices=get_args(TraceFormat), help="default: by first line")
     parser.add_argument("--start", type=float, default=0.0, help="first second of the trace")
@@ -100,11 +100,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints one table with a column per policy, and the configuration of each."""
     names = [name.strip() for name in arguments.policy.split(",")]
-    objective = Objective(
+    objective = LatencyObjective(
         tpot_s=arguments.tpot / 1e3,
         ttft_s=arguments.ttft / 1e3,
     )
-    timing = Timing(
+    timing = SimulationSettings(
         interval_s=arguments.interval,
         check_s=min(60.0, arguments.interval),
         on_load=arguments.on_load,
@@ -185,7 +185,7 @@ def _workload(arguments: argparse.Namespace) -> RequestTrace:
     )
 
 
-def _choices(arguments: argparse.Namespace, tpot_s: float) -> Choices:
+def _choices(arguments: argparse.Namespace, tpot_s: float) -> PolicyContext:
     oracle = Oracle.build(arguments.model, arguments.system, arguments.expert_system)
     model, per_expert = oracle.model, arguments.slots_per_expert
     sample = _sampler(arguments.routing, model.num_experts, model.top_k, arguments.seed)
@@ -194,10 +194,10 @@ def _choices(arguments: argparse.Namespace, tpot_s: float) -> Choices:
     )
     if min(limits) < 1:
         raise ConfigError(f"block size, sequences and tokens must be 1 or more, got {limits}")
-    a_max = SampledAmax(sample, model.num_experts, seed=arguments.seed)
+    max_activated = SampledMaxActivated(sample, model.num_experts, seed=arguments.seed)
     slots = 1.25 if per_expert is None else per_expert
-    return Choices(
-        deployments=Deployments(oracle, a_max, limits, slots),
+    return PolicyContext(
+        deployments=Deployments(oracle, max_activated, limits, slots),
         problem=planning_problem(
             oracle, sample, limits, tpot_s, arguments.max_gpus, arguments.seed
         ),

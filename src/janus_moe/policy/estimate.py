@@ -2,7 +2,7 @@
 
 `monte_carlo` runs the real scheduler on sampled batches; use it wherever there is a trace.
 `closed_form` needs only P(active) of each expert, `paper_bound` is the bound of Janus's paper.
-For the planner, `AmaxTable` answers between the sampled batch sizes.
+For the planner, `MaxActivatedTable` answers between the sampled batch sizes.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def paper_bound(layout: LayerLayout, probability: ArrayLike) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AmaxTable:
+class MaxActivatedTable:
     """Mean a_max by number of expert instances and batch size.
 
     values: instances -> [batch sizes], as in `batch_sizes`, ascending.
@@ -104,7 +104,7 @@ class AmaxTable:
         policy: Policy = "exact",
         num_samples: int = NUM_SAMPLES,
         seed: int = 0,
-    ) -> AmaxTable:
+    ) -> MaxActivatedTable:
         """layouts: instances -> the placement that a pool of that size would use."""
         sizes = tuple(sorted(set(batch_sizes)))
         if not sizes or sizes[0] < 1:
@@ -117,7 +117,7 @@ class AmaxTable:
         }
         return cls(batch_sizes=sizes, values=values)
 
-    def a_max(self, num_instances: int, batch_size: float) -> float:
+    def max_activated(self, num_instances: int, batch_size: float) -> float:
         """Linear in log B between sampled sizes; beyond them, the nearest."""
         if num_instances not in self.values:
             raise ConfigError(

@@ -26,7 +26,7 @@ class Replay(NamedTuple):
     num_optimal: batches whose assignment is proved optimal.
     """
 
-    a_max: NDArray[np.int64]
+    max_activated: NDArray[np.int64]
     activated: NDArray[np.int64]
     num_optimal: int
 
@@ -36,13 +36,13 @@ def replay(
 ) -> Replay:
     """batches: [tokens, top_k] int32 ids each."""
     scheduler = Scheduler(layout, policy, seed=seed)
-    a_max, activated, num_optimal = [], [], 0
+    max_activated, activated, num_optimal = [], [], 0
     for expert_ids in batches:
         answer = scheduler.rewrite(expert_ids)
-        a_max.append(int(answer.activated.max()))
+        max_activated.append(int(answer.activated.max()))
         activated.append(int(answer.activated.sum()))
         num_optimal += answer.optimal
-    return Replay(np.array(a_max, np.int64), np.array(activated, np.int64), num_optimal)
+    return Replay(np.array(max_activated, np.int64), np.array(activated, np.int64), num_optimal)
 
 
 def replay_trace(

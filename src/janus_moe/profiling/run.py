@@ -16,8 +16,8 @@ from janus_moe.planner.latency import Oracle, Profile
 from janus_moe.planner.latency.calibration import LiveCell, calibrate
 from janus_moe.planner.latency.checkpoint import facts_of_spec
 from janus_moe.planner.latency.coefficients import LinkLaw
+from janus_moe.planner.latency.duration_grid import DurationGrid
 from janus_moe.planner.latency.profile import AttentionTables, ExpertTables, HostLaw
-from janus_moe.planner.latency.tables import Grid
 from janus_moe.profiling.live import Decoded, decode, running
 from janus_moe.profiling.plan import TOKENS_PER_EXPERT, Cell, Job, LiveRun, Operation, ProfilePlan
 from janus_moe.profiling.pools import TimedPool, timed_pool
@@ -160,9 +160,9 @@ def machine() -> dict[str, str]:
 
 async def _grid(
     plan: ProfilePlan, pool: TimedPool, operation: Operation, *axes: Sequence[int]
-) -> Grid:
+) -> DurationGrid:
     """Times an operation at every combination of sizes."""
     times: dict[tuple[int, ...], float] = {}
     for sizes in itertools.product(*axes):
         times[sizes] = await pool.seconds(Cell(operation, sizes, plan.budget_s))
-    return Grid.measured(axes, lambda *sizes: times[sizes])
+    return DurationGrid.measured(axes, lambda *sizes: times[sizes])

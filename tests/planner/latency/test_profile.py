@@ -14,6 +14,7 @@ from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle, model_facts, read_profile
 from janus_moe.planner.latency.calibration import LiveCell, calibrate, non_negative_least_squares
 from janus_moe.planner.latency.coefficients import LinkLaw
+from janus_moe.planner.latency.duration_grid import DurationGrid
 from janus_moe.planner.latency.links import ExchangeCounts
 from janus_moe.planner.latency.profile import (
     AttentionTables,
@@ -22,7 +23,6 @@ from janus_moe.planner.latency.profile import (
     Profile,
     write_profile,
 )
-from janus_moe.planner.latency.tables import Grid
 
 US = 1e-6
 
@@ -30,12 +30,14 @@ US = 1e-6
 def profile() -> Profile:
     """A machine of round numbers: 2 us a token of attention, 100 us an expert."""
     tables = AttentionTables(
-        layer=Grid.measured([(1, 4, 16), (16, 256)], lambda n, c: (10 + 2 * n + n * c / 256) * US),
-        head=Grid.measured([(1, 16)], lambda n: (50 + n) * US),
+        layer=DurationGrid.measured(
+            [(1, 4, 16), (16, 256)], lambda n, c: (10 + 2 * n + n * c / 256) * US
+        ),
+        head=DurationGrid.measured([(1, 16)], lambda n: (50 + n) * US),
     )
     experts = ExpertTables(
-        gate=Grid.measured([(1, 16)], lambda n: (5 + n) * US),
-        experts=Grid.measured([(1, 8), (1, 4)], lambda a, r: 100 * a * (1 + 0.1 * r) * US),
+        gate=DurationGrid.measured([(1, 16)], lambda n: (5 + n) * US),
+        experts=DurationGrid.measured([(1, 8), (1, 4)], lambda a, r: 100 * a * (1 + 0.1 * r) * US),
     )
     return Profile(
         machine={"cores": "2"},
@@ -91,7 +93,7 @@ def test_grids_never_say_that_more_takes_less(
     noise: list[float], x: float, y: float, more: float
 ) -> None:
     values = iter(noise)
-    grid = Grid.measured([(1, 4, 16), (2, 8)], lambda *_: next(values))
+    grid = DurationGrid.measured([(1, 4, 16), (2, 8)], lambda *_: next(values))
     within = (min(x, 16.0), min(y, 8.0))
     base = float(grid.seconds(*within))
     assert float(grid.seconds(within[0] * more, within[1])) >= base - 1e-12
@@ -100,14 +102,20 @@ def test_grids_never_say_that_more_takes_less(
 
 def test_one_slow_measurement_does_not_lift_all_larger_sizes() -> None:
     values = iter([1.0, 9.0, 3.0, 4.0, 5.0])
-    grid = Grid.measured([(1, 2, 3, 4, 5)], lambda _: next(values))
+    grid = DurationGrid.measured([(1, 2, 3, 4, 5)], lambda _: next(values))
     assert grid.values == (1.0, 6.0, 6.0, 6.5, 7.0)
     values = iter([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert Grid.measured([(1, 2, 3, 4, 5)], lambda _: next(values)).values == (1, 2, 3, 4, 5)
+    assert DurationGrid.measured([(1, 2, 3, 4, 5)], lambda _: next(values)).values == (
+        1,
+        2,
+        3,
+        4,
+        5,
+    )
 
 
 def test_grids_give_their_points_and_lines_between_them() -> None:
-    grid = Grid(axes=((1, 3), (10, 20)), values=(1, 2, 5, 6))
+    grid = DurationGrid(axes=((1, 3), (10, 20)), values=(1, 2, 5, 6))
     assert grid.seconds(np.array([1, 3, 2, 5]), np.array([10, 20, 15, 10])).tolist() == [
         1,
         6,
@@ -121,9 +129,9 @@ def test_grids_give_their_points_and_lines_between_them() -> None:
 
 def test_grids_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="must ascend"):
-        Grid(axes=((2, 1),), values=(1, 2))
+        DurationGrid(axes=((2, 1),), values=(1, 2))
     with pytest.raises(ConfigError, match="3 values"):
-        Grid(axes=((1, 2),), values=(1, 2, 3))
+        DurationGrid(axes=((1, 2),), values=(1, 2, 3))
 
 
 def test_calibration_finds_host_and_exchange_of_an_exact_service() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from janus_moe.planner.latency import ModelFacts, Oracle
 from janus_moe.planner.latency.models import GqaFacts
-from janus_moe.planner.search.activation import Activation, uniform
-from janus_moe.planner.search.problem import Demand, Prefill, Problem, Rate, Workload
+from janus_moe.planner.search.activation import ActivationSource, uniform
+from janus_moe.planner.search.problem import Prefill, Problem, Rate, RequestLengths, ServiceDemand
 
 
 def small_model(num_experts: int = 16, top_k: int = 2) -> ModelFacts:
@@ -27,7 +27,7 @@ def small_model(num_experts: int = 16, top_k: int = 2) -> ModelFacts:
 
 
 def problem(
-    demand: Demand | float = 2000.0,
+    demand: ServiceDemand | float = 2000.0,
     tpot_ms: float = 30.0,
     max_gpus: int = 8,
     *,
@@ -35,7 +35,7 @@ def problem(
     osl: float = 256,
     system: str = "h100_sxm",
     expert_system: str | None = None,
-    activation: Activation | None = None,
+    activation: ActivationSource | None = None,
     model: ModelFacts | None = None,
     objective: str = "gpus",
     prefill: Prefill = "included",
@@ -45,7 +45,7 @@ def problem(
     return Problem(
         oracle=Oracle.build(facts, system, expert_system),
         activation=activation or uniform(facts.num_experts, facts.top_k),
-        workload=Workload(isl=isl, osl=osl),
+        workload=RequestLengths(isl=isl, osl=osl),
         demand=Rate(demand) if isinstance(demand, int | float) else demand,
         tpot_s=tpot_ms / 1e3,
         max_gpus=max_gpus,

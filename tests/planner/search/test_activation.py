@@ -8,9 +8,9 @@ import pytest
 from janus_moe.errors import ConfigError
 from janus_moe.planner.search.activation import (
     BATCH_SIZES,
-    AmaxGrid,
+    CachedActivation,
+    MaxActivatedGrid,
     PopularityActivation,
-    Remembered,
     ReplicaPolicy,
     lognormal,
     uniform,
@@ -65,9 +65,12 @@ def test_skewed_routing_activates_fewer_experts() -> None:
 
 def test_between_sizes_the_logarithm_is_interpolated() -> None:
     values = np.arange(len(BATCH_SIZES), dtype=np.float64)[None]
-    found = AmaxGrid(values).at(np.zeros(4, np.int64), np.array([0.5, 1.0, 8.0, 2.0**1.5]))
+    found = MaxActivatedGrid(values).at(np.zeros(4, np.int64), np.array([0.5, 1.0, 8.0, 2.0**1.5]))
     np.testing.assert_allclose(found, [0, 0, 3, 1.5])
-    assert AmaxGrid(values).at(np.zeros(1, np.int64), np.array([1e9]))[0] == len(BATCH_SIZES) - 1
+    assert (
+        MaxActivatedGrid(values).at(np.zeros(1, np.int64), np.array([1e9]))[0]
+        == len(BATCH_SIZES) - 1
+    )
 
 
 def test_samples_correct_the_approximation_at_every_pool_size() -> None:
@@ -91,7 +94,7 @@ def test_tables_are_made_once_where_they_are_remembered() -> None:
             calls.append(arguments)
             return super().table(*arguments)
 
-    source = Remembered(Counting("counting", np.full(8, 0.25)))
+    source = CachedActivation(Counting("counting", np.full(8, 0.25)))
     for _ in range(3):
         source.table(np.array([2]), np.array([4]), "exact")
     assert len(calls) == 1 and source.num_experts == 8

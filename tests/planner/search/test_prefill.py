@@ -17,9 +17,9 @@ from janus_moe.planner.search import prefill
 from janus_moe.planner.search.answers import Deployment
 from janus_moe.planner.search.baselines import CONFIGS, BaselinePlanner
 from janus_moe.planner.search.explain import step_estimate
-from janus_moe.planner.search.planner import make_plan
 from janus_moe.planner.search.prefill import MOST_BUSY, MixedStep
 from janus_moe.planner.search.problem import Batching, PoolStyle, Problem, Saturate
+from janus_moe.planner.search.recommend import recommend
 from janus_moe.planner.search.search import PoolSearch
 
 STYLE = PoolStyle(redundancies=(1.0,), plans=("1pc",), micro_batches=(1,))
@@ -121,7 +121,7 @@ def test_no_plan_lets_prompts_fill_every_step() -> None:
 
 
 def test_prompts_are_a_part_of_the_step_that_is_explained() -> None:
-    plan = make_plan(problem(3000.0, 60.0, 24))
+    plan = recommend(problem(3000.0, 60.0, 24))
     one = plan.pools[0]
     parts = step_estimate(plan.problem, one).whole
     assert 0 < parts["prompts of others"].seconds < one.tpot_s
@@ -157,7 +157,7 @@ def test_longer_prompts_and_larger_batches_never_start_sooner(
 
 
 def test_a_first_token_that_is_too_early_is_refused_with_what_there_is() -> None:
-    plan = make_plan(dataclasses.replace(problem(500.0, 60.0, 12), ttft_s=1e-3))
+    plan = recommend(dataclasses.replace(problem(500.0, 60.0, 12), ttft_s=1e-3))
     assert plan.infeasible is not None and plan.infeasible.nearest is not None
     assert "a first token within 1 ms" in plan.infeasible.reason
     with pytest.raises(ConfigError, match="other devices compute the prompts"):
@@ -165,5 +165,5 @@ def test_a_first_token_that_is_too_early_is_refused_with_what_there_is() -> None
 
 
 def test_prompts_without_end_are_refused_with_numbers() -> None:
-    plan = make_plan(problem(10.0, 500.0, 4, isl=100_000, osl=2))
+    plan = recommend(problem(10.0, 500.0, 4, isl=100_000, osl=2))
     assert plan.infeasible is not None and "prompts of 100000 tokens" in plan.infeasible.reason

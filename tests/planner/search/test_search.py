@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.planner.search.models import problem
 
-from janus_moe.planner.latency.arrays import Array
+from janus_moe.planner.latency.arrays import Array, Ints
 from janus_moe.planner.search.answers import Deployment
 from janus_moe.planner.search.coarse import CLOSE, throughput
 from janus_moe.planner.search.explain import memory_parts, step_estimate
-from janus_moe.planner.search.feasible import judged_at, keeping_up
+from janus_moe.planner.search.feasible import feasible_shapes, judged_at
 from janus_moe.planner.search.fixed_point import fixed_point, fixed_points
-from janus_moe.planner.search.grid import Grid
+from janus_moe.planner.search.grid import ShapeGrid
 from janus_moe.planner.search.problem import (
     Batching,
     Concurrency,
@@ -27,8 +27,7 @@ from janus_moe.planner.search.problem import (
 )
 from janus_moe.planner.search.reference import brute_force
 from janus_moe.planner.search.search import PoolSearch, best_of_shapes
-from janus_moe.planner.search.settings import serve_settings
-from janus_moe.planner.search.shapes import Ints
+from janus_moe.planner.search.serve_settings import serve_settings
 from janus_moe.planner.search.stack import Stack
 
 SMALL = PoolStyle(redundancies=(1.0, 1.25), plans=("1pc", "2pc-sharded"))
@@ -182,7 +181,7 @@ def test_the_capacity_of_gpus_is_a_full_batch_within_the_objective() -> None:
 STYLES = (PoolStyle(), PoolStyle(gating="agate", plans=("1pc",), micro_batches=(2, 3)))
 
 
-def flat(search: PoolSearch) -> tuple[Grid, Ints, Ints]:
+def flat(search: PoolSearch) -> tuple[ShapeGrid, Ints, Ints]:
     """The grid, and the positions of all pairs in it."""
     grid = search.grid
     assert grid is not None
@@ -252,7 +251,7 @@ def test_what_is_ruled_out_does_not_keep_up(name: str) -> None:
                 good = (low < gpus) & (gpus <= high) & (batch >= 1)
                 good &= one.tpot_s(np.maximum(batch, 1.0)) <= limit
                 expected |= {(r, c, copies) for r, c in zip(row[good], column[good], strict=True)}
-        where, numbers = keeping_up(grid, low, high, question.max_copies)
+        where, numbers = feasible_shapes(grid, low, high, question.max_copies)
         found = [(r, c, copies) for (r, c), copies in zip(where, numbers, strict=True)]
         assert len(set(found)) == len(found) and set(found) == expected
         assert sorted(numbers.tolist(), reverse=True) == numbers.tolist()

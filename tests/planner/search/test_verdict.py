@@ -15,27 +15,29 @@ from janus_moe.planner.search.answers import Deployment, Infeasible, Planner
 from janus_moe.planner.search.baselines import CONFIGS, BaselinePlanner
 from janus_moe.planner.search.explain import step_estimate
 from janus_moe.planner.search.memory import monolithic_need
-from janus_moe.planner.search.monolithic import MonolithSearch
+from janus_moe.planner.search.monolithic import MonolithicSearch
 from janus_moe.planner.search.paper import PUBLISHED, ROUTING_SPREAD, calibrated, note, paper_style
-from janus_moe.planner.search.planner import make_plan
 from janus_moe.planner.search.problem import (
     Concurrency,
-    Demand,
     MonolithicStyle,
     Problem,
     Rate,
+    RequestLengths,
     Saturate,
-    Workload,
+    ServiceDemand,
 )
+from janus_moe.planner.search.recommend import recommend
 from janus_moe.planner.search.search import PoolSearch
 
 
-def ask(model: str, demand: Demand, tpot_ms: float, gpus: int, system: str = "h200_sxm") -> Problem:
+def ask(
+    model: str, demand: ServiceDemand, tpot_ms: float, gpus: int, system: str = "h200_sxm"
+) -> Problem:
     oracle = Oracle.build(model, system)
     return Problem(
         oracle=oracle,
         activation=uniform(oracle.model.num_experts, oracle.model.top_k),
-        workload=Workload(isl=256, osl=512),
+        workload=RequestLengths(isl=256, osl=512),
         demand=demand,
         tpot_s=tpot_ms / 1e3,
         max_gpus=gpus,
@@ -45,7 +47,7 @@ def ask(model: str, demand: Demand, tpot_ms: float, gpus: int, system: str = "h2
 @pytest.mark.parametrize("gpus", [8, 16])
 @pytest.mark.parametrize("model", ["qwen3-30b-a3b", "deepseek-v3"])
 def test_uniform_routing_on_equal_devices_gains_nothing_at_full_load(model: str, gpus: int) -> None:
-    plan = make_plan(ask(model, Saturate(), 100.0, gpus))
+    plan = recommend(ask(model, Saturate(), 100.0, gpus))
     assert plan.verdict is not None and plan.monolithic is not None and plan.pools
     assert not plan.verdict.disaggregate and plan.verdict.gain <= 0
     assert plan.verdict.headline == "do not disaggregate"
@@ -57,15 +59,15 @@ def test_pools_win_where_one_piece_has_no_small_step() -> None:
     """DeepSeek-V2 in bfloat16: 7 H100 are enough for pools. One piece takes 8 that share the heads
     of attention, and 16 where each has all of it."""
     question = ask("deepseek-v2", Rate(300.0), 100.0, 32, "h100_sxm")
-    plan = make_plan(question)
+    plan = recommend(question)
     assert plan.verdict is not None and plan.monolithic is not None
     assert plan.verdict.disaggregate and plan.best is plan.pools[0]
     assert (plan.pools[0].gpus, plan.monolithic.gpus) == (7, 8)
     assert plan.monolithic.attention_tp > 1 and " TP" in plan.monolithic.shape
     assert plan.verdict.gain == pytest.approx(8 / 7 - 1)
-    whole = make_plan(question, monolithic=MonolithicStyle(attention_tp=(1,))).monolithic
+    whole = recommend(question, monolithic=MonolithicStyle(attention_tp=(1,))).monolithic
     assert whole is not None and (whole.gpus, whole.attention_tp) == (16, 1)
-    alone = make_plan(ask("deepseek-v2", Rate(300.0), 100.0, 7, "h100_sxm"))
+    alone = recommend(ask("deepseek-v2", Rate(300.0), 100.0, 7, "h100_sxm"))
     assert alone.monolithic is None and alone.verdict is not None and alone.verdict.disaggregate
     assert "does not fit" in alone.verdict.reasons[0]
 
@@ -96,26 +98,26 @@ def test_sharing_the_heads_divides_weights_and_adds_a_sum() -> None:
 
 def test_one_piece_is_the_best_of_all_ways_to_share_attention() -> None:
     question = problem(6000.0, 40.0, 32)
-    one = MonolithSearch(question, MonolithicStyle()).cheapest()
+    one = MonolithicSearch(question, MonolithicStyle()).cheapest()
     assert one is not None
     for tp in MonolithicStyle().attention_tp:
-        other = MonolithSearch(question, MonolithicStyle(attention_tp=(tp,))).cheapest()
+        other = MonolithicSearch(question, MonolithicStyle(attention_tp=(tp,))).cheapest()
         assert other is None or one.rank <= other.rank
 
 
 def test_a_plan_is_impossible_only_where_neither_is_possible() -> None:
-    plan = make_plan(ask("deepseek-v2", Rate(300.0), 100.0, 6, "h100_sxm"))
+    plan = recommend(ask("deepseek-v2", Rate(300.0), 100.0, 6, "h100_sxm"))
     assert plan.best is None and plan.verdict is None and plan.infeasible is not None
     assert "7 GPUs, but there are 6" in plan.infeasible.reason
 
 
 def test_routing_of_another_model_is_refused() -> None:
     with pytest.raises(ConfigError, match="8 experts per layer, but small has 16"):
-        make_plan(problem(activation=uniform(8, 2)))
+        recommend(problem(activation=uniform(8, 2)))
 
 
 def test_what_is_explained_adds_up_and_never_beats_dependencies() -> None:
-    plan = make_plan(problem(4000.0, 30.0, 16), top_n=4)
+    plan = recommend(problem(4000.0, 30.0, 16), top_n=4)
     for one in (*plan.pools, *([plan.monolithic] if plan.monolithic else [])):
         step = step_estimate(plan.problem, one)
         assert step.tpot.seconds == pytest.approx(one.tpot_s, rel=1e-9)
@@ -160,7 +162,7 @@ def test_the_paper_calibration_takes_the_published_shapes_at_150_ms(batch: int, 
     question = Problem(
         oracle=oracle,
         activation=lognormal(160, 6, ROUTING_SPREAD),
-        workload=Workload(isl=16, osl=256),
+        workload=RequestLengths(isl=16, osl=256),
         demand=Concurrency(batch),
         tpot_s=0.150,
         max_gpus=32,

@@ -9,8 +9,8 @@ import pytest
 
 from janus_moe.planner.latency import Oracle
 from janus_moe.planner.latency.links import Gating
-from janus_moe.planner.simulation.amax import SampledAmax
-from janus_moe.planner.simulation.deployment import Deployments, Style
+from janus_moe.planner.simulation.deployment import Deployments, DeploymentStyle
+from janus_moe.planner.simulation.max_activated import SampledMaxActivated
 from janus_moe.planner.simulation.policies import parse_size
 from janus_moe.planner.simulation.state import BatchLimits
 from janus_moe.planner.simulation.step_table import (
@@ -51,14 +51,14 @@ def test_tables_give_the_oracles_step(
     instances = size.num_expert or size.num_gpus
     side = tabulate_attention(oracle, 1024, 400_000, size.attention_tp)
 
-    def a_max(tokens: float) -> float:
+    def max_activated(tokens: float) -> float:
         return half_of_all(instances, 0, tokens)
 
-    table = tabulate(oracle, size, a_max, side, micro_batches, None, "1pc", gating)
+    table = tabulate(oracle, size, max_activated, side, micro_batches, None, "1pc", gating)
     for batch in (2.0, 16.0, 150.0, 700.0):
         for context in (30.0, 500.0, 1500.0):
             rows = batch * size.num_attention
-            activated = a_max(rows / micro_batches)
+            activated = max_activated(rows / micro_batches)
             if size.monolithic:
                 load = oracle.monolithic_load(
                     rows,
@@ -97,19 +97,24 @@ def test_what_does_not_fit_is_none_and_pools_keep_kv_that_monoliths_do_not(
 
 def test_a_style_changes_steps_and_what_is_loaded(deployments: Deployments) -> None:
     size = PoolSize(2, 8)
-    plain, wide = deployments.of(size, Style(slots=20)), deployments.of(size, Style(slots=25))
-    gated = deployments.of(size, Style(slots=20, gating="agate", plan="1pc"))
+    plain, wide = (
+        deployments.of(size, DeploymentStyle(slots=20)),
+        deployments.of(size, DeploymentStyle(slots=25)),
+    )
+    gated = deployments.of(size, DeploymentStyle(slots=20, gating="agate", plan="1pc"))
     assert plain is not None and wide is not None and gated is not None
     assert wide.expert_bytes > plain.expert_bytes == gated.expert_bytes
     assert not np.array_equal(plain.table.exchange, gated.table.exchange)
     assert plain.same_as(plain) and not plain.same_as(gated) and not plain.same_as(wide)
-    assert deployments.of(size, Style(slots=20)) is plain
-    assert deployments.of(size, Style(slots=19)) is None  # 160 experts need 20 on each of 8
+    assert deployments.of(size, DeploymentStyle(slots=20)) is plain
+    assert (
+        deployments.of(size, DeploymentStyle(slots=19)) is None
+    )  # 160 experts need 20 on each of 8
 
 
 def test_sampled_a_max_is_what_the_scheduler_does_without_replicas() -> None:
     router = SyntheticRouter("uniform", 32, 4, seed=1)
-    sampled = SampledAmax(router.batch, 32, seed=3)
+    sampled = SampledMaxActivated(router.batch, 32, seed=3)
     hosts = [[e % 4] for e in range(32)]
     layout = LayerLayout(np.array(hosts, np.int32), 4)
     for tokens in (1, 8, 64):

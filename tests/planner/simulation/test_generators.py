@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 
 from janus_moe.errors import ConfigError
-from janus_moe.planner.simulation.generators import Arrivals, Lengths, diurnal_profile, generate
+from janus_moe.planner.simulation.generators import (
+    ArrivalProcess,
+    Lengths,
+    diurnal_profile,
+    generate,
+)
 
 
-@pytest.mark.parametrize("arrivals", get_args(Arrivals))
-def test_the_mean_rate_is_met_and_seeds_repeat(arrivals: Arrivals) -> None:
+@pytest.mark.parametrize("arrivals", get_args(ArrivalProcess))
+def test_the_mean_rate_is_met_and_seeds_repeat(arrivals: ArrivalProcess) -> None:
     first = generate(arrivals, rate=5.0, duration_s=20_000.0, seed=3)
     again = generate(arrivals, rate=5.0, duration_s=20_000.0, seed=3)
     other = generate(arrivals, rate=5.0, duration_s=20_000.0, seed=4)

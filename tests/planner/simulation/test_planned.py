@@ -11,15 +11,15 @@ from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle
 from janus_moe.planner.search import answers
 from janus_moe.planner.search.problem import Rate
-from janus_moe.planner.search.problem import Workload as Means
-from janus_moe.planner.simulation.amax import SampledAmax
+from janus_moe.planner.search.problem import RequestLengths as Means
 from janus_moe.planner.simulation.deployment import Deployments, SimDeployment
 from janus_moe.planner.simulation.generators import Lengths, generate
-from janus_moe.planner.simulation.planned import DRAIN_S, Planned, planning_problem
-from janus_moe.planner.simulation.policies import PLANNERS, Choices, named_policy
-from janus_moe.planner.simulation.report import Objective, make_report
-from janus_moe.planner.simulation.scaling import ObservedDemand, Static
-from janus_moe.planner.simulation.simulate import Timing, simulate
+from janus_moe.planner.simulation.max_activated import SampledMaxActivated
+from janus_moe.planner.simulation.planned import DRAIN_S, PlannedPolicy, planning_problem
+from janus_moe.planner.simulation.policies import PLANNERS, PolicyContext, named_policy
+from janus_moe.planner.simulation.report import LatencyObjective, make_report
+from janus_moe.planner.simulation.scaling import ObservedDemand, StaticPolicy
+from janus_moe.planner.simulation.simulate import SimulationSettings, simulate
 from janus_moe.planner.simulation.state import BatchLimits
 from janus_moe.planner.simulation.workload import RequestTrace
 from janus_moe.policy.synthetic import SyntheticRouter
@@ -28,24 +28,24 @@ LIMITS = BatchLimits(16, 256, 1024)
 WORKLOAD = generate("poisson", 2.0, 60.0)
 
 
-def choices(max_gpus: int = 32, tpot_s: float = 0.05) -> Choices:
+def choices(max_gpus: int = 32, tpot_s: float = 0.05) -> PolicyContext:
     oracle = Oracle.build("qwen3-30b-a3b", "h100_sxm")
     router = SyntheticRouter("uniform", oracle.model.num_experts, oracle.model.top_k)
-    return Choices(
-        deployments=Deployments(oracle, SampledAmax(router.batch, 128), LIMITS),
+    return PolicyContext(
+        deployments=Deployments(oracle, SampledMaxActivated(router.batch, 128), LIMITS),
         problem=planning_problem(oracle, router.batch, LIMITS, tpot_s, max_gpus),
         headroom=1.0,
     )
 
 
 @pytest.fixture(scope="module")
-def shared() -> Choices:
+def shared() -> PolicyContext:
     return choices()
 
 
-def policy(name: str, shared: Choices) -> Planned:
+def policy(name: str, shared: PolicyContext) -> PlannedPolicy:
     found = named_policy(name, shared, WORKLOAD)
-    assert isinstance(found, Planned)
+    assert isinstance(found, PlannedPolicy)
     return found
 
 
@@ -54,7 +54,7 @@ def demand(rate: float, waiting: int = 0) -> ObservedDemand:
 
 
 @pytest.mark.parametrize("name", PLANNERS)
-def test_a_planner_grows_with_the_demand_in_its_own_style(name: str, shared: Choices) -> None:
+def test_a_planner_grows_with_the_demand_in_its_own_style(name: str, shared: PolicyContext) -> None:
     one = policy(name, shared)
     found = [one.decide(0.0, demand(rate), None) for rate in (0.0, 5.0, 60.0)]
     gpus = [choice.deployment.num_gpus for choice in found]
@@ -70,7 +70,7 @@ def test_a_planner_grows_with_the_demand_in_its_own_style(name: str, shared: Cho
     assert any(line.startswith("policy: ") for line in one.lines)
 
 
-def test_what_is_chosen_is_what_the_planner_answers(shared: Choices) -> None:
+def test_what_is_chosen_is_what_the_planner_answers(shared: PolicyContext) -> None:
     one = policy("janus", shared)
     built = one.decide(0.0, demand(40.0), None).deployment
     question = dataclasses.replace(
@@ -81,7 +81,7 @@ def test_what_is_chosen_is_what_the_planner_answers(shared: Choices) -> None:
     assert built.num_gpus == answer.gpus
 
 
-def test_those_who_wait_are_provided_for(shared: Choices) -> None:
+def test_those_who_wait_are_provided_for(shared: PolicyContext) -> None:
     one = policy("janus", shared)
     seen, waiting = demand(10.0), demand(10.0, waiting=round(90 * DRAIN_S))
     before = one.decide(0.0, seen, None).deployment.num_gpus
@@ -91,7 +91,7 @@ def test_those_who_wait_are_provided_for(shared: Choices) -> None:
     )
 
 
-def test_a_quantile_of_the_minutes_counts_where_it_is_asked_for(shared: Choices) -> None:
+def test_a_quantile_of_the_minutes_counts_where_it_is_asked_for(shared: PolicyContext) -> None:
     seen = demand(10.0)._replace(minute_rates=(5.0, 100.0, 60.0))
     for quantile, rate in ((None, 10.0), (0.0, 10.0), (0.5, 60.0), (1.0, 100.0)):
         one = policy("janus", dataclasses.replace(shared, rate_quantile=quantile))
@@ -99,7 +99,7 @@ def test_a_quantile_of_the_minutes_counts_where_it_is_asked_for(shared: Choices)
         assert chosen.same_as(one.decide(0.0, demand(rate), None).deployment)
 
 
-def test_those_under_way_are_kept_within_the_objective(shared: Choices) -> None:
+def test_those_under_way_are_kept_within_the_objective(shared: PolicyContext) -> None:
     """A batch of B within 50 ms needs B / 50 ms tokens per second, however few arrive now."""
     one = policy("janus", shared)
     chosen = one.decide(0.0, demand(10.0)._replace(num_present=1000), None).deployment
@@ -107,7 +107,7 @@ def test_those_under_way_are_kept_within_the_objective(shared: Choices) -> None:
     assert chosen.num_gpus > one.decide(0.0, demand(10.0), None).deployment.num_gpus
 
 
-def test_a_margin_plans_for_less_than_the_objective(shared: Choices) -> None:
+def test_a_margin_plans_for_less_than_the_objective(shared: PolicyContext) -> None:
     one = policy("janus", dataclasses.replace(shared, tpot_margin=0.4))
     assert one.planner.problem.tpot_s == pytest.approx(0.03)
     with pytest.raises(ConfigError, match="below 1, got 1"):
@@ -118,7 +118,7 @@ def test_a_margin_plans_for_less_than_the_objective(shared: Choices) -> None:
     ("rate", "isl", "osl"), [(40.0, 500, 100), (400.0, 16, 128), (60.0, 2000, 40)]
 )
 def test_planned_times_are_what_the_simulator_finds(
-    rate: float, isl: int, osl: int, shared: Choices
+    rate: float, isl: int, osl: int, shared: PolicyContext
 ) -> None:
     """At a steady rate: prompts five times as long as outputs, many short requests, and prompts
     that fill three quarters of all steps."""
@@ -129,13 +129,13 @@ def test_planned_times_are_what_the_simulator_finds(
     )
     answer = one.planner.solve(question)
     assert isinstance(answer, answers.Deployment)
-    simulation = simulate(workload, Static(one._built(answer)), Timing())
-    found = make_report(simulation, Objective(tpot_s=0.05)).figures
+    simulation = simulate(workload, StaticPolicy(one._built(answer)), SimulationSettings())
+    found = make_report(simulation, LatencyObjective(tpot_s=0.05)).figures
     assert found["mean_tpot_ms"] == pytest.approx(1e3 * answer.tpot_s, rel=0.1)
     assert found["mean_ttft_ms"] == pytest.approx(1e3 * answer.ttft_s, rel=0.25)
 
 
-def test_an_equally_cheap_shape_is_kept(shared: Choices) -> None:
+def test_an_equally_cheap_shape_is_kept(shared: PolicyContext) -> None:
     one = policy("janus", shared)
     choice = one.decide(0.0, demand(400.0), None).deployment
     others, _ = one._answers(demand(400.0))
@@ -151,13 +151,15 @@ def test_demand_beyond_all_gpus_takes_the_most_capable_and_says_so() -> None:
     choice = one.decide(0.0, demand(1e6), None)
     assert choice.deployment.num_gpus == 3 and not choice.enough
     report = make_report(
-        simulate(generate("poisson", 300.0, 5.0), one, Timing(interval_s=5.0, check_s=5.0)),
-        Objective(tpot_s=0.05),
+        simulate(
+            generate("poisson", 300.0, 5.0), one, SimulationSettings(interval_s=5.0, check_s=5.0)
+        ),
+        LatencyObjective(tpot_s=0.05),
     )
     assert report.figures["num_short"] and not report.decisions[0].enough
 
 
-def test_static_holds_what_the_busiest_interval_takes(shared: Choices) -> None:
+def test_static_holds_what_the_busiest_interval_takes(shared: PolicyContext) -> None:
     calm, busy = (generate("poisson", rate, 100.0, 1) for rate in (1.0, 80.0))
     both = RequestTrace.of(
         "both",
@@ -171,7 +173,7 @@ def test_static_holds_what_the_busiest_interval_takes(shared: Choices) -> None:
 
 
 @pytest.mark.parametrize(("name", "message"), [("fastest", "known are janus, sglang")])
-def test_unknown_policies_are_refused(name: str, message: str, shared: Choices) -> None:
+def test_unknown_policies_are_refused(name: str, message: str, shared: PolicyContext) -> None:
     with pytest.raises(ConfigError, match=message):
         named_policy(name, shared, WORKLOAD)
 
@@ -180,7 +182,9 @@ def test_planned_runs_are_equal_to_the_byte() -> None:
     def run() -> str:
         workload = generate("gamma", 20.0, 60.0, 3)
         one = named_policy("janus", choices(), workload)
-        simulation = simulate(workload, one, Timing(interval_s=20.0, check_s=10.0, on_load=1.2))
-        return make_report(simulation, Objective(tpot_s=0.05, ttft_s=1.0)).to_json()
+        simulation = simulate(
+            workload, one, SimulationSettings(interval_s=20.0, check_s=10.0, on_load=1.2)
+        )
+        return make_report(simulation, LatencyObjective(tpot_s=0.05, ttft_s=1.0)).to_json()
 
     assert run() == run()

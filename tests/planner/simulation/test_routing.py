@@ -10,7 +10,7 @@ import pytest
 
 from janus_moe.cli import main
 from janus_moe.errors import ConfigError
-from janus_moe.planner.simulation.routing import Pool, simulate_routing
+from janus_moe.planner.simulation.routing_replay import ExpertPoolSize, simulate_routing
 from janus_moe.policy.routing_trace import RoutingTrace, TraceRecorder
 
 EXPERTS, LAYERS, TOP_K = 16, 2, 3
@@ -31,24 +31,26 @@ def trace() -> RoutingTrace:
 
 def test_exact_is_never_above_greedy_and_never_below_an_even_split(trace: RoutingTrace) -> None:
     choices = [("exact", "janus"), ("aebs", "janus"), ("token-split", "eplb")]
-    cells = simulate_routing(trace, [Pool(4, 4)], [1, 8, 32], choices, num_batches=16)  # type: ignore[arg-type]
+    cells = simulate_routing(trace, [ExpertPoolSize(4, 4)], [1, 8, 32], choices, num_batches=16)  # type: ignore[arg-type]
     found = {(c.policy, c.batch_size): c for c in cells}
     for size in (1, 8, 32):
         exact = found["exact", size]
-        assert exact.even <= exact.a_max <= found["aebs", size].a_max
-    assert found["exact", 8].a_max < found["token-split", 8].a_max
+        assert exact.even <= exact.max_activated <= found["aebs", size].max_activated
+    assert found["exact", 8].max_activated < found["token-split", 8].max_activated
 
 
 def test_same_seed_same_cells(trace: RoutingTrace) -> None:
     def run() -> object:
-        return simulate_routing(trace, [Pool(3, 0)], [5], [("random", "coactivation")], seed=4)
+        return simulate_routing(
+            trace, [ExpertPoolSize(3, 0)], [5], [("random", "coactivation")], seed=4
+        )
 
     assert run() == run()
 
 
 def test_pools_that_cannot_be_filled_are_refused(trace: RoutingTrace) -> None:
     with pytest.raises(ConfigError, match="use at most 16"):
-        simulate_routing(trace, [Pool(17, 0)], [1], [("exact", "janus")])
+        simulate_routing(trace, [ExpertPoolSize(17, 0)], [1], [("exact", "janus")])
 
 
 def test_command_prints_a_table_and_writes_figures(

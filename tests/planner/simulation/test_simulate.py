@@ -19,15 +19,20 @@ from janus_moe.planner.simulation.deployment import SimDeployment
 from janus_moe.planner.simulation.generators import Lengths, generate
 from janus_moe.planner.simulation.pools import CompiledPool
 from janus_moe.planner.simulation.reference import PolicyPool
-from janus_moe.planner.simulation.report import Objective, make_report
-from janus_moe.planner.simulation.scaling import Loading, ObservedDemand, ScalingTarget, Static
-from janus_moe.planner.simulation.simulate import Simulation, Timing, simulate
+from janus_moe.planner.simulation.report import LatencyObjective, make_report
+from janus_moe.planner.simulation.scaling import (
+    Loading,
+    ObservedDemand,
+    ScalingTarget,
+    StaticPolicy,
+)
+from janus_moe.planner.simulation.simulate import Simulation, SimulationSettings, simulate
 from janus_moe.planner.simulation.state import BatchLimits
 from janus_moe.planner.simulation.step_table import PoolSize
 
 LOADING = Loading(start_s=4.0, load_bytes_per_s=1e9, move_bytes_per_s=1e9)
 SHORT = Lengths(mean=20)
-TIMING = Timing(interval_s=100.0, check_s=20.0)
+TIMING = SimulationSettings(interval_s=100.0, check_s=20.0)
 
 
 def deployment(attention: int, expert: int) -> SimDeployment:
@@ -82,7 +87,7 @@ def test_gpu_hours_are_the_area_under_what_is_held() -> None:
     script = Script({0.0: (1, 2), 100.0: (2, 4), 200.0: (1, 2)})
     workload = requests(*((float(i), 4, 2) for i in range(400)))
     simulation = simulate(workload, script, TIMING, LOADING)
-    report = make_report(simulation, Objective(tpot_s=0.2))
+    report = make_report(simulation, LatencyObjective(tpot_s=0.2))
     held = [gpus_at(simulation, t) for t in np.arange(0.0, simulation.end_s, 0.01)]
     assert report.figures["gpu_hours"] == pytest.approx(sum(held) * 0.01 / 3600, rel=1e-3)
     assert report.figures["max_gpus"] == 6
@@ -94,8 +99,10 @@ def test_load_brings_a_decision_forward() -> None:
     burst = [(120.0 + 0.5 * i, 4, 2) for i in range(120)]
     workload = requests(*slow, *burst)
     calm, alert = Script({0.0: (1, 2)}), Script({0.0: (1, 2)})
-    simulate(workload, calm, Timing(interval_s=100.0, check_s=20.0), LOADING)
-    simulate(workload, alert, Timing(interval_s=100.0, check_s=20.0, on_load=3.0), LOADING)
+    simulate(workload, calm, SimulationSettings(interval_s=100.0, check_s=20.0), LOADING)
+    simulate(
+        workload, alert, SimulationSettings(interval_s=100.0, check_s=20.0, on_load=3.0), LOADING
+    )
     assert [now for now, _ in calm.asked][:2] == [0.0, 100.0]
     assert [now for now, _ in alert.asked][:3] == [0.0, 100.0, 140.0]
     assert alert.asked[2][1].requests_per_s == pytest.approx(2.0)
@@ -110,15 +117,15 @@ def test_scaling_is_the_same_through_the_policy_code(shape: tuple[int, int]) -> 
     for field in ("instance", "first_s", "finish_s"):
         assert np.array_equal(fast.requests[field], exact.requests[field])
     assert fast.gpu_changes == exact.gpu_changes
-    objective = Objective(tpot_s=0.3)
+    objective = LatencyObjective(tpot_s=0.3)
     assert make_report(fast, objective).figures == make_report(exact, objective).figures
 
 
 def test_reports_are_equal_to_the_byte_and_add_up() -> None:
     def run(seed: int) -> str:
         workload = generate("poisson", 2.0, 350.0, seed, outputs=SHORT)
-        simulation = simulate(workload, Static(deployment(2, 2)), TIMING, LOADING)
-        return make_report(simulation, Objective(tpot_s=0.26, ttft_s=1.0)).to_json()
+        simulation = simulate(workload, StaticPolicy(deployment(2, 2)), TIMING, LOADING)
+        return make_report(simulation, LatencyObjective(tpot_s=0.26, ttft_s=1.0)).to_json()
 
     assert run(1) == run(1) != run(2)
     report = json.loads(run(1))
@@ -132,7 +139,7 @@ def test_reports_are_equal_to_the_byte_and_add_up() -> None:
 def test_chrome_traces_are_well_formed() -> None:
     timing = dataclasses.replace(TIMING, log_steps=200)
     workload = generate("poisson", 2.0, 100.0, 1, outputs=SHORT)
-    simulation = simulate(workload, Static(deployment(2, 2)), timing, LOADING)
+    simulation = simulate(workload, StaticPolicy(deployment(2, 2)), timing, LOADING)
     found = list(events(simulation))
     steps = [event for event in found if event["name"] == "step"]
     assert len(steps) == 200
@@ -144,14 +151,14 @@ def test_chrome_traces_are_well_formed() -> None:
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="decisions every 10"):
-        Timing(interval_s=10, check_s=60)
+        SimulationSettings(interval_s=10, check_s=60)
     with pytest.raises(ConfigError, match="factor above 1"):
-        Timing(on_load=0.5)
+        SimulationSettings(on_load=0.5)
     with pytest.raises(ConfigError, match="rates above 0"):
         Loading(load_bytes_per_s=0)
     with pytest.raises(ConfigError, match="more than 2 attention instances"):
-        crowded = Timing(max_instances=2)
-        simulate(generate("poisson", 1, 10), Static(deployment(3, 1)), crowded)
+        crowded = SimulationSettings(max_instances=2)
+        simulate(generate("poisson", 1, 10), StaticPolicy(deployment(3, 1)), crowded)
 
 
 FLAGS = ["--model", "deepseek-v2", "--routing", "uniform", "--policy", "static:1A8E,sglang"]

@@ -24,8 +24,8 @@ from janus_moe.planner.latency.links import (
 )
 from janus_moe.planner.latency.models import ModelFacts
 from janus_moe.planner.latency.oracle import Oracle
+from janus_moe.planner.latency.pool_device import Overheads, PoolDevice
 from janus_moe.planner.latency.profile import Profile, read_profile
-from janus_moe.planner.latency.sides import Overheads, PoolDevice
 from janus_moe.planner.latency.step import StepEstimate, StepLoad
 
 __all__ = [

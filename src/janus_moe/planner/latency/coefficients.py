@@ -17,7 +17,7 @@ from janus_moe.planner.latency.estimate import Confidence
 from janus_moe.planner.latency.precision import Arithmetic, Format
 from janus_moe.spec import Spec
 
-Operation = Literal["gemm", "gqa", "mla", "moe"]
+OperationKind = Literal["gemm", "gqa", "mla", "moe"]
 """Matrix products with all tokens; attention over the cache (units: tokens * KV heads); the routed
 experts of a layer (units: rows that arrive * hidden size * top-k)."""
 
@@ -32,7 +32,7 @@ class OpLaw(Spec, frozen=True):
     With a large p the last term is max(memory, arithmetic); with p = 1 nothing overlaps. The floor
     is added: launches and reductions do not overlap with the reading. depth: length of the longest
     chain of operations, the columns of a matrix. units: work beside reading and multiplying, see
-    `Operation`. s_per_byte_wide: reading by kernels for many rows, where they differ.
+    `OperationKind`. s_per_byte_wide: reading by kernels for many rows, where they differ.
     errors: relative, of shapes that the law was not fitted to.
     """
 
@@ -94,7 +94,7 @@ class Coefficients(Spec, frozen=True):
     laws: dict[str, OpLaw]
     intra: LinkLaw | None = None
 
-    def law(self, operation: Operation, dtype: Format, computed_in: Arithmetic) -> OpLaw | None:
+    def law(self, operation: OperationKind, dtype: Format, computed_in: Arithmetic) -> OpLaw | None:
         """The law of this format, or a guess from the arithmetic that it is computed in."""
         law = self.laws.get(f"{operation}.{dtype}")
         guess = self.laws.get(f"{operation}.{computed_in}")

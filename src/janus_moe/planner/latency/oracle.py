@@ -31,9 +31,9 @@ from janus_moe.planner.latency.links import (
     share_reached,
 )
 from janus_moe.planner.latency.models import ModelFacts, with_precision
+from janus_moe.planner.latency.pool_device import Overheads, PoolDevice
 from janus_moe.planner.latency.precision import BYTES_PER_ACTIVATION, Format
-from janus_moe.planner.latency.profile import Measured, Profile
-from janus_moe.planner.latency.sides import Overheads, PoolDevice
+from janus_moe.planner.latency.profile import MeasuredTimes, Profile
 from janus_moe.planner.latency.step import (
     LAYER_PARTS,
     LayerParts,
@@ -41,7 +41,7 @@ from janus_moe.planner.latency.step import (
     StepLoad,
     StepParts,
 )
-from janus_moe.planner.latency.times import LawTimes, Times
+from janus_moe.planner.latency.times import LawTimes, OperationTimes
 from janus_moe.spec import ExchangePlanName
 
 
@@ -59,7 +59,7 @@ class Oracle:
     links: LinkModel
     overheads: Overheads = field(default_factory=Overheads)
     kv_format: Format = "bfloat16"
-    measured: Measured | None = None
+    measured: MeasuredTimes | None = None
 
     @classmethod
     def build(
@@ -105,7 +105,7 @@ class Oracle:
         device = device_profile(profile.device)
         side = PoolDevice(device, Coefficients(device=profile.device, source="profile", laws={}))
         slower = profile.hosts[transport].slower
-        measured = Measured.of(profile, num_attention, num_expert, slower)
+        measured = MeasuredTimes.of(profile, num_attention, num_expert, slower)
         return cls(
             model=profile.model,
             attention_side=side,
@@ -387,7 +387,7 @@ class Oracle:
         return np.asarray(rows * share_reached(instances, self.model.top_k))
 
     @cached_property
-    def _times(self) -> Times:
+    def _times(self) -> OperationTimes:
         laws = LawTimes(self.model, self.attention_side, self.expert_side, self.kv_format)
         return laws if self.measured is None else self.measured
 

@@ -18,9 +18,9 @@ from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import facts
 from janus_moe.planner.latency.arrays import Array, Numbers
 from janus_moe.planner.latency.coefficients import LinkLaw
+from janus_moe.planner.latency.duration_grid import DurationGrid
 from janus_moe.planner.latency.estimate import Confidence
 from janus_moe.planner.latency.models import ModelFacts
-from janus_moe.planner.latency.tables import Grid
 from janus_moe.spec import Spec
 
 T = TypeVar("T")
@@ -33,10 +33,10 @@ class AttentionTables(Spec, frozen=True):
     dense, shared: (tokens) of a dense layer's MLP and of a shared expert, None: has none.
     """
 
-    layer: Grid
-    head: Grid
-    dense: Grid | None = None
-    shared: Grid | None = None
+    layer: DurationGrid
+    head: DurationGrid
+    dense: DurationGrid | None = None
+    shared: DurationGrid | None = None
 
 
 class ExpertTables(Spec, frozen=True):
@@ -45,8 +45,8 @@ class ExpertTables(Spec, frozen=True):
     gate: (rows that arrive) of gating and scheduling. experts: (activated experts, tokens of each).
     """
 
-    gate: Grid
-    experts: Grid
+    gate: DurationGrid
+    experts: DurationGrid
 
 
 class HostLaw(Spec, frozen=True):
@@ -92,7 +92,7 @@ def write_profile(path: Path, profile: Profile) -> None:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTimes:
     """The tables that hold for a shape. *_factor: how much longer operations take than in the
     tables: in a service, and because more instances share the machine than were measured."""
 
@@ -106,7 +106,7 @@ class Measured:
     @classmethod
     def of(
         cls, profile: Profile, num_attention: int, num_expert: int, slower: float = 1.0
-    ) -> Measured:
+    ) -> MeasuredTimes:
         attention, attention_turns = _shared_by(profile.attention, num_attention)
         expert, expert_turns = _shared_by(profile.expert, num_expert)
         return cls(
@@ -144,7 +144,7 @@ class Measured:
         return self.attention_confidence
 
 
-def _or_nothing(grid: Grid | None, tokens: Numbers) -> Array:
+def _or_nothing(grid: DurationGrid | None, tokens: Numbers) -> Array:
     return np.zeros_like(np.asarray(tokens, np.float64)) if grid is None else grid.seconds(tokens)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from janus_moe.planner.latency.arrays import Array, Numbers
-from janus_moe.planner.latency.coefficients import Operation
+from janus_moe.planner.latency.coefficients import OperationKind
 from janus_moe.planner.latency.models import GqaFacts
 from janus_moe.planner.latency.oracle import Oracle
 
@@ -18,7 +18,7 @@ def pair_cost(oracle: Oracle, tp: Numbers = 1) -> Array:
     """KV positions whose reading takes as long as the arithmetic of a query and a key, on each of
     `tp` devices that share the heads."""
     attention, device = oracle.model.attention, oracle.attention_side.device
-    kind: Operation = "gqa" if isinstance(attention, GqaFacts) else "mla"
+    kind: OperationKind = "gqa" if isinstance(attention, GqaFacts) else "mla"
     law = oracle.attention_side.law(kind, "bfloat16")
     read = oracle.model.kv_bytes_per_token_layer(oracle.kv_format) / device.memory_bytes_per_s
     computed = attention.flops_per_position * max(

@@ -25,7 +25,7 @@ from janus_moe.errors import ConfigError
 from janus_moe.planner.latency.arrays import Array, Numbers
 from janus_moe.planner.latency.estimate import Confidence, Estimate
 
-Deployment = Literal["pools", "monolithic"]
+DeploymentKind = Literal["pools", "monolithic"]
 LAYER_PARTS = (
     *("attention", "attention all-reduce", "shared expert"),
     *("dispatch", "experts", "combine"),
@@ -59,7 +59,7 @@ class StepLoad:
     rows: Numbers | None = None
     slots: Numbers | None = None
     micro_batches: Numbers = 1
-    deployment: Deployment = "pools"
+    deployment: DeploymentKind = "pools"
     exchange_confidence: Confidence = "roofline"
     attention_tokens: Numbers | None = None
     logits: Numbers | None = None
@@ -88,7 +88,7 @@ class LayerParts:
 
 
 def layer_seconds(
-    parts: LayerParts, micro_batches: Numbers, deployment: Deployment = "pools"
+    parts: LayerParts, micro_batches: Numbers, deployment: DeploymentKind = "pools"
 ) -> Array:
     """An MoE layer for all micro-batches together; see the module's docstring."""
     attention_side = parts.attention + parts.shared
@@ -100,7 +100,7 @@ def layer_seconds(
     return np.asarray(np.maximum(micro_batches * busiest, bound), np.float64)
 
 
-def dependency_bound(parts: LayerParts, deployment: Deployment = "pools") -> Array:
+def dependency_bound(parts: LayerParts, deployment: DeploymentKind = "pools") -> Array:
     """What one micro-batch needs for a layer however much overlaps."""
     away = parts.dispatch + parts.experts + parts.combine
     if deployment == "monolithic":
@@ -109,7 +109,7 @@ def dependency_bound(parts: LayerParts, deployment: Deployment = "pools") -> Arr
 
 
 def shares_of_time(
-    parts: LayerParts, layer: Array, num_layers: int, deployment: Deployment
+    parts: LayerParts, layer: Array, num_layers: int, deployment: DeploymentKind
 ) -> dict[str, Array]:
     """Each part's share of the layers' time: in order along the critical path, with the rest of a
     layer (what is busy with another micro-batch) given to the side that is busiest."""
@@ -137,7 +137,7 @@ class StepParts:
 
     layer: LayerParts
     num_layers: int
-    deployment: Deployment
+    deployment: DeploymentKind
     micro_batches: Array
     dense: Array
     head: Array

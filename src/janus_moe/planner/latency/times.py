@@ -12,11 +12,11 @@ from janus_moe.planner.latency.arrays import Array, Numbers
 from janus_moe.planner.latency.coefficients import OpLaw
 from janus_moe.planner.latency.estimate import Confidence, weakest
 from janus_moe.planner.latency.models import GqaFacts, ModelFacts
+from janus_moe.planner.latency.pool_device import PoolDevice
 from janus_moe.planner.latency.precision import BYTES_PER_ACTIVATION, BYTES_PER_WEIGHT, Format
-from janus_moe.planner.latency.sides import PoolDevice
 
 
-class Times(Protocol):
+class OperationTimes(Protocol):
     """Seconds of one instance's operations; see `Oracle` for the meanings of the arguments. tp:
     devices that share its heads and its vocabulary."""
 

@@ -1,7 +1,7 @@
 """How many instances of each pool a service needs, what that costs, and whether to have pools.
 
 problem     what is asked
-planner     `make_plan`: search, monolithic candidate, verdict, or why nothing is possible
+planner     `recommend`: search, monolithic candidate, verdict, or why nothing is possible
 search      all shapes of two pools in arrays; `reference` is the obvious version
 monolithic  expert parallelism without pools
 activation  a_max for all pool sizes; `sampled` takes it from a trace

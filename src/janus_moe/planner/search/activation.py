@@ -33,7 +33,7 @@ SPREADS = 6.0
 BATCH_SIZES: tuple[int, ...] = tuple(2**power for power in range(18))
 
 
-class Activation(Protocol):
+class ActivationSource(Protocol):
     """Where a_max comes from. name: for reports."""
 
     @property
@@ -116,10 +116,10 @@ def lognormal(num_experts: int, top_k: int, spread: float) -> PopularityActivati
 
 
 @dataclass(frozen=True, eq=False)
-class Remembered:
+class CachedActivation:
     """Another source whose tables are kept, for many questions about one model."""
 
-    source: Activation
+    source: ActivationSource
     _tables: dict[tuple[bytes, bytes, str], Array] = field(default_factory=dict, repr=False)
 
     @property
@@ -140,7 +140,7 @@ class Remembered:
 
 
 @dataclass(frozen=True, eq=False)
-class AmaxGrid:
+class MaxActivatedGrid:
     """A table with interpolation: linear in log B; beyond the sampled sizes, the nearest.
 
     values: [pools, BATCH_SIZES].

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from janus_moe.planner.latency.links import Gating
+from janus_moe.planner.latency.step import DeploymentKind
 from janus_moe.planner.search.activation import ReplicaPolicy
 from janus_moe.spec import ExchangePlanName
-
-Kind = Literal["pools", "monolithic"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +22,7 @@ class Deployment:
     attention_tp: devices of a monolithic copy that share the heads of an attention instance.
     """
 
-    kind: Kind
+    kind: DeploymentKind
     num_attention: int
     num_expert: int
     slots: int

@@ -12,16 +12,16 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from janus_moe.errors import ConfigError
-from janus_moe.planner.search.activation import Remembered
+from janus_moe.planner.search.activation import CachedActivation
 from janus_moe.planner.search.answers import Answer, Deployment, Infeasible
-from janus_moe.planner.search.monolithic import MonolithSearch
-from janus_moe.planner.search.planner import (
-    alike,
-    check_routing,
-    why_no_pools,
-    why_not_in_one_piece,
-)
+from janus_moe.planner.search.monolithic import MonolithicSearch
 from janus_moe.planner.search.problem import MonolithicStyle, PoolStyle, Problem, Rate, Saturate
+from janus_moe.planner.search.recommend import (
+    check_routing,
+    on_one_device,
+    why_no_pools,
+    why_not_monolithic,
+)
 from janus_moe.planner.search.search import PoolSearch
 
 BaselineName = Literal[
@@ -145,20 +145,20 @@ class BaselinePlanner:
         """The best shapes, best first: up to `count` of pools, one in one piece."""
         question = replace(question, max_copies=self.config.max_copies)
         if isinstance(self.config.style, MonolithicStyle):
-            return _in_one_piece(question, self.config.style)
+            return _monolithic_options(question, self.config.style)
         search = PoolSearch(question, self.config.style)
         return search.cheapest(count) or why_no_pools(search)
 
     @cached_property
     def _remembering(self) -> Problem:
         check_routing(self.problem)
-        return replace(self.problem, activation=Remembered(self.problem.activation))
+        return replace(self.problem, activation=CachedActivation(self.problem.activation))
 
 
-def _in_one_piece(question: Problem, style: MonolithicStyle) -> list[Deployment] | Infeasible:
-    search = MonolithSearch(alike(question), style)
+def _monolithic_options(question: Problem, style: MonolithicStyle) -> list[Deployment] | Infeasible:
+    search = MonolithicSearch(on_one_device(question), style)
     found = search.cheapest()
     if found is not None:
         return [found]
-    nearest = MonolithSearch(replace(search.problem, demand=Saturate()), style).largest()
-    return Infeasible(reason=why_not_in_one_piece(search), nearest=nearest or search.fastest())
+    nearest = MonolithicSearch(replace(search.problem, demand=Saturate()), style).largest()
+    return Infeasible(reason=why_not_monolithic(search), nearest=nearest or search.fastest())

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_moe.planner.latency.arrays import Array
+from janus_moe.planner.latency.arrays import Array, Ints
 from janus_moe.planner.latency.links import share_reached
 from janus_moe.planner.latency.step import StepLoad
-from janus_moe.planner.search.activation import AmaxGrid
+from janus_moe.planner.search.activation import MaxActivatedGrid
 from janus_moe.planner.search.prefill import MixedStep, StepTimes, step_times
 from janus_moe.planner.search.problem import PoolStyle, Problem
-from janus_moe.planner.search.shapes import Ints, with_prompts
+from janus_moe.planner.search.shapes import with_prompts
 from janus_moe.spec import ExchangePlanName
 
 BLOCK = 64
@@ -33,7 +33,7 @@ class Candidates:
 
     problem: Problem
     style: PoolStyle
-    amax: AmaxGrid
+    amax: MaxActivatedGrid
     num_attention: Ints
     num_expert: Ints
     slots: Ints
@@ -53,7 +53,7 @@ class Candidates:
             token_s=self.token_s[:, kept],
         )
 
-    def without_exchange(self, amax: AmaxGrid) -> Candidates:
+    def without_exchange(self, amax: MaxActivatedGrid) -> Candidates:
         """The same with exchanges that take no time, and other activated experts."""
         idle = np.zeros_like(self.fixed_s[:1])
         return replace(self, amax=amax, fixed_s=idle, token_s=idle)
@@ -131,6 +131,6 @@ class Exchanges:
         return np.broadcast_to(oracle.exchange_s(there) + oracle.exchange_s(back), shape)
 
 
-def stacked(tables: Sequence[AmaxGrid]) -> AmaxGrid:
+def stacked(tables: Sequence[MaxActivatedGrid]) -> MaxActivatedGrid:
     """Tables of the same pools below each other."""
-    return AmaxGrid(np.concatenate([one.values for one in tables]))
+    return MaxActivatedGrid(np.concatenate([one.values for one in tables]))

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from janus_moe.planner.latency.arrays import Array
+from janus_moe.planner.latency.arrays import Array, Bools, Ints
 from janus_moe.planner.search.candidates import Candidates
-from janus_moe.planner.search.grid import Bools, Grid, parts
-from janus_moe.planner.search.shapes import Ints
+from janus_moe.planner.search.grid import ShapeGrid, parts
 
 COARSE = 20
 """Steps of bisection."""
@@ -22,7 +21,7 @@ CLOSE = 0.01
 """Shapes whose coarse throughput is less than this below the best are solved exactly as well."""
 
 
-def throughput(grid: Grid, where: Ints, copies: Ints, count: int | None) -> Array:
+def throughput(grid: ShapeGrid, where: Ints, copies: Ints, count: int | None) -> Array:
     """[shapes] tokens per second of all copies within the objective, with the best option.
 
     where: [shapes, 2] positions in the grid. count: shapes that are sure to be more than `CLOSE`
@@ -38,15 +37,15 @@ def throughput(grid: Grid, where: Ints, copies: Ints, count: int | None) -> Arra
         lists.append(_Open.of(candidates, shape[part], copies[shape[part]], best))
     for _ in range(COARSE):
         if count is not None:
-            worth = _worth(best, lists, count)
-            lists = [one.take(one.most >= worth) for one in lists]
+            competitive = _min_competitive(best, lists, count)
+            lists = [one.take(one.most >= competitive) for one in lists]
         lists = [one.narrowed() for one in lists]
     for one in lists:
         np.maximum.at(best, one.shape, one.copies * one.low / one.slow_s)
     return best
 
 
-def _worth(best: Array, lists: list[_Open], count: int) -> float:
+def _min_competitive(best: Array, lists: list[_Open], count: int) -> float:
     """What a shape must be able to serve to matter. Two percent are left for rounding and a_max
     that was sampled."""
     least = best.copy()
@@ -74,8 +73,8 @@ class _Open:
         limit, most = candidates.problem.tpot_s, candidates.most_tokens
         low, high = np.ones_like(most), np.maximum(most, 1.0)
         slow, top, problem = candidates.times(low), candidates.times(high), candidates.problem
-        possible = (most >= 1) & (slow.strain(problem) <= limit)
-        whole = possible & (top.strain(problem) <= limit)
+        possible = (most >= 1) & (slow.scaled_latency(problem) <= limit)
+        whole = possible & (top.scaled_latency(problem) <= limit)
         np.maximum.at(best, shape[whole], (copies * high / top.tpot)[whole])
         return cls(candidates, shape, copies, low, high, slow.tpot).take(possible & ~whole)
 
@@ -106,7 +105,7 @@ class _Open:
             return self
         middle = (self.low + self.high) / 2
         times, problem = self.candidates.times(middle), self.candidates.problem
-        fits = times.strain(problem) <= problem.tpot_s
+        fits = times.scaled_latency(problem) <= problem.tpot_s
         low, high = np.where(fits, middle, self.low), np.where(fits, self.high, middle)
         slow_s = np.where(fits, times.tpot, self.slow_s)
         return replace(self, low=low, high=high, slow_s=slow_s)

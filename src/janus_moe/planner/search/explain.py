@@ -12,7 +12,7 @@ from janus_moe.planner.latency.models import GqaFacts
 from janus_moe.planner.latency.precision import arithmetic
 from janus_moe.planner.latency.step import StepEstimate, StepLoad
 from janus_moe.planner.search.answers import Deployment
-from janus_moe.planner.search.memory import Need, attention_need, expert_need, monolithic_need
+from janus_moe.planner.search.memory import MemoryNeed, attention_need, expert_need, monolithic_need
 from janus_moe.planner.search.prefill import MixedStep, step_times
 from janus_moe.planner.search.problem import Problem
 from janus_moe.planner.search.shapes import with_prompts
@@ -84,7 +84,7 @@ def memory_parts(problem: Problem, one: Deployment) -> Mapping[str, tuple[int, d
         "expert": oracle.expert_side.device.memory_bytes,
         "device": oracle.attention_side.device.memory_bytes,
     }
-    needs: dict[str, tuple[int, Need]]
+    needs: dict[str, tuple[int, MemoryNeed]]
     if one.kind == "monolithic":
         need = monolithic_need(
             oracle, one.num_attention, one.slots, problem.context, one.attention_tp

@@ -16,13 +16,12 @@ from typing import NamedTuple
 import numpy as np
 
 from janus_moe.errors import ConfigError
-from janus_moe.planner.latency.arrays import Array
-from janus_moe.planner.search.activation import BATCH_SIZES, AmaxGrid
+from janus_moe.planner.latency.arrays import Array, Bools, Ints
+from janus_moe.planner.search.activation import BATCH_SIZES, MaxActivatedGrid
 from janus_moe.planner.search.candidates import Candidates
-from janus_moe.planner.search.grid import Bools, Grid, parts
+from janus_moe.planner.search.grid import ShapeGrid, parts
 from janus_moe.planner.search.prefill import StepTimes
 from janus_moe.planner.search.problem import Concurrency, Problem, Rate, Saturate
-from janus_moe.planner.search.shapes import Ints
 
 RISES = 3
 """Steps towards the batch at which a TTFT is judged."""
@@ -41,7 +40,7 @@ class Band(NamedTuple):
         return self.first + np.arange(len(self.allowed))
 
 
-def keeping_up(grid: Grid, low: int, high: int, max_copies: int) -> tuple[Ints, Ints]:
+def feasible_shapes(grid: ShapeGrid, low: int, high: int, max_copies: int) -> tuple[Ints, Ints]:
     """([shapes, 2] positions in the grid, copies) of shapes that keep up with the demand, all
     copies together on more than `low` and up to `high` GPUs; the most copies first."""
     places, copies = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.int64)]
@@ -54,7 +53,7 @@ def keeping_up(grid: Grid, low: int, high: int, max_copies: int) -> tuple[Ints, 
     return np.concatenate(places), np.concatenate(copies)
 
 
-def _bands(grid: Grid, low: int, high: int, max_copies: int) -> Iterator[Band]:
+def _bands(grid: ShapeGrid, low: int, high: int, max_copies: int) -> Iterator[Band]:
     num_attention, num_expert = grid.num_attention[:, 0], grid.num_expert[0]
     for copies in range(min(max_copies, high // grid.least), 0, -1):
         fewest, most = low // copies + 1, high // copies
@@ -70,7 +69,7 @@ def _bands(grid: Grid, low: int, high: int, max_copies: int) -> Iterator[Band]:
 class _Scan:
     """All options of all bands."""
 
-    grid: Grid
+    grid: ShapeGrid
     bands: Sequence[Band]
 
     def found(self) -> list[Bools]:
@@ -100,12 +99,12 @@ class _Scan:
         column = np.concatenate([column for _, column in places])
         good = np.zeros(len(row), np.bool_)
         for part in parts(len(row)):
-            good[part] = self._keeps_up(option, row[part], column[part], copies[part])
+            good[part] = self._meets_demand(option, row[part], column[part], copies[part])
         ends = np.cumsum(sizes)
         for done, place, end, size in zip(found, places, ends, sizes, strict=True):
             done[place] = good[end - size : end]
 
-    def _keeps_up(self, option: int, row: Ints, column: Ints, copies: Ints) -> Bools:
+    def _meets_demand(self, option: int, row: Ints, column: Ints, copies: Ints) -> Bools:
         problem = self.grid.problem
         one = self.grid.at(np.full(len(row), option), row, column)
         batch, limit = judged_at(problem, copies, one.most_tokens)
@@ -155,7 +154,7 @@ class _Scan:
             alone = Candidates(
                 problem=grid.problem,
                 style=grid.style,
-                amax=AmaxGrid(np.zeros((1, len(BATCH_SIZES)))),
+                amax=MaxActivatedGrid(np.zeros((1, len(BATCH_SIZES)))),
                 num_attention=grid.num_attention[row, 0],
                 num_expert=grid.num_expert[0, last],
                 slots=grid.slots[0, last],
@@ -200,10 +199,10 @@ class _Scan:
         return found
 
     @cached_property
-    def _least_activated(self) -> AmaxGrid:
+    def _least_activated(self) -> MaxActivatedGrid:
         """a_max of no larger batch is below: what was sampled may fall."""
         values = self.grid.amax.values
-        return AmaxGrid(np.minimum.accumulate(values[:, ::-1], axis=1)[:, ::-1])
+        return MaxActivatedGrid(np.minimum.accumulate(values[:, ::-1], axis=1)[:, ::-1])
 
 
 def starts_in_time(

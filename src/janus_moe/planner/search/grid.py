@@ -10,24 +10,20 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from janus_moe.planner.latency.arrays import Array
-from janus_moe.planner.search.activation import AmaxGrid
+from janus_moe.planner.latency.arrays import Array, Ints
+from janus_moe.planner.search.activation import MaxActivatedGrid
 from janus_moe.planner.search.candidates import BLOCK, Candidates, Exchanges
 from janus_moe.planner.search.memory import attention_need, expert_need
 from janus_moe.planner.search.prefill import most_sequences
 from janus_moe.planner.search.problem import PoolStyle, Problem
-from janus_moe.planner.search.shapes import Ints
-
-Bools = NDArray[np.bool_]
 
 AT_ONCE = 16_384
 """Candidates in one call of the oracle: its temporaries stay in the cache."""
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class ShapeGrid:
     """Attention instances [n, 1] against expert instances [1, m].
 
     slots: [slot options, m] per expert instance. amax: their tables below each other. An option is
@@ -39,7 +35,7 @@ class Grid:
     num_attention: Ints
     num_expert: Ints
     slots: Ints
-    amax: AmaxGrid
+    amax: MaxActivatedGrid
 
     @property
     def num_options(self) -> int:

@@ -33,7 +33,7 @@ class MemoryRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
+class MemoryNeed:
     """Bytes on one instance. weights: of attention or gates. experts: replicas in slots. kv,
     activations, buffers: of one token of the whole batch."""
 
@@ -66,10 +66,10 @@ class Need:
         }
 
 
-def attention_need(oracle: Oracle, num_attention: Numbers, context: float) -> Need:
+def attention_need(oracle: Oracle, num_attention: Numbers, context: float) -> MemoryNeed:
     """Of one attention instance, which has 1 / num_attention of the batch."""
     model, share = oracle.model, 1.0 / np.asarray(num_attention, np.float64)
-    return Need(
+    return MemoryNeed(
         weights=model.attention_side_bytes(),
         experts=0.0,
         kv=share * model.kv_bytes_per_sequence(context, oracle.kv_format),
@@ -78,10 +78,10 @@ def attention_need(oracle: Oracle, num_attention: Numbers, context: float) -> Ne
     )
 
 
-def expert_need(oracle: Oracle, num_expert: Numbers, slots: Numbers) -> Need:
+def expert_need(oracle: Oracle, num_expert: Numbers, slots: Numbers) -> MemoryNeed:
     """Of one expert instance with `slots` experts per layer; it gets all tokens."""
     model = oracle.model
-    return Need(
+    return MemoryNeed(
         weights=model.router_bytes(),
         experts=np.asarray(slots, np.float64) * expert_bytes_all_layers(model),
         kv=0.0,
@@ -93,12 +93,12 @@ def expert_need(oracle: Oracle, num_expert: Numbers, slots: Numbers) -> Need:
 
 def monolithic_need(
     oracle: Oracle, num_devices: Numbers, slots: Numbers, context: float, tp: Numbers = 1
-) -> Need:
+) -> MemoryNeed:
     """Of one device that has attention, or a share of it with the others of `tp`, and experts; rows
     leave and arrive in even shares. Devices that share attention have the same sequences."""
     model, share = oracle.model, 1.0 / np.asarray(num_devices, np.float64)
     kv = model.kv_bytes_per_sequence(context, oracle.kv_format) / model.attention.cache_shards(tp)
-    return Need(
+    return MemoryNeed(
         weights=model.attention_shard_bytes(tp) + model.router_bytes(),
         experts=np.asarray(slots, np.float64) * expert_bytes_all_layers(model),
         kv=share * tp * kv,

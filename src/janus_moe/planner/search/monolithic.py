@@ -14,18 +14,18 @@ from functools import cached_property
 
 import numpy as np
 
-from janus_moe.planner.latency.arrays import Array
-from janus_moe.planner.search.activation import AmaxGrid
+from janus_moe.planner.latency.arrays import Array, Ints
+from janus_moe.planner.search.activation import MaxActivatedGrid
 from janus_moe.planner.search.answers import Deployment
 from janus_moe.planner.search.feasible import judged_at, starts_in_time
 from janus_moe.planner.search.fixed_point import fixed_points, largest_batches
 from janus_moe.planner.search.prefill import StepTimes
 from janus_moe.planner.search.problem import Concurrency, MonolithicStyle, Problem, Rate, Saturate
-from janus_moe.planner.search.shapes import Ints, Monoliths
+from janus_moe.planner.search.shapes import MonolithicShapes
 
 
 @dataclass(frozen=True, eq=False)
-class MonolithSearch:
+class MonolithicSearch:
     """All sizes and copies of one style for one question. Attention and experts are on the
     oracle's attention device; its expert device must be the same for times to make sense."""
 
@@ -49,16 +49,16 @@ class MonolithSearch:
         """The cheapest that keeps up with the demand within the objective."""
         rows, tp, copies = self._copies()
         gpus = copies * self.sizes[rows]
-        keeps_up = np.zeros(len(rows), np.bool_)
+        meets_demand = np.zeros(len(rows), np.bool_)
         for shapes in self.candidates(rows, tp):
             batch, limit = judged_at(self.problem, copies, shapes.most_tokens)
             good = (batch >= 1) & (shapes.tpot_s(np.maximum(batch, 1.0)) <= limit)
             if self.problem.ttft_s is not None:
                 usable = np.maximum(batch, 1.0)
                 good &= starts_in_time(self.problem, shapes.times, copies, usable)
-            keeps_up |= good
-        for level in np.unique(gpus[keeps_up]):
-            chosen = keeps_up & (gpus == level)
+            meets_demand |= good
+        for level in np.unique(gpus[meets_demand]):
+            chosen = meets_demand & (gpus == level)
             found = self._solve(rows[chosen], tp[chosen], copies[chosen])
             if found:
                 return min(found, key=lambda d: d.rank)
@@ -93,20 +93,20 @@ class MonolithSearch:
         ]
         return np.array(pairs, np.int64).reshape(-1, 2)
 
-    def candidates(self, rows: Ints, tp: Ints) -> list[Monoliths]:
+    def candidates(self, rows: Ints, tp: Ints) -> list[MonolithicShapes]:
         """Shapes of the sizes in these rows, one for each number of micro-batches."""
         if not self.sizes.size:
             return []
         table = self.problem.activation.table(self.sizes, self.slots, self.style.policy)
         return [
-            Monoliths(
+            MonolithicShapes(
                 self.problem,
                 self.style,
                 self.sizes[rows],
                 tp,
                 self.slots[rows],
                 rows,
-                AmaxGrid(table),
+                MaxActivatedGrid(table),
                 micro_batches,
             )
             for micro_batches in self.style.micro_batches
@@ -135,12 +135,12 @@ class MonolithSearch:
             times = shapes.times(usable)
             good = ~np.isnan(batch)
             if not alone:
-                good &= times.strain(problem) <= problem.tpot_s
+                good &= times.scaled_latency(problem) <= problem.tpot_s
             found += self._deployments(shapes, np.flatnonzero(good), copies, usable, times)
         return found
 
     def _deployments(
-        self, shapes: Monoliths, chosen: Ints, copies: Ints, batch: Array, times: StepTimes
+        self, shapes: MonolithicShapes, chosen: Ints, copies: Ints, batch: Array, times: StepTimes
     ) -> list[Deployment]:
         activated, most = shapes.activated(batch), shapes.most_tokens
         price = self.problem.weight_of("attention")
@@ -166,11 +166,13 @@ class MonolithSearch:
             for index in chosen
         ]
 
-    def _batches(self, shapes: Monoliths, copies: Ints) -> Array:
+    def _batches(self, shapes: MonolithicShapes, copies: Ints) -> Array:
         demand, most = self.problem.demand, shapes.most_tokens
         if isinstance(demand, Saturate):
             return largest_batches(
-                lambda batch: shapes.times(batch).strain(self.problem), self.problem.tpot_s, most
+                lambda batch: shapes.times(batch).scaled_latency(self.problem),
+                self.problem.tpot_s,
+                most,
             )
         if isinstance(demand, Rate):
             each = demand.tokens_per_s / copies

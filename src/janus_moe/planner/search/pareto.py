@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from janus_moe.planner.latency.arrays import Array
-from janus_moe.planner.search.monolithic import MonolithSearch
-from janus_moe.planner.search.planner import alike
+from janus_moe.planner.latency.arrays import Array, Ints
+from janus_moe.planner.search.monolithic import MonolithicSearch
 from janus_moe.planner.search.problem import MonolithicStyle, PoolStyle, Problem
+from janus_moe.planner.search.recommend import on_one_device
 from janus_moe.planner.search.search import PoolSearch
-from janus_moe.planner.search.shapes import Ints, Monoliths, Pools
+from janus_moe.planner.search.shapes import MonolithicShapes, PoolShapes
 
 BATCHES = np.geomspace(1, 16384, 29)[None, :]
 LARGEST = 64
@@ -20,7 +20,7 @@ LARGEST = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class FrontierPoint:
     """One shape at one batch that no other beats in both."""
 
     shape: str
@@ -29,7 +29,7 @@ class Point:
     tokens_per_s_per_gpu: float
 
 
-def pools_frontier(problem: Problem, style: PoolStyle) -> list[Point]:
+def pools_frontier(problem: Problem, style: PoolStyle) -> list[FrontierPoint]:
     """Of pools of up to `LARGEST` GPUs, fastest for users first."""
     search = PoolSearch(problem, style)
     grid = search.grid
@@ -40,43 +40,47 @@ def pools_frontier(problem: Problem, style: PoolStyle) -> list[Point]:
     where = where[:: max(1, len(where) // 300)]
     attention, experts = grid.num_attention[where[:, 0], 0], grid.num_expert[0, where[:, 1]]
     names = [f"{a}A{e}E" for a, e in zip(attention, experts, strict=True)]
-    points: list[Point] = []
+    points: list[FrontierPoint] = []
     for pools in search.shapes(attention[:, None], experts[:, None]):
         if pools.plan in (style.plans[0], style.plans[-1]):
             points += _points(pools, names, attention + experts)
     return frontier(points)
 
 
-def monolithic_frontier(problem: Problem, style: MonolithicStyle) -> list[Point]:
+def monolithic_frontier(problem: Problem, style: MonolithicStyle) -> list[FrontierPoint]:
     """Of monolithic copies, fastest for users first."""
-    search = MonolithSearch(alike(problem), style)
+    search = MonolithicSearch(on_one_device(problem), style)
     rows, tp = search.layouts.T
     sizes = search.sizes[rows]
     names = [
         f"{size} GPUs" + (f" TP{own}" if own > 1 else "")
         for size, own in zip(sizes, tp, strict=True)
     ]
-    points: list[Point] = []
+    points: list[FrontierPoint] = []
     for shapes in search.candidates(rows[:, None], tp[:, None]):
         points += _points(shapes, names, sizes)
     return frontier(points)
 
 
-def frontier(points: Sequence[Point]) -> list[Point]:
+def frontier(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
     """Those that no other beats in both, fastest for users first."""
-    best: list[Point] = []
+    best: list[FrontierPoint] = []
     for point in sorted(points, key=lambda p: (-p.tokens_per_s_per_user, -p.tokens_per_s_per_gpu)):
         if not best or point.tokens_per_s_per_gpu > best[-1].tokens_per_s_per_gpu:
             best.append(point)
     return best
 
 
-def _points(shapes: Pools | Monoliths, names: Sequence[str], gpus: Ints) -> list[Point]:
+def _points(
+    shapes: PoolShapes | MonolithicShapes, names: Sequence[str], gpus: Ints
+) -> list[FrontierPoint]:
     tpot: Array = shapes.tpot_s(BATCHES)
     per_gpu = BATCHES / tpot / gpus[:, None]
     fits = np.broadcast_to(shapes.most_tokens >= BATCHES, tpot.shape)
     return [
-        Point(names[row], float(BATCHES[0, column]), 1 / float(tpot[row, column]), float(value))
+        FrontierPoint(
+            names[row], float(BATCHES[0, column]), 1 / float(tpot[row, column]), float(value)
+        )
         for (row, column), value in np.ndenumerate(per_gpu)
         if fits[row, column]
     ]

@@ -67,7 +67,7 @@ class StepTimes:
     ttft: Array
     mixed: Array
 
-    def strain(self, problem: Problem) -> Array:
+    def scaled_latency(self, problem: Problem) -> Array:
         """TPOT, or what it would be if it were as near its objective as TTFT is: both objectives
         are met where it is at most that of TPOT."""
         if problem.ttft_s is None:

@@ -11,11 +11,11 @@ from typing import Literal
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency.links import Gating
 from janus_moe.planner.latency.oracle import Oracle
-from janus_moe.planner.search.activation import Activation, ReplicaPolicy
+from janus_moe.planner.search.activation import ActivationSource, ReplicaPolicy
 from janus_moe.planner.search.memory import MemoryRules
 from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
 
-Objective = Literal["gpus", "price"]
+CostObjective = Literal["gpus", "price"]
 Prefill = Literal["included", "excluded"]
 
 REDUNDANCIES = (1.0, 1.125, 1.25, 1.5)
@@ -60,11 +60,11 @@ class Saturate:
         return self
 
 
-Demand = Rate | Concurrency | Saturate
+ServiceDemand = Rate | Concurrency | Saturate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
+class RequestLengths:
     """Mean tokens of a request: isl in, osl out."""
 
     isl: float
@@ -146,12 +146,12 @@ class Problem:
     well (`planner.search.prefill`)."""
 
     oracle: Oracle
-    activation: Activation
-    workload: Workload
-    demand: Demand
+    activation: ActivationSource
+    workload: RequestLengths
+    demand: ServiceDemand
     tpot_s: float
     max_gpus: int
-    objective: Objective = "gpus"
+    objective: CostObjective = "gpus"
     memory: MemoryRules = field(default_factory=MemoryRules)
     batching: Batching = field(default_factory=Batching)
     prefill: Prefill = "included"

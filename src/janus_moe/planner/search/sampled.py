@@ -6,7 +6,7 @@ smooth in the logarithm of the pool size, where a_max itself is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency.arrays import Array
 from janus_moe.planner.search.activation import BATCH_SIZES, PopularityActivation, ReplicaPolicy
-from janus_moe.policy.estimate import monte_carlo
+from janus_moe.policy.estimate import BatchSampler, monte_carlo
 from janus_moe.policy.placement import place_experts
 from janus_moe.policy.placement.search import activation_probability
 from janus_moe.policy.routing_trace import RoutingTrace
-
-Sampler = Callable[[int, np.random.Generator], NDArray[np.int32]]
 
 POOLS = 5
 """Pool sizes that are sampled, spread evenly over the logarithm."""
@@ -37,7 +35,7 @@ class SampledActivation:
     expert among `num_tokens` of each layer."""
 
     name: str
-    samplers: Sequence[Sampler]
+    samplers: Sequence[BatchSampler]
     counts: NDArray[np.int64]
     num_tokens: int
     num_samples: int = 8
@@ -54,7 +52,7 @@ class SampledActivation:
     def table(
         self, instances: NDArray[np.int64], slots: NDArray[np.int64], policy: ReplicaPolicy
     ) -> Array:
-        """As `Activation.table`: the mean over the layers."""
+        """As `ActivationSource.table`: the mean over the layers."""
         tables = [one.table(instances, slots, policy) for one in self._independent]
         plain: Array = np.asarray(np.mean(tables, axis=0))
         spread = np.geomspace(1, len(instances), min(POOLS, len(instances))).round().astype(int)
@@ -112,7 +110,7 @@ def from_trace(trace: RoutingTrace, name: str, max_layers: int = 3) -> SampledAc
         raise ConfigError(f"{name} holds no token; record some traffic first")
     layers = np.unique(np.linspace(0, trace.num_layers - 1, max_layers).round().astype(int))
 
-    def sampler(layer: int) -> Sampler:
+    def sampler(layer: int) -> BatchSampler:
         return lambda size, rng: trace.sample(layer, size, rng)
 
     counts = [

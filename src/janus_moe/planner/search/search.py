@@ -15,17 +15,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from janus_moe.planner.latency.arrays import Array
-from janus_moe.planner.search.activation import AmaxGrid
+from janus_moe.planner.latency.arrays import Array, Bools, Ints
+from janus_moe.planner.search.activation import MaxActivatedGrid
 from janus_moe.planner.search.answers import Deployment
 from janus_moe.planner.search.candidates import stacked
 from janus_moe.planner.search.coarse import CLOSE, throughput
-from janus_moe.planner.search.feasible import keeping_up
+from janus_moe.planner.search.feasible import feasible_shapes
 from janus_moe.planner.search.fixed_point import fixed_points, largest_batches
-from janus_moe.planner.search.grid import Bools, Grid
+from janus_moe.planner.search.grid import ShapeGrid
 from janus_moe.planner.search.memory import most_slots
 from janus_moe.planner.search.problem import Concurrency, PoolStyle, Problem, Rate
-from janus_moe.planner.search.shapes import Ints, Pools, slot_options
+from janus_moe.planner.search.shapes import PoolShapes, slot_options
 from janus_moe.planner.search.stack import Stack
 
 FASTEST = 16
@@ -59,16 +59,16 @@ class PoolSearch:
         return np.arange(-(-experts // slots), most + 1, dtype=np.int64)
 
     @cached_property
-    def options(self) -> tuple[tuple[Ints, AmaxGrid], ...]:
+    def options(self) -> tuple[tuple[Ints, MaxActivatedGrid], ...]:
         """Slots of every pool and their a_max, for each distinct option."""
         if not self.num_expert.size:
             return ()
-        found: list[tuple[Ints, AmaxGrid]] = []
+        found: list[tuple[Ints, MaxActivatedGrid]] = []
         for slots in slot_options(self.problem, self.style, self.num_expert, self._fit):
             if any(np.array_equal(slots, other) for other, _ in found):
                 continue
             table = self.problem.activation.table(self.num_expert, slots, self.style.policy)
-            found.append((slots, AmaxGrid(table)))
+            found.append((slots, MaxActivatedGrid(table)))
         return tuple(found)
 
     def cheapest(self, count: int = 1) -> list[Deployment]:
@@ -108,8 +108,8 @@ class PoolSearch:
         balanced = self.style.balance is None
         coarse = throughput(grid, where, numbers, count if balanced else None)
         least = np.sort(coarse)[-min(count, len(coarse))]
-        worth = (coarse > 0) & ((coarse >= (1 - CLOSE) * least) | (not balanced))
-        found = self._solve(where[worth], numbers[worth], self._most)
+        competitive = (coarse > 0) & ((coarse >= (1 - CLOSE) * least) | (not balanced))
+        found = self._solve(where[competitive], numbers[competitive], self._most)
         best = best_of_shapes(found, _throughput)
         return best[:count]
 
@@ -129,7 +129,7 @@ class PoolSearch:
         return min(found, key=lambda d: (round(d.tpot_s * 1e9), d.rank), default=None)
 
     @cached_property
-    def grid(self) -> Grid | None:
+    def grid(self) -> ShapeGrid | None:
         """All pairs that the GPUs allow; None: not one."""
         most = self.problem.max_gpus
         if not self.options:
@@ -138,7 +138,7 @@ class PoolSearch:
         attention = np.arange(1, min(top, self.style.max_instances or top) + 1, dtype=np.int64)
         if not attention.size:
             return None
-        return Grid(
+        return ShapeGrid(
             self.problem,
             self.style,
             attention[:, None],
@@ -167,7 +167,7 @@ class PoolSearch:
         done, most = grid.least - 1, problem.max_gpus
         while done < most:
             high = min(most, max(2 * done, FIRST_GPUS))
-            where, numbers = keeping_up(grid, done, high, problem.max_copies)
+            where, numbers = feasible_shapes(grid, done, high, problem.max_copies)
             costs = np.concatenate([costs, numbers * grid.cost(where[:, 0], where[:, 1])])
             places, copies = np.concatenate([places, where]), np.concatenate([copies, numbers])
             done = high
@@ -177,7 +177,7 @@ class PoolSearch:
             yield costs[now], places[now], copies[now]
             costs, places, copies = costs[rest], places[rest], copies[rest]
 
-    def shapes(self, num_attention: Ints, num_expert: Ints) -> Iterator[Pools]:
+    def shapes(self, num_attention: Ints, num_expert: Ints) -> Iterator[PoolShapes]:
         """Given pairs with every plan, number of micro-batches and option of slots."""
         return self._all(num_attention, num_expert, num_expert - self.num_expert[0])
 
@@ -185,11 +185,11 @@ class PoolSearch:
     def _fit(self) -> int:
         return most_slots(self.problem.oracle, self.problem.memory)
 
-    def _all(self, num_attention: Ints, num_expert: Ints, rows: Ints) -> Iterator[Pools]:
+    def _all(self, num_attention: Ints, num_expert: Ints, rows: Ints) -> Iterator[PoolShapes]:
         for slots, amax in self.options:
             for micro_batches in self.style.micro_batches:
                 for plan in self.style.plans:
-                    yield Pools(
+                    yield PoolShapes(
                         self.problem,
                         self.style,
                         num_attention,
@@ -218,7 +218,7 @@ class PoolSearch:
         times = stack.times(usable)
         good = ~np.isnan(batch) & self._balanced(stack, usable)
         if solver is None:
-            good &= times.strain(self.problem) <= self.problem.tpot_s
+            good &= times.scaled_latency(self.problem) <= self.problem.tpot_s
         activated = stack.activated(usable)
         return [
             one
@@ -233,7 +233,7 @@ class PoolSearch:
 
     def _deployments(
         self,
-        pools: Pools,
+        pools: PoolShapes,
         chosen: Ints,
         copies: Ints,
         batch: Array,
@@ -276,10 +276,10 @@ class PoolSearch:
         return np.where(most >= wanted, wanted, np.nan)
 
     def _most(self, pools: Stack) -> Array:
-        def strain_s(batch: Array) -> Array:
-            return pools.times(batch).strain(self.problem)
+        def scaled_latency_s(batch: Array) -> Array:
+            return pools.times(batch).scaled_latency(self.problem)
 
-        return largest_batches(strain_s, self.problem.tpot_s, pools.most_tokens)
+        return largest_batches(scaled_latency_s, self.problem.tpot_s, pools.most_tokens)
 
     def _balanced(self, pools: Stack, batch: Array) -> Bools:
         """Whether the pools' busy times are as equal as the style wants, or as they can be: one

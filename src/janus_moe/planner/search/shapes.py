@@ -1,7 +1,7 @@
 """Deployments as arrays: what a search evaluates, and the time and memory of every one.
 
-`Pools` and `Monoliths` hold one array per property; all arrays broadcast, so a grid of attention
-instances against expert instances stays two vectors until something needs both.
+`PoolShapes` and `MonolithicShapes` hold one array per property; all arrays broadcast, so a grid of
+attention instances against expert instances stays two vectors until something needs both.
 """
 
 from __future__ import annotations
@@ -10,21 +10,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from janus_moe.planner.latency.arrays import Array, Numbers
+from janus_moe.planner.latency.arrays import Array, Ints, Numbers
 from janus_moe.planner.latency.step import StepLoad
-from janus_moe.planner.search.activation import AmaxGrid
+from janus_moe.planner.search.activation import MaxActivatedGrid
 from janus_moe.planner.search.memory import attention_need, expert_need, monolithic_need
 from janus_moe.planner.search.prefill import MixedStep, StepTimes, most_sequences, step_times
 from janus_moe.planner.search.problem import MonolithicStyle, PoolStyle, Problem
 from janus_moe.spec import ExchangePlanName
 
-Ints = NDArray[np.int64]
-
 
 @dataclass(frozen=True, eq=False)
-class Pools:
+class PoolShapes:
     """Shapes of two pools with one exchange plan and number of micro-batches.
 
     num_attention, num_expert, slots, rows: broadcast; rows: of `amax`, for each expert pool.
@@ -36,7 +33,7 @@ class Pools:
     num_expert: Ints
     slots: Ints
     rows: Ints
-    amax: AmaxGrid
+    amax: MaxActivatedGrid
     plan: ExchangePlanName
     micro_batches: int
 
@@ -92,7 +89,7 @@ class Pools:
 
 
 @dataclass(frozen=True, eq=False)
-class Monoliths:
+class MonolithicShapes:
     """Expert parallelism of `num_devices` devices, of which `tp` each share the heads of an
     attention instance. rows: of `amax`."""
 
@@ -102,7 +99,7 @@ class Monoliths:
     tp: Ints
     slots: Ints
     rows: Ints
-    amax: AmaxGrid
+    amax: MaxActivatedGrid
     micro_batches: int
 
     @cached_property

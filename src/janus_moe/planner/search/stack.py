@@ -1,4 +1,4 @@
-"""All options for the same shapes in one call of the oracle: what `Pools` says one by one."""
+"""All options for the same shapes in one call of the oracle: what `PoolShapes` says one by one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from functools import cached_property
 
 import numpy as np
 
-from janus_moe.planner.latency.arrays import Array
+from janus_moe.planner.latency.arrays import Array, Ints
 from janus_moe.planner.latency.links import share_reached
 from janus_moe.planner.latency.step import StepLoad
-from janus_moe.planner.search.activation import AmaxGrid
+from janus_moe.planner.search.activation import MaxActivatedGrid
 from janus_moe.planner.search.candidates import stacked
 from janus_moe.planner.search.prefill import MixedStep, StepTimes, step_times
-from janus_moe.planner.search.shapes import Ints, Pools, with_prompts
+from janus_moe.planner.search.shapes import PoolShapes, with_prompts
 from janus_moe.spec import ExchangePlanName
 
 
@@ -21,7 +21,7 @@ from janus_moe.spec import ExchangePlanName
 class Stack:
     """[options, shapes]. options: of the same flat list of shapes, in the same style."""
 
-    options: tuple[Pools, ...]
+    options: tuple[PoolShapes, ...]
 
     @property
     def num_attention(self) -> Ints:
@@ -102,7 +102,7 @@ class Stack:
         }
 
     @cached_property
-    def _amax(self) -> tuple[AmaxGrid, Ints]:
+    def _amax(self) -> tuple[MaxActivatedGrid, Ints]:
         """(all tables below each other, [options, shapes] rows in it)."""
         tables = list({id(one.amax): one.amax for one in self.options}.values())
         begins = np.cumsum([0, *(len(one.values) for one in tables)])

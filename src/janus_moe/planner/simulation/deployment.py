@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle
 from janus_moe.planner.latency.links import Gating
-from janus_moe.planner.simulation.amax import PoolAmax, placement_of
+from janus_moe.planner.simulation.max_activated import PoolMaxActivated, placement_of
 from janus_moe.planner.simulation.state import BatchLimits
 from janus_moe.planner.simulation.step_table import (
-    AttentionSide,
+    AttentionTable,
     PoolSize,
     StepTable,
     tabulate,
@@ -27,7 +27,7 @@ MEMORY_SHARE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Style:
+class DeploymentStyle:
     """How a deployment works. slots: experts per instance and layer; None: those of all
     deployments. plan, gating: of pools; one piece has an all-to-all."""
 
@@ -90,23 +90,27 @@ class Deployments:
     """
 
     def __init__(
-        self, oracle: Oracle, a_max: PoolAmax, limits: BatchLimits, slots_per_expert: float = 1.25
+        self,
+        oracle: Oracle,
+        max_activated: PoolMaxActivated,
+        limits: BatchLimits,
+        slots_per_expert: float = 1.25,
     ) -> None:
         if not slots_per_expert >= 1:
             raise ConfigError(f"every expert needs a slot or more, got {slots_per_expert}")
-        self.oracle, self._a_max, self.limits = oracle, a_max, limits
+        self.oracle, self._max_activated, self.limits = oracle, max_activated, limits
         self._slots_per_expert = slots_per_expert
-        self._sides: dict[tuple[int, int], AttentionSide] = {}
-        self._known: dict[tuple[PoolSize, Style], SimDeployment | None] = {}
+        self._sides: dict[tuple[int, int], AttentionTable] = {}
+        self._known: dict[tuple[PoolSize, DeploymentStyle], SimDeployment | None] = {}
 
-    def of(self, size: PoolSize, style: Style | None = None) -> SimDeployment | None:
+    def of(self, size: PoolSize, style: DeploymentStyle | None = None) -> SimDeployment | None:
         """None if weights do not fit or leave no room for KV."""
-        key = size, style or Style()
+        key = size, style or DeploymentStyle()
         if key not in self._known:
             self._known[key] = self._build(*key)
         return self._known[key]
 
-    def _build(self, size: PoolSize, style: Style) -> SimDeployment | None:
+    def _build(self, size: PoolSize, style: DeploymentStyle) -> SimDeployment | None:
         oracle = self.oracle.on_one_device() if size.monolithic else self.oracle
         model, limits = oracle.model, self.limits
         instances = size.num_gpus if size.monolithic else size.num_expert
@@ -125,7 +129,7 @@ class Deployments:
         table = tabulate(
             oracle,
             size,
-            lambda tokens: self._a_max(instances, slots * instances, tokens, style.policy),
+            lambda tokens: self._max_activated(instances, slots * instances, tokens, style.policy),
             self._attention_side(kv_blocks, size.attention_tp),
             style.micro_batches,
             slots,
@@ -143,7 +147,9 @@ class Deployments:
             how=style.text(slots, monolithic=size.monolithic),
         )
 
-    def _slots(self, oracle: Oracle, size: PoolSize, instances: int, style: Style) -> int | None:
+    def _slots(
+        self, oracle: Oracle, size: PoolSize, instances: int, style: DeploymentStyle
+    ) -> int | None:
         """Per layer and expert instance; None if the experts do not fit."""
         model = oracle.model
         if instances > model.num_experts:
@@ -159,7 +165,7 @@ class Deployments:
         slots = min(wanted, possible, model.num_experts)
         return slots if slots >= least else None
 
-    def _attention_side(self, kv_blocks: int, tp: int) -> AttentionSide:
+    def _attention_side(self, kv_blocks: int, tp: int) -> AttentionTable:
         if (kv_blocks, tp) not in self._sides:
             limits = self.limits
             self._sides[kv_blocks, tp] = tabulate_attention(

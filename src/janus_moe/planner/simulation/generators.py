@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from janus_moe.errors import ConfigError
 from janus_moe.planner.simulation.workload import RequestTrace
 
-Arrivals = Literal["poisson", "gamma", "diurnal"]
+ArrivalProcess = Literal["poisson", "gamma", "diurnal"]
 
 DAY_S = 86_400.0
 GRID_S = 30.0  # resolution of a diurnal profile
@@ -60,7 +60,7 @@ PAPER_PROMPTS, PAPER_OUTPUTS = Lengths(mean=16), Lengths(mean=256)  # arXiv 2512
 
 
 def generate(
-    arrivals: Arrivals,
+    arrivals: ArrivalProcess,
     rate: float,
     duration_s: float,
     seed: int = 0,
@@ -84,7 +84,7 @@ def generate(
         case "diurnal":
             arrival = _from_profile(rng, rate * diurnal_profile(duration_s, peak_ratio, rng))
         case _:
-            names = ", ".join(get_args(Arrivals))
+            names = ", ".join(get_args(ArrivalProcess))
             raise ConfigError(f"synthetic arrivals must be one of {names}; got {arrivals!r}")
     arrival = arrival[arrival < duration_s]
     return RequestTrace(

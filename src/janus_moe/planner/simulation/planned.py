@@ -22,12 +22,12 @@ import numpy as np
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle
 from janus_moe.planner.search import answers
-from janus_moe.planner.search.activation import Remembered
+from janus_moe.planner.search.activation import CachedActivation
 from janus_moe.planner.search.baselines import BaselinePlanner
 from janus_moe.planner.search.problem import Batching, Problem, Rate
-from janus_moe.planner.search.problem import Workload as Means
+from janus_moe.planner.search.problem import RequestLengths as Means
 from janus_moe.planner.search.sampled import SampledActivation
-from janus_moe.planner.simulation.deployment import Deployments, SimDeployment, Style
+from janus_moe.planner.simulation.deployment import Deployments, DeploymentStyle, SimDeployment
 from janus_moe.planner.simulation.scaling import ObservedDemand, ScalingTarget
 from janus_moe.planner.simulation.state import BatchLimits
 from janus_moe.planner.simulation.step_table import PoolSize
@@ -57,7 +57,7 @@ def planning_problem(
     source = SampledActivation("sampled routing", [sample], counts, OBSERVED_TOKENS, seed=seed)
     return Problem(
         oracle=oracle,
-        activation=Remembered(source),
+        activation=CachedActivation(source),
         workload=Means(isl=1, osl=1),
         demand=Rate(1.0),
         tpot_s=tpot_s,
@@ -69,7 +69,7 @@ def planning_problem(
 
 
 @dataclass(frozen=True, eq=False)
-class Planned:
+class PlannedPolicy:
     """One planner. headroom: rate to provide for over the rate that was seen. rate_quantile: of the
     minutes looked back at, 1 for the busiest; None: the mean rate is what counts."""
 
@@ -154,7 +154,7 @@ class Planned:
         return (found.nearest,), False
 
     def _built(self, one: answers.Deployment) -> SimDeployment:
-        style = Style(slots=one.slots, policy=one.policy, micro_batches=one.micro_batches)
+        style = DeploymentStyle(slots=one.slots, policy=one.policy, micro_batches=one.micro_batches)
         if one.plan != "all-to-all":
             style = replace(style, plan=one.plan, gating=one.gating)
         built = self.deployments.of(_size(one), style)

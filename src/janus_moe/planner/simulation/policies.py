@@ -15,8 +15,8 @@ from janus_moe.errors import ConfigError
 from janus_moe.planner.search.baselines import BaselineName, BaselinePlanner
 from janus_moe.planner.search.problem import Problem
 from janus_moe.planner.simulation.deployment import Deployments, SimDeployment
-from janus_moe.planner.simulation.planned import Planned
-from janus_moe.planner.simulation.scaling import ScalingPolicy, Static
+from janus_moe.planner.simulation.planned import PlannedPolicy
+from janus_moe.planner.simulation.scaling import ScalingPolicy, StaticPolicy
 from janus_moe.planner.simulation.simulate import demand_between
 from janus_moe.planner.simulation.step_table import PoolSize
 from janus_moe.planner.simulation.workload import RequestTrace
@@ -26,10 +26,15 @@ KNOWN = f"{', '.join(PLANNERS)}, static, static:SIZE"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choices:
-    """What all policies choose from. problem: see `planned.planning_problem`. headroom,
-    rate_quantile: see `planned.Planned`. tpot_margin: share of the objective that plans leave free.
-    changes: fields of the planners' styles to change, where they have them."""
+class PolicyContext:
+    """What all policies choose from.
+
+    deployments: makes what a policy decides on.
+    problem: the question to planners, see `planned.planning_problem`.
+    headroom, rate_quantile: as in `planned.PlannedPolicy`.
+    tpot_margin: share of the objective that plans leave free, from 0 to below 1.
+    changes: (field, value) of the planners' styles to change, where they have the field.
+    """
 
     deployments: Deployments
     problem: Problem
@@ -46,7 +51,7 @@ class Choices:
 
 
 def named_policy(
-    name: str, choices: Choices, workload: RequestTrace, interval_s: float = 900.0
+    name: str, choices: PolicyContext, workload: RequestTrace, interval_s: float = 900.0
 ) -> ScalingPolicy:
     """Raises ConfigError for an unknown name, and when nothing fits."""
     if name.startswith("static:"):
@@ -58,7 +63,7 @@ def named_policy(
         if choices.tpot_margin:
             problem = replace(problem, tpot_s=(1 - choices.tpot_margin) * problem.tpot_s)
         planner = BaselinePlanner.of(name, problem, **dict(choices.changes))
-        return Planned(planner, choices.deployments, choices.headroom, choices.rate_quantile)
+        return PlannedPolicy(planner, choices.deployments, choices.headroom, choices.rate_quantile)
     janus = named_policy("janus", choices, workload, interval_s)
     number = int(workload.duration_s // interval_s) + 1
     demands = [
@@ -82,8 +87,8 @@ def parse_size(text: str) -> PoolSize:
     raise ConfigError(f"a size is written 2A6E, EP16 or EP16TP8, got {text!r}")
 
 
-def _static(name: str, one: SimDeployment) -> Static:
-    return Static(one, name, (f"{name}: {one.name} for all time", one.how))
+def _static(name: str, one: SimDeployment) -> StaticPolicy:
+    return StaticPolicy(one, name, (f"{name}: {one.name} for all time", one.how))
 
 
 def _exactly(deployments: Deployments, size: PoolSize) -> SimDeployment:

@@ -20,7 +20,7 @@ PERCENTILES = (90, 99)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class LatencyObjective:
     """tpot_s: of a request's mean time per output token. ttft_s: None for no objective."""
 
     tpot_s: float
@@ -51,7 +51,7 @@ class IntervalReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class SimulationReport:
     """figures: vLLM's keys and ours. configuration: lines of the policy. intervals, decisions: in
     order of time."""
 
@@ -72,7 +72,7 @@ class Report:
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def make_report(simulation: Simulation, objective: Objective) -> Report:
+def make_report(simulation: Simulation, objective: LatencyObjective) -> SimulationReport:
     """duration: from the first arrival's clock zero to the last end."""
     requests, duration = simulation.requests, simulation.end_s
     done = ~np.isnan(requests["finish_s"])
@@ -112,7 +112,7 @@ def make_report(simulation: Simulation, objective: Objective) -> Report:
         "num_steps": simulation.num_steps,
         "num_preemptions": simulation.num_preemptions,
     }
-    return Report(
+    return SimulationReport(
         policy=simulation.policy,
         workload=simulation.workload.name,
         configuration=simulation.lines,
@@ -132,7 +132,7 @@ def _spread(name: str, seconds: NDArray[np.float64]) -> dict[str, float | None]:
 
 
 def _attained(
-    simulation: Simulation, objective: Objective
+    simulation: Simulation, objective: LatencyObjective
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Two times [requests]: TPOT, TTFT; one that was rejected has neither."""
     requests = simulation.requests

@@ -68,7 +68,7 @@ class ScalingPolicy(Protocol):
 
 
 @dataclass(frozen=True)
-class Static:
+class StaticPolicy:
     """Always the same deployment. lines: what to print of it."""
 
     deployment: SimDeployment

@@ -33,7 +33,7 @@ PoolFactory = Callable[[RequestTrace, BatchLimits, int, float, int], AttentionPo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing:
+class SimulationSettings:
     """interval_s: between decisions, and of the report. check_s: between looks at the load.
 
     on_load: decide before the interval is over when a look finds this many times the rate, or the
@@ -87,7 +87,7 @@ class Simulation:
     policy: str
     lines: tuple[str, ...]
     workload: RequestTrace
-    timing: Timing
+    timing: SimulationSettings
     requests: Records
     interval: NDArray[np.float64]
     log: NDArray[np.float64]
@@ -102,13 +102,13 @@ class Simulation:
 def simulate(
     workload: RequestTrace,
     policy: ScalingPolicy,
-    timing: Timing | None = None,
+    timing: SimulationSettings | None = None,
     loading: Loading | None = None,
     new_pool: PoolFactory = CompiledPool,
 ) -> Simulation:
     """Runs until every request has ended. The first decision sees the first interval's demand, as
     if it had been like that before, and is in force at once."""
-    timing = timing or Timing()
+    timing = timing or SimulationSettings()
     run = _Run(workload, policy, timing, loading or Loading(), new_pool)
     while not run.advance():
         pass
@@ -157,7 +157,7 @@ class _Change:
 class _Run:
     workload: RequestTrace
     policy: ScalingPolicy
-    timing: Timing
+    timing: SimulationSettings
     loading: Loading
     new_pool: PoolFactory
     decisions: list[Decision] = field(default_factory=list)

@@ -17,7 +17,7 @@ DONE, PAUSED = 0, 1  # what `steps.run` returns
 ABSENT, ACTIVE, DRAINING = 0, 1, 2  # status of an instance
 REJECTED = -2  # instead of an instance: the request can never fit
 
-# Columns of `Pool.interval` and of `Pool.log`.
+# Columns of `PoolState.interval` and of `PoolState.log`.
 BUSY_S, STEPS, OUTPUT, CONCURRENCY_S, PREFILL = range(5)
 START, SECONDS, TOKENS, RUNNING, WAITING = range(5)
 
@@ -85,7 +85,7 @@ class BatchLimits(NamedTuple):
     max_num_batched_tokens: int
 
 
-class Pool(NamedTuple):
+class PoolState(NamedTuple):
     """instances: [instances] INSTANCE. crossing: [instances, block_size] int64 decoding requests by
     phase. due: [ring] int64 first request that ends in a step, by step modulo ring. clock: [1]
     CLOCK. interval: [intervals, 5] sums over steps that begin in it. log: [steps, 5] the first
@@ -113,13 +113,13 @@ def new_requests(workload: RequestTrace) -> Records:
 
 def new_pool(
     workload: RequestTrace, max_instances: int, block_size: int, interval_s: float, log_steps: int
-) -> Pool:
+) -> PoolState:
     """No instance is there yet. The last interval takes all that comes after the others."""
     instances = np.zeros(max_instances, INSTANCE)
     for field in ("partial", "run_first", "run_last", "wait_first", "wait_last", "starting"):
         instances[field] = -1
     instances["drained_s"] = np.nan
-    return Pool(
+    return PoolState(
         instances=instances,
         crossing=np.zeros((max_instances, block_size), np.int64),
         due=np.full(int(workload.output_tokens.max()) + 2, -1, np.int64),

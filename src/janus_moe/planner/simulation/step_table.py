@@ -13,17 +13,15 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle
+from janus_moe.planner.latency.arrays import Array
 from janus_moe.planner.latency.links import Gating
 from janus_moe.planner.latency.prompts import pair_cost
 from janus_moe.spec import ExchangePlanName
 
-Array = NDArray[np.float64]
-
-AmaxSource = Callable[[float], float]
+MaxActivatedSource = Callable[[float], float]
 """Tokens of a micro-batch, of all attention instances -> activated experts of the busiest expert
 instance, a mean over layers."""
 
@@ -86,7 +84,7 @@ class PoolSize(NamedTuple):
         return f"{self.num_attention}A{self.num_expert}E"
 
 
-class AttentionSide(NamedTuple):
+class AttentionTable(NamedTuple):
     """The part of a table that does not depend on the sizes of the pools; meanings as there."""
 
     tokens: Array
@@ -100,7 +98,7 @@ class AttentionSide(NamedTuple):
 
 def tabulate_attention(
     oracle: Oracle, max_tokens: int, max_kv_tokens: int, tp: int = 1
-) -> AttentionSide:
+) -> AttentionTable:
     """max_tokens, max_kv_tokens: of one attention instance of `tp` GPUs, per step and in its cache.
 
     Beyond the grid the last segment goes on.
@@ -114,7 +112,7 @@ def tabulate_attention(
     each = each + over.attention_layer_s + over.attention_token_s * share[:, None]
     if tp > 1:
         each = each + oracle.all_reduce_s(tokens[:, None], tp)
-    return AttentionSide(
+    return AttentionTable(
         tokens=tokens,
         kv=kv,
         attention=each,
@@ -128,8 +126,8 @@ def tabulate_attention(
 def tabulate(
     oracle: Oracle,
     size: PoolSize,
-    a_max: AmaxSource,
-    side: AttentionSide,
+    max_activated: MaxActivatedSource,
+    side: AttentionTable,
     micro_batches: int = 1,
     slots: int | None = None,
     plan: ExchangePlanName = "2pc-sharded",
@@ -139,7 +137,7 @@ def tabulate(
     replicas. plan, gating: of pools."""
     model = oracle.model
     batch = _grid(1, float(side.tokens[-1]) * size.num_attention, 1.15)
-    activated = np.array([a_max(rows) for rows in batch])
+    activated = np.array([max_activated(rows) for rows in batch])
     if size.monolithic:
         load = oracle.monolithic_load(batch, 0.0, size.num_gpus, activated)
     else:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from janus_moe.planner.latency.coefficients import (
     Coefficients,
-    Operation,
+    OperationKind,
     OpLaw,
     fitted_coefficients,
     roofline_law,
@@ -28,7 +28,7 @@ class PoolDevice:
         """A known device with the laws fitted for it, roofline where there are none."""
         return cls(device_profile(name), fitted_coefficients(name))
 
-    def law(self, operation: Operation, dtype: Format) -> OpLaw:
+    def law(self, operation: OperationKind, dtype: Format) -> OpLaw:
         """The law of an operation with weights, or a cache, of this format."""
         kind: Arithmetic = arithmetic(dtype, frozenset(self.device.flops))
         return self.coefficients.law(operation, dtype, kind) or roofline_law(self.device, kind)

@@ -25,14 +25,14 @@ from janus_moe.policy.routing_trace import RoutingTrace
 from janus_moe.policy.statistics import RoutingStatistics, RoutingWindow
 
 
-class Pool(NamedTuple):
+class ExpertPoolSize(NamedTuple):
     """An expert pool to try: `redundant_experts` replicas per layer beyond one of each expert."""
 
     num_instances: int
     redundant_experts: int
 
 
-class Cell(NamedTuple):
+class RoutingResult(NamedTuple):
     """One pool, batch size, policy and placement method.
 
     a_max: mean over layers and batches of the busiest instance's activated experts.
@@ -43,18 +43,18 @@ class Cell(NamedTuple):
     batch_size: int
     policy: Policy
     method: PlacementMethod
-    a_max: float
+    max_activated: float
     even: float
 
 
 def simulate_routing(
     trace: RoutingTrace,
-    pools: Sequence[Pool],
+    pools: Sequence[ExpertPoolSize],
     batch_sizes: Sequence[int],
     choices: Sequence[tuple[Policy, PlacementMethod]],
     num_batches: int = 32,
     seed: int = 0,
-) -> list[Cell]:
+) -> list[RoutingResult]:
     """All combinations; the same batches for every policy and placement.
 
     num_batches: sampled per layer and batch size, tokens drawn from the trace's second half.
@@ -62,7 +62,7 @@ def simulate_routing(
     planned_on, judged_on = _halves(trace)
     seen = observe(planned_on)
     methods = dict.fromkeys(method for _, method in choices)
-    cells: list[Cell] = []
+    cells: list[RoutingResult] = []
     for num_instances, redundant in pools:
         capacity = even_capacity(trace.num_experts, num_instances, redundant)
         for batch_size in batch_sizes:
@@ -72,8 +72,10 @@ def simulate_routing(
                 method: plan_placement(seen, capacity, method, batch_size) for method in methods
             }
             for policy, method in choices:
-                a_max = mean_a_max(batches, placements[method], policy, seed)
-                cells.append(Cell(num_instances, batch_size, policy, method, a_max, even))
+                max_activated = mean_max_activated(batches, placements[method], policy, seed)
+                cells.append(
+                    RoutingResult(num_instances, batch_size, policy, method, max_activated, even)
+                )
     return cells
 
 
@@ -127,12 +129,12 @@ def plan_placement(
     return place_experts(method, load, capacity, coactivation=seen.coactivation)
 
 
-def mean_a_max(
+def mean_max_activated(
     batches: list[list[NDArray[np.int32]]], placement: Placement, policy: Policy, seed: int = 0
 ) -> float:
     """batches: [layers][batches] ids [tokens, top_k], as many batches in each layer."""
     layers = [
-        replay(own, placement.layer_layout(layer), policy, seed).a_max.mean()
+        replay(own, placement.layer_layout(layer), policy, seed).max_activated.mean()
         for layer, own in enumerate(batches)
     ]
     return float(np.mean(layers))

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import numpy as np
 
 from janus_moe.policy.activation import Policy
-from janus_moe.policy.estimate import AmaxTable, BatchSampler
+from janus_moe.policy.estimate import BatchSampler, MaxActivatedTable
 from janus_moe.policy.placement import PlacementMethod, even_capacity, place_experts
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 SAMPLES = 8
 
-PoolAmax = Callable[[int, int, float, Policy], float]
+PoolMaxActivated = Callable[[int, int, float, Policy], float]
 """(expert instances, slots per layer of all of them, tokens, policy) -> a_max."""
 
 
@@ -22,12 +22,12 @@ def placement_of(policy: Policy) -> PlacementMethod:
     return "eplb" if policy == "token-split" else "janus"
 
 
-class SampledAmax:
+class SampledMaxActivated:
     """One layer's router. Equal arguments and seed give equal answers in any order."""
 
     def __init__(self, sample: BatchSampler, num_experts: int, seed: int = 0) -> None:
         self._sample, self._num_experts, self._seed = sample, num_experts, seed
-        self._tables: dict[tuple[int, int, Policy], AmaxTable] = {}
+        self._tables: dict[tuple[int, int, Policy], MaxActivatedTable] = {}
 
     def __call__(
         self, instances: int, slots: int, tokens: float, policy: Policy = "exact"
@@ -35,9 +35,9 @@ class SampledAmax:
         key = instances, slots, policy
         if key not in self._tables:
             self._tables[key] = self._table(instances, slots, policy)
-        return self._tables[key].a_max(instances, tokens)
+        return self._tables[key].max_activated(instances, tokens)
 
-    def _table(self, instances: int, slots: int, policy: Policy) -> AmaxTable:
+    def _table(self, instances: int, slots: int, policy: Policy) -> MaxActivatedTable:
         method = placement_of(policy)
         redundant = min(slots, instances * self._num_experts) - self._num_experts
         capacity = even_capacity(self._num_experts, instances, redundant)
@@ -49,7 +49,7 @@ class SampledAmax:
             else:
                 seen[np.unique(ids)] += 1 / 32
         placement = place_experts(method, seen[None, :], capacity)
-        return AmaxTable.sampled(
+        return MaxActivatedTable.sampled(
             self._sample,
             {instances: placement.layer_layout(0)},
             BATCHES,

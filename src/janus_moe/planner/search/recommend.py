@@ -7,23 +7,23 @@ from dataclasses import dataclass, replace
 from janus_moe.errors import ConfigError
 from janus_moe.planner.search.answers import Deployment, Infeasible
 from janus_moe.planner.search.memory import attention_need, expert_bytes_all_layers, most_slots
-from janus_moe.planner.search.monolithic import MonolithSearch
+from janus_moe.planner.search.monolithic import MonolithicSearch
 from janus_moe.planner.search.prefill import most_sequences
 from janus_moe.planner.search.problem import (
     Concurrency,
-    Demand,
     MonolithicStyle,
     PoolStyle,
     Problem,
     Rate,
     Saturate,
+    ServiceDemand,
 )
 from janus_moe.planner.search.search import PoolSearch
 from janus_moe.planner.search.verdict import Verdict, judge
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Recommendation:
     """pools: the best shapes, best first. infeasible: set exactly where nothing is possible."""
 
     problem: Problem
@@ -40,12 +40,12 @@ class Plan:
         return self.pools[0] if self.verdict.disaggregate else self.monolithic
 
 
-def make_plan(
+def recommend(
     problem: Problem,
     style: PoolStyle | None = None,
     monolithic: MonolithicStyle | None = None,
     top_n: int = 5,
-) -> Plan:
+) -> Recommendation:
     """The joint search and its verdict. top_n: shapes of pools to return at most.
 
     The monolithic candidate is on the attention device; with different devices its oracle is that
@@ -55,13 +55,13 @@ def make_plan(
         raise ConfigError(f"at least 1 plan must be asked for, got {top_n}")
     check_routing(problem)
     search = PoolSearch(problem, style or PoolStyle())
-    one_piece = MonolithSearch(alike(problem), monolithic or MonolithicStyle())
+    monolithic_search = MonolithicSearch(on_one_device(problem), monolithic or MonolithicStyle())
     if isinstance(problem.demand, Saturate):
         pools = tuple(search.largest(problem.max_gpus, top_n))
-        whole = one_piece.largest()
+        whole = monolithic_search.largest()
     else:
         pools = tuple(search.cheapest(top_n))
-        whole = one_piece.cheapest()
+        whole = monolithic_search.cheapest()
     best = pools[0] if pools else None
     infeasible = None
     why_not = ""
@@ -69,8 +69,8 @@ def make_plan(
         infeasible = why_no_pools(search)
         why_not = infeasible.reason
     elif whole is None:
-        why_not = why_not_in_one_piece(one_piece)
-    return Plan(
+        why_not = why_not_monolithic(monolithic_search)
+    return Recommendation(
         problem=problem,
         pools=pools,
         monolithic=whole,
@@ -79,7 +79,7 @@ def make_plan(
     )
 
 
-def alike(problem: Problem) -> Problem:
+def on_one_device(problem: Problem) -> Problem:
     """The same question with experts on the attention device as well."""
     oracle = problem.oracle.on_one_device()
     return problem if oracle is problem.oracle else replace(problem, oracle=oracle)
@@ -162,7 +162,7 @@ def why_no_pools(search: PoolSearch) -> Infeasible:
     )
 
 
-def why_not_in_one_piece(search: MonolithSearch) -> str:
+def why_not_monolithic(search: MonolithicSearch) -> str:
     """One sentence about the monolithic candidate."""
     problem = search.problem
     sizes = ", ".join(map(str, search.sizes.tolist())) or "no"
@@ -177,13 +177,13 @@ def why_not_in_one_piece(search: MonolithSearch) -> str:
     return f"{problem.max_gpus} GPUs in copies of {sizes} do not keep up with the demand"
 
 
-def reached(one: Deployment, demand: Demand) -> str:
+def reached(one: Deployment, demand: ServiceDemand) -> str:
     if isinstance(demand, Concurrency):
         return f"{one.copies * one.batch:,.0f} requests at once"
     return f"{one.tokens_per_s:,.0f} output tokens/s"
 
 
-def wanted_text(demand: Demand) -> str:
+def wanted_text(demand: ServiceDemand) -> str:
     if isinstance(demand, Concurrency):
         return f"{demand.requests:,.0f} requests at once"
     if isinstance(demand, Rate):

@@ -14,7 +14,7 @@ from janus_moe.planner.latency.estimate import Confidence
 from janus_moe.spec import Spec
 
 
-class Grid(Spec, frozen=True):
+class DurationGrid(Spec, frozen=True):
     """Seconds at every combination of one or two sizes.
 
     axes: ascending sizes. values: in row-major order, not falling along any axis.
@@ -32,7 +32,9 @@ class Grid(Spec, frozen=True):
             raise ConfigError(f"a grid has {len(self.values)} values for {self.axes}")
 
     @classmethod
-    def measured(cls, axes: Sequence[Sequence[float]], measure: Callable[..., float]) -> Grid:
+    def measured(
+        cls, axes: Sequence[Sequence[float]], measure: Callable[..., float]
+    ) -> DurationGrid:
         """measure: (size, ...) -> seconds, called once per combination. More never takes less:
         what noise turned around becomes the middle of levelling upwards and downwards, so that
         neither a slow nor a fast measurement moves all others to its side."""
