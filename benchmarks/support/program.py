@@ -67,4 +67,4 @@ def _scalars(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+    return value.name if isinstance(value, Path) else value  # no machine's folders
