@@ -38,6 +38,16 @@ SAME_ROW = {
 PURE = ("policy", "planner.latency", "planner.search", "planner.simulation")
 HEAVY = ("torch", "transformers")
 
+# Who may read pool sizes from the settings: those who plan with them, before anything runs.
+# Everybody else asks the membership, which changes while the settings do not.
+POOL_SIZE_READERS = (
+    "config.py",
+    "cluster/deployment_plan.py",
+    "cluster/hosts/gathering.py",
+    "profiling/plan.py",
+    "cli/simulate.py",  # its own arguments
+)
+
 MAX_LINES = 400
 MAX_MEDIAN_LINES = 150
 
@@ -168,6 +178,29 @@ def dangers(path: Path) -> Iterator[str]:
 def test_nothing_is_unpickled_and_no_remote_code_is_run() -> None:
     wrong = [danger for path in modules() for danger in dangers(path)]
     assert not wrong, wrong
+
+
+def pool_size_settings(path: Path) -> Iterator[int]:
+    """Lines that read the size of a pool from settings instead of a membership."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            owner = ast.unparse(node.value).rpartition(".")[2]
+            if node.attr in ("attention_instances", "expert_instances") or (
+                node.attr == "shape" and owner.endswith(("config", "settings"))
+            ):
+                yield node.lineno
+
+
+def test_pool_sizes_are_asked_of_a_membership_and_not_of_the_settings() -> None:
+    wrong = [
+        f"{path.relative_to(SOURCE)}:{line}"
+        for path in modules()
+        if str(path.relative_to(SOURCE)) not in POOL_SIZE_READERS
+        for line in pool_size_settings(path)
+    ]
+    assert not wrong, f"ask the plan's or the engine's membership: {wrong}"
+    unused = [name for name in POOL_SIZE_READERS if not any(pool_size_settings(SOURCE / name))]
+    assert not unused, f"these read no pool sizes any more: {unused}"
 
 
 def test_files_stay_small() -> None:

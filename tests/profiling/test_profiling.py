@@ -10,7 +10,7 @@ from tests.checkpoints import make_checkpoint
 
 from janus_moe.config import EngineConfig
 from janus_moe.errors import ConfigError, WorkerDied
-from janus_moe.profiling.plan import Cell, ProfilePlan, doubling, plan_profile
+from janus_moe.profiling.plan import ProfilePlan, TimingTask, doubling, plan_profile
 from janus_moe.profiling.pools import timed_pool
 from janus_moe.profiling.worker import AttentionBench, ExpertBench, seconds_of
 
@@ -47,12 +47,12 @@ def test_all_operations_of_a_model_can_be_timed(tmp_path: Path, family: str) -> 
     made = plan(make_checkpoint(tmp_path / "model", family), max_instances=2)
     attention = AttentionBench(made.attention_jobs[1][0])
     experts = ExpertBench(made.expert_jobs[2][1])
-    cells = [Cell("attention", (3, 20), 0.0), Cell("head", (3,), 0.0)]
+    cells = [TimingTask("attention", (3, 20), 0.0), TimingTask("head", (3,), 0.0)]
     if made.spec.moe.shared_intermediate_size:
-        cells += [Cell("shared", (3,), 0.0), Cell("dense", (3,), 0.0)]
+        cells += [TimingTask("shared", (3,), 0.0), TimingTask("dense", (3,), 0.0)]
     for cell in cells:
         assert 0 < seconds_of(attention, cell, "cpu") < 1
-    for cell in (Cell("gate", (5,), 0.0), Cell("experts", (4, 2), 0.0)):
+    for cell in (TimingTask("gate", (5,), 0.0), TimingTask("experts", (4, 2), 0.0)):
         assert 0 < seconds_of(experts, cell, "cpu") < 1
 
 

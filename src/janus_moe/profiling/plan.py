@@ -11,9 +11,9 @@ import msgspec
 from janus_moe.cluster.deployment_plan import plan_deployment, this_host
 from janus_moe.config import EngineConfig
 from janus_moe.errors import ConfigError
-from janus_moe.spec import ModelSpec, Pool
+from janus_moe.spec import ModelSpec, Pool, PoolShape
 
-Operation = Literal["attention", "head", "dense", "shared", "gate", "experts"]
+ProfiledOperation = Literal["attention", "head", "dense", "shared", "gate", "experts"]
 
 CONTEXTS = (16, 256, 1024)
 TOKENS_PER_EXPERT = (1, 2, 4, 8, 16)
@@ -22,7 +22,12 @@ COLD_BYTES = 256 * 2**20
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One instance to measure. index: of `num_instances` that compute at the same time."""
+    """One instance to measure.
+
+    policy: how replicas are chosen.
+    num_threads: its compute threads.
+    index: which it is of `num_instances` that compute at the same time.
+    """
 
     pool: Pool
     spec: ModelSpec
@@ -35,11 +40,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     num_instances: int
 
 
-class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One thing to time. sizes: attention (tokens, context); experts (activated, tokens of each);
-    else (tokens,). budget_s: how long to repeat it."""
+class TimingTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One thing to time.
 
-    operation: Operation
+    sizes: attention (tokens, context); experts (activated, tokens of each); else (tokens,).
+    budget_s: how long to repeat it.
+    """
+
+    operation: ProfiledOperation
     sizes: tuple[int, ...]
     budget_s: float
 
@@ -51,10 +59,21 @@ class LiveRun:
     config: EngineConfig
     batches: tuple[int, ...]
 
+    @property
+    def shape(self) -> PoolShape:
+        """The pools that the service will be started with."""
+        return self.config.shape
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProfilePlan:
-    """attention_jobs, expert_jobs: number of instances -> what each of them is told."""
+    """Everything that is measured for one profile.
+
+    attention_jobs, expert_jobs: number of instances -> what each of them is told.
+    tokens, contexts: sizes to time.
+    live: services to start.
+    budget_s: seconds to repeat each timing.
+    """
 
     config: EngineConfig
     spec: ModelSpec

@@ -12,7 +12,7 @@ from statistics import mean
 import msgspec
 
 from janus_moe.errors import WorkerDied
-from janus_moe.profiling.plan import Cell, Job
+from janus_moe.profiling.plan import Job, TimingTask
 
 START_S, CELL_S = 600.0, 600.0
 """Longest waits for a process to load its weights, and to compile and time one operation."""
@@ -25,7 +25,7 @@ class TimedPool:
         self._processes = processes
         self._name = name
 
-    async def seconds(self, cell: Cell) -> float:
+    async def seconds(self, cell: TimingTask) -> float:
         """Mean over the instances."""
         for process in self._processes:
             assert process.stdin is not None

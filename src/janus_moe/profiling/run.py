@@ -19,11 +19,18 @@ from janus_moe.planner.latency.coefficients import LinkLaw
 from janus_moe.planner.latency.duration_grid import DurationGrid
 from janus_moe.planner.latency.profile import AttentionTables, ExpertTables, HostLaw
 from janus_moe.profiling.live import Decoded, decode, running
-from janus_moe.profiling.plan import TOKENS_PER_EXPERT, Cell, Job, LiveRun, Operation, ProfilePlan
+from janus_moe.profiling.plan import (
+    TOKENS_PER_EXPERT,
+    Job,
+    LiveRun,
+    ProfiledOperation,
+    ProfilePlan,
+    TimingTask,
+)
 from janus_moe.profiling.pools import TimedPool, timed_pool
 
-Say = Callable[[str], None]
-Times = Mapping[LiveRun, dict[int, list[Decoded]]]
+OnStatus = Callable[[str], None]
+LiveTimes = Mapping[LiveRun, dict[int, list[Decoded]]]
 """batch -> what was measured of it"""
 
 PROMPT_TOKENS, DECODE_TOKENS, LIVE_ROUNDS, LIVE_STARTS = 32, 32, 5, 2
@@ -31,13 +38,13 @@ DEVICES = {"cpu": "cpu", "cuda": "h200_sxm"}
 """Facts that stand for the device where tables say nothing, such as memory."""
 
 
-async def run_profile(plan: ProfilePlan, say: Say) -> Profile:
+async def run_profile(plan: ProfilePlan, say: OnStatus) -> Profile:
     """Takes two or three minutes. say: told what is being measured, and how well it fits."""
     tables = await run_tables(plan, say)
-    runs: Times = {live: {} for live in plan.live}
+    runs: LiveTimes = {live: {} for live in plan.live}
     for _ in range(LIVE_STARTS):  # a service keeps the luck of its start: placing, huge pages
         for live, done in runs.items():
-            say(f"live: {live.config.shape} over {live.config.transport}, batches {live.batches}")
+            say(f"live: {live.shape} over {live.config.transport}, batches {live.batches}")
             for batch, times in (await live_times(live, tables.model.vocab_size)).items():
                 done.setdefault(batch, []).extend(times)
     profile = calibrated(tables, runs)
@@ -49,7 +56,7 @@ async def run_profile(plan: ProfilePlan, say: Say) -> Profile:
     return profile
 
 
-async def run_tables(plan: ProfilePlan, say: Say) -> Profile:
+async def run_tables(plan: ProfilePlan, say: OnStatus) -> Profile:
     """Single operations only: a profile whose services and exchanges take no time of their own."""
     attention, expert = {}, {}
     for count, jobs in plan.attention_jobs.items():
@@ -70,7 +77,7 @@ async def run_tables(plan: ProfilePlan, say: Say) -> Profile:
     )
 
 
-def calibrated(tables: Profile, runs: Times) -> Profile:
+def calibrated(tables: Profile, runs: LiveTimes) -> Profile:
     """With what the tables leave unexplained of live services."""
     hosts, exchanges = calibrate(live_cells(tables, runs))
     return msgspec.structs.replace(tables, hosts=hosts, exchanges=exchanges)
@@ -119,11 +126,11 @@ async def live_times(live: LiveRun, vocab_size: int) -> dict[int, list[Decoded]]
     return times
 
 
-def live_cells(profile: Profile, runs: Times) -> list[LiveCell]:
+def live_cells(profile: Profile, runs: LiveTimes) -> list[LiveCell]:
     """Medians, beside what the profile explains of them."""
     cells = []
     for live, times in runs.items():
-        shape, transport = live.config.shape, live.config.transport
+        shape, transport = live.shape, live.config.transport
         oracle = Oracle.from_profile(profile, shape.attention, shape.expert, transport)
         for batch, rounds in times.items():
             activated = median(done.activated for done in rounds)
@@ -159,10 +166,10 @@ def machine() -> dict[str, str]:
 
 
 async def _grid(
-    plan: ProfilePlan, pool: TimedPool, operation: Operation, *axes: Sequence[int]
+    plan: ProfilePlan, pool: TimedPool, operation: ProfiledOperation, *axes: Sequence[int]
 ) -> DurationGrid:
     """Times an operation at every combination of sizes."""
     times: dict[tuple[int, ...], float] = {}
     for sizes in itertools.product(*axes):
-        times[sizes] = await pool.seconds(Cell(operation, sizes, plan.budget_s))
+        times[sizes] = await pool.seconds(TimingTask(operation, sizes, plan.budget_s))
     return DurationGrid.measured(axes, lambda *sizes: times[sizes])

@@ -1,7 +1,7 @@
 """A process that builds one instance's share of a model and times its operations on request.
 
-The first line it reads is a `Job`, each further one a `Cell`, answered with seconds. It ends with
-its input. It runs the code of the engine: blocks, kernels, sampler, scheduler.
+The first line it reads is a `Job`, each further one a `TimingTask`, answered with seconds. It ends
+with its input. It runs the code of the engine: blocks, kernels, sampler, scheduler.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from janus_moe.model.attention_block import AttentionModel, KvCache, StepInput
 from janus_moe.model.checkpoint import Checkpoint
 from janus_moe.model.expert_block import ExpertModel
 from janus_moe.policy.placement import initial_placement
-from janus_moe.profiling.plan import COLD_BYTES, Cell, Job
+from janus_moe.profiling.plan import COLD_BYTES, Job, TimingTask
 from janus_moe.spec import ModelSpec
 
 CACHE_BYTES = 512 * 2**20
@@ -39,7 +39,7 @@ Call = Callable[[], object]
 class Bench(Protocol):
     """What can be timed of one instance."""
 
-    def call(self, cell: Cell) -> tuple[Call, int]:
+    def call(self, cell: TimingTask) -> tuple[Call, int]:
         """(a call, how many such operations it does)."""
         ...
 
@@ -57,7 +57,7 @@ class AttentionBench:
         for layer in {id(t): t for t in (*self._cache.keys, *self._cache.values)}.values():
             layer.normal_()  # memory that was never written is all one page, and in every cache
 
-    def call(self, cell: Cell) -> tuple[Call, int]:
+    def call(self, cell: TimingTask) -> tuple[Call, int]:
         tokens = cell.sizes[0]
         hidden = self._hidden(tokens)
         if cell.operation == "attention":
@@ -123,7 +123,7 @@ class ExpertBench:
         self._schedulers = make_epoch(placement, tables, schedulers).schedulers
         self._turns: Iterator[tuple[int, int]] = itertools.cycle(enumerate(spec.moe_layer_ids))
 
-    def call(self, cell: Cell) -> tuple[Call, int]:
+    def call(self, cell: TimingTask) -> tuple[Call, int]:
         if cell.operation == "gate":
             hidden = self._hidden(cell.sizes[0])
             return (lambda: self._gate(hidden)), 1
@@ -156,7 +156,7 @@ def _some_layers(spec: ModelSpec, num_instances: int) -> ModelSpec:
     return msgspec.structs.replace(spec, num_layers=layers, moe_layers=spec.moe_layers[:layers])
 
 
-def seconds_of(bench: Bench, cell: Cell, device: str) -> float:
+def seconds_of(bench: Bench, cell: TimingTask, device: str) -> float:
     """Seconds of one operation that three of four runs take at least, after one that warms up: what
     else the machine does makes single runs longer and none shorter."""
     wait: Callable[[], object] = torch.cuda.synchronize if device == "cuda" else (lambda: None)
@@ -182,7 +182,7 @@ def main() -> None:
         bench: Bench = AttentionBench(job) if job.pool == "attention" else ExpertBench(job)
         print("ready", flush=True)
         for line in sys.stdin.buffer:
-            cell = msgspec.json.decode(line, type=Cell)
+            cell = msgspec.json.decode(line, type=TimingTask)
             print(seconds_of(bench, cell, job.device), flush=True)
 
 
