@@ -31,8 +31,8 @@ from janus_moe.errors import ExchangeClosed
 from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName, InstanceId, PoolShape
 from janus_moe.transport import (
     AttentionPort,
-    DistExchange,
-    DistLayout,
+    ExchangeLayout,
+    GlooExchange,
     ReplyMetadata,
     WaitRule,
 )
@@ -47,7 +47,7 @@ NOTE = ReplyMetadata(routing_digest=1, activated=2)
 class Order(msgspec.Struct, frozen=True):
     """What one instance is told. tokens: per attention instance, one after the other."""
 
-    layout: DistLayout
+    layout: ExchangeLayout
     instance: InstanceId
     meeting: str
     bind: str
@@ -59,7 +59,7 @@ def live(order: Order, drive: Callable[[AttentionPort, Any], object]) -> None:
     """One instance until the last layer. drive: what attention instances do, and print."""
     torch.set_num_threads(1)
     meeting = FolderRendezvous(Path(order.meeting))
-    end = DistExchange(order.layout, order.instance, meeting, order.bind)
+    end = GlooExchange(order.layout, order.instance, meeting, order.bind)
     index = order.instance.number
     with contextlib.suppress(ExchangeClosed):
         if order.instance.pool == "attention":
@@ -90,7 +90,7 @@ def drive(port: AttentionPort, order: Order) -> dict[int, list[float]]:
 
 
 def measure(
-    layout: DistLayout, hosts: list[Host], tokens: tuple[int, ...], steps: int
+    layout: ExchangeLayout, hosts: list[Host], tokens: tuple[int, ...], steps: int
 ) -> dict[int, list[float]]:
     """Of attention instance 0, which sees the slowest of all."""
     said = first_answer(
@@ -104,7 +104,7 @@ def measure(
 
 def first_answer(
     module: str,
-    layout: DistLayout,
+    layout: ExchangeLayout,
     hosts: list[Host],
     order: Callable[[InstanceId, str, str], Order],
 ) -> Any:
@@ -141,8 +141,8 @@ def measure_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     shape = PoolShape(attention=len(options.attention), expert=len(options.experts))
     seconds: dict[tuple[str, int], list[float]] = {}
     plans: list[ExchangePlanName] = options.plans
-    layouts: dict[str, DistLayout] = {
-        plan: DistLayout(
+    layouts: dict[str, ExchangeLayout] = {
+        plan: ExchangeLayout(
             shape=shape,
             hidden_size=options.hidden,
             dtype="float32",

@@ -39,7 +39,7 @@ from janus_moe.profiling.exchange import AGAIN
 from janus_moe.profiling.exchange_run import orders_of, run_orders
 from janus_moe.profiling.exchange_times import ExchangeTimes, Timed, as_measured, fit_timed
 from janus_moe.spec import PoolShape
-from janus_moe.transport import DistLayout
+from janus_moe.transport import ExchangeLayout
 
 HIDDEN, DTYPE = 1024, "bfloat16"
 PROFILE = (2, 8, 32, 128, 512)
@@ -62,7 +62,7 @@ while True:
 """
 
 
-def layout_of(shape: str, max_batch: int) -> DistLayout:
+def layout_of(shape: str, max_batch: int) -> ExchangeLayout:
     """`2A+2E`: hosts in order, each with one pool's instances."""
     pools: dict[str, list[int]] = {"A": [], "E": []}
     for node, part in enumerate(shape.split("+")):
@@ -70,7 +70,7 @@ def layout_of(shape: str, max_batch: int) -> DistLayout:
         if found is None:
             raise SystemExit(f"{part!r} in {shape!r} is not like 2A or 4E")
         pools[found[2]] += [node] * int(found[1])
-    return DistLayout(
+    return ExchangeLayout(
         shape=PoolShape(attention=len(pools["A"]), expert=len(pools["E"])),
         hidden_size=HIDDEN,
         dtype=DTYPE,  # type: ignore[arg-type]
@@ -117,7 +117,11 @@ def measure(
 
 
 def rows_of(
-    cell: dict[str, Any], layout: DistLayout, phase: str, every: Sequence[Timed], model: LinkModel
+    cell: dict[str, Any],
+    layout: ExchangeLayout,
+    phase: str,
+    every: Sequence[Timed],
+    model: LinkModel,
 ) -> list[dict[str, Any]]:
     """predicted_us: of a model that was fitted to the profiled batch sizes only."""
     rows = []

@@ -42,9 +42,9 @@ def measure(rounds: int) -> list[dict[str, Any]]:
     rows = []
     generator = np.random.default_rng(0)
     for name, topology in TOPOLOGIES.items():
-        tokens = (TOKENS,) * topology.num_attention
+        tokens = (TOKENS,) * topology.num_attention_instances
         shape = (TOKENS, TOP_K)
-        routing = [generator.integers(0, topology.num_experts, shape) for _ in tokens]
+        routing = [generator.integers(0, topology.num_expert_instances, shape) for _ in tokens]
         for plan in EXCHANGE_PLANS:
             exchange = ExchangePlan(plan, topology, EveryRow(tokens))
             rank = topology.expert_rank(0)

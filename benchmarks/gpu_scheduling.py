@@ -35,7 +35,7 @@ from janus_moe.kernels.activation_schedule import (
 )
 from janus_moe.policy.placement import initial_placement
 from janus_moe.policy.synthetic import SyntheticRouter
-from janus_moe.transport import ReplyMetadata, Ticket, read_notes
+from janus_moe.transport import ReplyMetadata, Ticket, read_metadata
 
 SHAPES = ((128, 8, 20), (256, 16, 20), (512, 64, 10))  # experts, instances, slots
 BATCH_SIZES = (1, 4, 16, 64, 128, 256, 1024, 4096)
@@ -55,12 +55,12 @@ def check(answers: Sequence[ScheduleTensors], expected: Sequence[ScheduleTensors
                 raise SystemExit(f"{name} differ from the CPU's; no figure of this is worth a look")
 
 
-def check_notes(notes: Sequence[ReplyMetadata], expected: Sequence[ScheduleTensors]) -> None:
-    tickets = [Ticket(0, 0, call) for call in range(len(notes))]
-    for [note], want in zip(
-        read_notes(tickets, [(note,) for note in notes]), expected, strict=True
+def check_notes(replies: Sequence[ReplyMetadata], expected: Sequence[ScheduleTensors]) -> None:
+    tickets = [Ticket(0, 0, call) for call in range(len(replies))]
+    for [metadata], want in zip(
+        read_metadata(tickets, [(metadata,) for metadata in replies]), expected, strict=True
     ):
-        if note.activated != int(want.activated[INSTANCE]):
+        if metadata.activated != int(want.activated[INSTANCE]):
             raise SystemExit("notes differ from the CPU's; no figure of this is worth a look")
 
 
@@ -116,7 +116,7 @@ def measure(
     graph, answers = captured(lambda: [kernel.schedule(ids, INSTANCE) for ids in on_device])
     check(answers, expected)
     with_notes, scheduled = captured(schedule_all)
-    check_notes([one.note for one in scheduled], expected)
+    check_notes([one.metadata for one in scheduled], expected)
     taken = np.array(replay_us(graph, replays)) / len(batches)
     whole = np.array(replay_us(with_notes, replays)) / len(batches)
     return {

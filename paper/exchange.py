@@ -20,8 +20,8 @@ from janus_moe.spec import ExchangePlanName
 from janus_moe.transport.exchange_plans import (
     EveryRow,
     ExchangePlan,
-    Message,
     RoutedRows,
+    RowMessage,
     Topology,
     header_bytes,
 )
@@ -59,17 +59,19 @@ def exchange(
 ) -> Exchange:
     """One exchange of `batch` rows in even shares. replicas: [batch, k] expert instance of each
     replica for gating on the attention side; None: gating on the expert side."""
-    share, rest = divmod(batch, topology.num_attention)
-    tokens = tuple(share + (index < rest) for index in range(topology.num_attention))
+    share, rest = divmod(batch, topology.num_attention_instances)
+    tokens = tuple(share + (index < rest) for index in range(topology.num_attention_instances))
     demand = EveryRow(tokens) if replicas is None else RoutedRows(tokens, replicas)
     made = ExchangePlan(plan, topology, demand)
     metadata = 0 if replicas is None else METADATA_BYTES * model.top_k
     row_bytes = ACTIVATION_BYTES * model.hidden_size + metadata
-    there = _Direction(topology, links, header_bytes("dispatch", topology.num_experts), row_bytes)
+    there = _Direction(
+        topology, links, header_bytes("dispatch", topology.num_expert_instances), row_bytes
+    )
     back = _Direction(
         topology,
         links,
-        header_bytes("reply", topology.num_experts),
+        header_bytes("reply", topology.num_expert_instances),
         PARTIAL_BYTES * model.hidden_size,
     )
     far = [there.far(made.dispatches), back.far(made.replies)]
@@ -87,17 +89,17 @@ class _Direction(NamedTuple):
     header: int
     row_bytes: int
 
-    def seconds(self, messages: Iterable[Message]) -> float:
-        stages: dict[int, list[Message]] = defaultdict(list)
+    def seconds(self, messages: Iterable[RowMessage]) -> float:
+        stages: dict[int, list[RowMessage]] = defaultdict(list)
         for message in messages:
             stages[message.stage].append(message)
         return sum(self._stage(stages[index]) for index in sorted(stages))
 
-    def far(self, messages: Iterable[Message]) -> tuple[int, int]:
+    def far(self, messages: Iterable[RowMessage]) -> tuple[int, int]:
         sizes = [self._size(message) for message in messages if self._is_far(message)]
         return len(sizes), sum(sizes)
 
-    def _stage(self, messages: list[Message]) -> float:
+    def _stage(self, messages: list[RowMessage]) -> float:
         """Local and remote links work at the same time."""
         links = self.links
         near = [message for message in messages if not self._is_far(message)]
@@ -112,7 +114,7 @@ class _Direction(NamedTuple):
         )
 
     def _busiest(
-        self, messages: list[Message], latency_s: float, message_s: float, byte_s: float
+        self, messages: list[RowMessage], latency_s: float, message_s: float, byte_s: float
     ) -> float:
         load: Counter[tuple[str, int]] = Counter()
         for message in messages:
@@ -121,9 +123,9 @@ class _Direction(NamedTuple):
                 load[end] += seconds  # type: ignore[assignment]
         return latency_s + max(load.values()) if load else 0.0
 
-    def _size(self, message: Message) -> int:
+    def _size(self, message: RowMessage) -> int:
         return self.header + self.row_bytes * message.num_rows
 
-    def _is_far(self, message: Message) -> bool:
+    def _is_far(self, message: RowMessage) -> bool:
         nodes = self.topology.nodes
         return nodes[message.source] != nodes[message.target]

@@ -29,8 +29,8 @@ from benchmarks.support.report import machine_facts, print_table, write_json
 
 from janus_moe.profiling.exchange_times import distinct_plans, spread
 from janus_moe.spec import ExchangePlanName, InstanceId
-from janus_moe.transport import DistLayout, Ticket
-from janus_moe.transport.exchange_plans import Demand, EveryRow, ExchangePlan, RoutedRows
+from janus_moe.transport import ExchangeLayout, Ticket
+from janus_moe.transport.exchange_plans import EveryRow, ExchangePlan, RoutedRows, RowDemand
 from janus_moe.transport.host_memory.handshake import connect_host_peers
 from janus_moe.transport.network.executor import BoundProgram, Executor
 from janus_moe.transport.network.gloo import GlooChannel
@@ -46,7 +46,7 @@ TIMEOUT_S = 120.0
 class Order(msgspec.Struct, frozen=True):
     """What one process is told; batches: tokens of all attention instances."""
 
-    layout: DistLayout
+    layout: ExchangeLayout
     instance: InstanceId
     meeting: str
     bind: str
@@ -69,14 +69,16 @@ class Node:
         format_ = RowFormat(rows, layout.hidden_size, layout.shape.expert, dtype)
         self.near = connect_host_peers(self.rank, self.topology, self.meeting, TIMEOUT_S)
         self.executor = Executor(
-            self.rank, self.topology, self.channel, format_, TIMEOUT_S, neighbours=self.near
+            self.rank, self.topology, self.channel, format_, TIMEOUT_S, host_peers=self.near
         )
         self.wide = torch.zeros(rows, layout.hidden_size)
         self.narrow = torch.zeros(rows, layout.hidden_size, dtype=dtype)
-        self.notes = [0] * (3 * layout.shape.expert)
+        self.metadata_words = [0] * (3 * layout.shape.expert)
         self.step = 0
 
-    def programs(self, plan: ExchangePlanName, demand: Demand) -> tuple[BoundProgram, BoundProgram]:
+    def programs(
+        self, plan: ExchangePlanName, demand: RowDemand
+    ) -> tuple[BoundProgram, BoundProgram]:
         exchange = ExchangePlan(plan, self.topology, demand)
         dispatch, reply = exchange.dispatch(self.rank), exchange.reply(self.rank)
         return self.executor.bind(dispatch), self.executor.bind(reply)
@@ -94,7 +96,7 @@ class Node:
         for program in programs:
             self.executor.post(program)
         for program in programs:
-            self.executor.run(program, ticket, local, self.notes)
+            self.executor.run(program, ticket, local, self.metadata_words)
             self.executor.settle()
         return time.perf_counter() - started
 

@@ -44,7 +44,7 @@ from janus_moe.transport import (
     Work,
 )
 from janus_moe.transport.network.channel import LocalNetwork
-from janus_moe.transport.network.exchange import ChannelExchange, DistExchange, DistLayout
+from janus_moe.transport.network.exchange import ExchangeLayout, GlooExchange, NetworkExchange
 from janus_moe.transport.network.rendezvous import MemoryRendezvous
 
 HIDDEN = 8
@@ -97,8 +97,8 @@ def respond(expert: int, work: Work) -> tuple[Tensor, ReplyMetadata]:
         [rows(i, ticket.step, ticket.layer, count) for i, count in enumerate(work.num_tokens)]
     )
     assert torch.equal(work.hidden, batch), "the batch is not the participants' concatenation"
-    note = ReplyMetadata(routing_digest=-ticket.layer - 5, activated=expert + ticket.step)
-    return partial_sums(expert, ticket.layer, work.hidden), note
+    metadata = ReplyMetadata(routing_digest=-ticket.layer - 5, activated=expert + ticket.step)
+    return partial_sums(expert, ticket.layer, work.hidden), metadata
 
 
 class Fleet:
@@ -109,7 +109,7 @@ class Fleet:
 
     def __init__(self, backend: str, shape: PoolShape) -> None:
         kind, plan = backend.split()
-        self.layout = DistLayout(
+        self.layout = ExchangeLayout(
             shape=shape,
             max_tokens=MAX_TOKENS,
             hidden_size=HIDDEN,
@@ -121,19 +121,19 @@ class Fleet:
         )
         instances = [InstanceId(pool="attention", number=i) for i in range(shape.attention)]
         instances += [InstanceId(pool="expert", number=e) for e in range(shape.expert)]
-        self.ends: list[ChannelExchange]
+        self.ends: list[NetworkExchange]
         if kind == "threads":
             network = LocalNetwork(len(instances))
             ends = [network.channel(rank) for rank in range(len(instances))]
             self.ends = [
-                ChannelExchange(self.layout, instance, end)
+                NetworkExchange(self.layout, instance, end)
                 for instance, end in zip(instances, ends, strict=True)
             ]
         else:
             meeting = MemoryRendezvous()
             with ThreadPoolExecutor(len(instances)) as threads:
                 joins = [
-                    threads.submit(DistExchange, self.layout, instance, meeting, "127.0.0.1")
+                    threads.submit(GlooExchange, self.layout, instance, meeting, "127.0.0.1")
                     for instance in instances
                 ]
                 self.ends = [join.result(60) for join in joins]
@@ -228,7 +228,7 @@ def take_steps(
             assert ticket == Ticket(epoch=0, step=step, layer=layer)
             hidden.fill_(float("nan"))  # dispatch has copied it
             combined = port.combine(ticket)
-            layers.append((combined.hidden.clone(), combined.notes))
+            layers.append((combined.hidden.clone(), combined.replies))
         history.append(layers)
     return history
 
@@ -293,13 +293,13 @@ def check_results(
             if not any(counts):
                 continue
             sums = expected(counts, expert_nodes, step, layer)
-            notes = tuple(ReplyMetadata(-layer - 5, expert + step) for expert in range(shape[1]))
+            replies = tuple(ReplyMetadata(-layer - 5, expert + step) for expert in range(shape[1]))
             for instance, count in enumerate(counts):
                 if count:
                     hidden, seen = histories[instance][step][layer]
                     assert hidden.dtype == torch.float32
                     assert torch.equal(hidden, sums[instance])
-                    assert seen == notes
+                    assert seen == replies
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

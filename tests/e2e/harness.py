@@ -30,7 +30,7 @@ from janus_moe.messages import (
 )
 from janus_moe.model.piecewise import Piece
 from janus_moe.transport import Exchange
-from janus_moe.transport.network.exchange import ChannelExchange
+from janus_moe.transport.network.exchange import NetworkExchange
 from janus_moe.transport.network.rendezvous import MemoryRendezvous
 
 START_TIMEOUT_S = 100.0
@@ -140,7 +140,7 @@ class ThreadWorkers:
 
         with ThreadPoolExecutor(len(setups)) as pool:  # over gloo they wait for each other
             exchanges = list(pool.map(meet, setups))
-        self._exchanges = [e for own in exchanges for e in own if isinstance(e, ChannelExchange)]
+        self._exchanges = [e for own in exchanges for e in own if isinstance(e, NetworkExchange)]
         self._members = {}
         for setup, exchange in zip(setups, exchanges, strict=True):
             for member in build_instances(setup, exchange, self._emit, load_piece):

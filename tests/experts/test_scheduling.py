@@ -24,7 +24,7 @@ from janus_moe.experts.step_routing import StepRouting
 from janus_moe.kernels.activation_schedule import DevicePolicy, PolicyActivationSchedule
 from janus_moe.policy.activation import LayerCost
 from janus_moe.policy.placement import Placement, place_experts
-from janus_moe.transport import ReplyMetadata, Ticket, read_notes
+from janus_moe.transport import ReplyMetadata, Ticket, read_metadata
 
 EXPERTS, INSTANCES, SPARE = 24, 4, 3
 TICKET = Ticket(epoch=0, step=7, layer=2)
@@ -44,8 +44,8 @@ def placements() -> list[Placement]:
     return [place_experts("janus", rows, capacity, epoch=epoch) for epoch, rows in enumerate(load)]
 
 
-def as_on_the_host(note: ReplyMetadata) -> ReplyMetadata:
-    return read_notes([TICKET], [(note,)])[0][0]
+def as_on_the_host(metadata: ReplyMetadata) -> ReplyMetadata:
+    return read_metadata([TICKET], [(metadata,)])[0][0]
 
 
 @pytest.mark.parametrize("policy", ["exact", "aebs"])
@@ -74,9 +74,11 @@ def test_a_device_schedules_as_the_host_does_in_every_epoch(
                 one, other = host.schedule(ids), device.schedule(ids)
                 assert torch.equal(one.slot_ids, other.slot_ids)
                 assert other.slot_ids.dtype == torch.int32
-                note = other.note
-                assert (note.routing_digest, note.activated) == (0, 0), "nobody has looked yet"
-                assert as_on_the_host(note).activated == one.note.activated
+                metadata = other.metadata
+                assert (metadata.routing_digest, metadata.activated) == (0, 0), (
+                    "nobody has looked yet"
+                )
+                assert as_on_the_host(metadata).activated == one.metadata.activated
     assert moved > 0
 
 
@@ -105,19 +107,19 @@ def note_of(*facts: int) -> ReplyMetadata:
 
 def test_a_step_is_read_at_once_and_divergence_is_found() -> None:
     tickets = [Ticket(0, 7, layer) for layer in (2, 4)]
-    notes = [(note_of(11, 3, 0), note_of(11, 4, 0)), (note_of(12, 1, 0), note_of(12, 2, 0))]
-    assert read_notes(tickets, notes) == [
+    replies = [(note_of(11, 3, 0), note_of(11, 4, 0)), (note_of(12, 1, 0), note_of(12, 2, 0))]
+    assert read_metadata(tickets, replies) == [
         (ReplyMetadata(11, 3, 5), ReplyMetadata(11, 4, 5)),
         (ReplyMetadata(12, 1, 5), ReplyMetadata(12, 2, 5)),
     ]
-    notes[1] = (note_of(12, 1, 0), note_of(13, 2, 0))
+    replies[1] = (note_of(12, 1, 0), note_of(13, 2, 0))
     with pytest.raises(RoutingDivergence, match=r"step 7, layer 4 .*expert 0: 12, expert 1: 13"):
-        read_notes(tickets, notes)
-    notes[1] = (note_of(12, 1, 1), note_of(12, 2, 1))
+        read_metadata(tickets, replies)
+    replies[1] = (note_of(12, 1, 1), note_of(12, 2, 1))
     with pytest.raises(ExchangeError, match="out of range in step 7, layer 4"):
-        read_notes(tickets, notes)
+        read_metadata(tickets, replies)
     on_the_host = [(ReplyMetadata(1, 2, 3),)]
-    assert read_notes([TICKET], on_the_host) == on_the_host
+    assert read_metadata([TICKET], on_the_host) == on_the_host
 
 
 @pytest.mark.parametrize(
@@ -186,14 +188,14 @@ def test_nothing_waits_for_a_gpu_until_the_step_is_read() -> None:
             routing.add(layer, ids)
         routing.end_of_step()
         torch.cuda.set_sync_debug_mode("default")
-        notes = read_notes(
+        replies = read_metadata(
             [Ticket(0, 0, layer) for layer in range(2)],
-            [tuple(answer.note for answer in row) for row in answers],
+            [tuple(answer.metadata for answer in row) for row in answers],
         )
         for layer, ids in enumerate(step):
             expected = [e.schedulers[layer].schedule(ids) for e in host]
             for i in instances:
                 assert torch.equal(answers[layer][i].slot_ids.cpu(), expected[i].slot_ids)
-                assert notes[layer][i].activated == expected[i].note.activated
+                assert replies[layer][i].activated == expected[i].metadata.activated
     for batch, ids in zip(routing.end_of_step(), steps[-1], strict=True):
         assert np.array_equal(batch.expert_ids, ids.numpy())

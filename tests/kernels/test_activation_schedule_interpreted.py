@@ -38,7 +38,7 @@ from janus_moe.kernels.activation_schedule import (
 )
 from janus_moe.policy.activation import schedule
 from janus_moe.policy.placement import place_experts
-from janus_moe.transport import Ticket, read_notes
+from janus_moe.transport import Ticket, read_metadata
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -185,8 +185,8 @@ else:
                 ids = random_ids(rng, 40, tokens, 4)
                 one, other = host.schedule(ids), device.schedule(ids)
                 assert torch.equal(one.slot_ids, other.slot_ids)
-                [[note]] = read_notes([Ticket(epoch, 0, 0)], [(other.note,)])
-                assert note.activated == one.note.activated
+                [[metadata]] = read_metadata([Ticket(epoch, 0, 0)], [(other.metadata,)])
+                assert metadata.activated == one.metadata.activated
 
     def test_ids_out_of_range_are_told_and_ignored_and_forgotten() -> None:
         tables = ReplicaTables.from_slots([[0, 1], [1, 2]], 3)

@@ -25,11 +25,11 @@ from janus_moe.profiling.exchange_times import (
     spread,
 )
 from janus_moe.spec import InstanceId, PoolShape
-from janus_moe.transport import DistLayout
+from janus_moe.transport import ExchangeLayout
 from janus_moe.transport.exchange_plans import egate_plan
 from janus_moe.transport.exchange_plans.pricing import priced_counts
 
-LAYOUT = DistLayout(
+LAYOUT = ExchangeLayout(
     shape=PoolShape(attention=2, expert=4),
     hidden_size=64,
     dtype="float32",

@@ -18,7 +18,7 @@ from janus_moe.messages import ExpertActivity
 from janus_moe.model.attention_block import AttentionModel, KvCache, StepInput
 from janus_moe.spec import InstanceId
 from janus_moe.tracing import SpanLog
-from janus_moe.transport import AttentionPort, ReplyMetadata, Ticket, read_notes
+from janus_moe.transport import AttentionPort, ReplyMetadata, Ticket, read_metadata
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class ExchangeLog:
     dispatch_seconds: float = 0.0
     combine_seconds: float = 0.0
     tickets: list[Ticket] = field(default_factory=list)
-    notes: list[tuple[ReplyMetadata, ...]] = field(default_factory=list)
+    replies: list[tuple[ReplyMetadata, ...]] = field(default_factory=list)
     epoch: int = 0
     plan: str = ""
     notices: list[str] = field(default_factory=list)
@@ -40,21 +40,23 @@ class ExchangeLog:
 
     def read(self) -> None:
         """Reads and checks what the pool left on a device. Before it, no token may go out."""
-        self.notes = read_notes(self.tickets, self.notes)
+        self.replies = read_metadata(self.tickets, self.replies)
 
     @property
     def scheduler_seconds(self) -> float:
         """Time of the slowest instance's scheduler, summed over the layers of the pass."""
-        return 1e-9 * sum(max(note.scheduler_ns for note in notes) for notes in self.notes)
+        return 1e-9 * sum(
+            max(metadata.scheduler_ns for metadata in replies) for replies in self.replies
+        )
 
     def activity(self, experts: Sequence[InstanceId]) -> ExpertActivity | None:
         """Activated experts per instance, summed over the layers of the pass.
 
         experts: the expert instances of the exchange by rank.
         """
-        if not self.notes:
+        if not self.replies:
             return None
-        counts = [[note.activated for note in notes] for notes in self.notes]
+        counts = [[metadata.activated for metadata in replies] for replies in self.replies]
         return ExpertActivity(
             layers=len(counts),
             max_activated=sum(max(row) for row in counts),
@@ -137,7 +139,7 @@ def _combine(
     log.combine_seconds += time.perf_counter() - start
     log.spans.mark("combine", ticket.layer)
     log.tickets.append(ticket)
-    log.notes.append(combined.notes)
+    log.replies.append(combined.replies)
     log.plan = combined.plan
     if combined.notice:
         log.notices.append(combined.notice)

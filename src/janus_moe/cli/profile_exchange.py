@@ -19,7 +19,7 @@ from janus_moe.profiling.exchange_run import orders_of, run_orders
 from janus_moe.profiling.exchange_times import link_profile
 from janus_moe.profiling.run import machine
 from janus_moe.spec import PoolShape
-from janus_moe.transport import DistLayout
+from janus_moe.transport import ExchangeLayout
 
 LIMIT_S = 600.0
 UNITS = (("latency_s", 1e6, "us"), ("message_s", 1e6, "us"), ("s_per_byte", 1e9, "ns"))
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measures, and on the host of attention instance 0 writes and prints what it found."""
     if (arguments.node is None) != (arguments.meeting is None):
         raise ConfigError("--node and --meeting go together: each host starts its own instances")
-    layout = DistLayout(
+    layout = ExchangeLayout(
         shape=PoolShape(
             attention=len(arguments.attention_nodes), expert=len(arguments.expert_nodes)
         ),

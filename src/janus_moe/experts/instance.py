@@ -42,7 +42,7 @@ class LayerReply(NamedTuple):
     top_k] logical ids that the batch was routed to."""
 
     partial: Tensor
-    note: ReplyMetadata
+    metadata: ReplyMetadata
     expert_ids: Tensor
 
 
@@ -135,7 +135,7 @@ class ExpertInstance:
         self._spans.mark("wait", work.ticket.layer)
         answer = self.compute(work)
         self._spans.mark("experts", work.ticket.layer)
-        port.reply(work, answer.partial, answer.note)
+        port.reply(work, answer.partial, answer.metadata)
         self._spans.mark("reply", work.ticket.layer)
         self._observe(self._moe_layer[work.ticket.layer], answer.expert_ids)
         self._spans.mark("statistics", work.ticket.layer)
@@ -162,10 +162,10 @@ class ExpertInstance:
             expert_ids, weights = self.model.route(layer, work.hidden)
             self._spans.mark("route", layer)
             scheduler = self._epoch.schedulers[self._moe_layer[layer]]
-            slot_ids, note = scheduler.schedule(expert_ids)
+            slot_ids, metadata = scheduler.schedule(expert_ids)
             self._spans.mark("schedule", layer)
             partial = self.model.compute(layer, work.hidden, slot_ids, weights)
-        return LayerReply(partial, note, expert_ids)
+        return LayerReply(partial, metadata, expert_ids)
 
     def _observe(self, number: int, expert_ids: Tensor) -> None:
         """Statistics of a batch; nobody waits for them, so they come after the reply."""

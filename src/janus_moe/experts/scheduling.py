@@ -39,7 +39,7 @@ class Scheduled(NamedTuple):
     each choice here, -1 for other instances and padding."""
 
     slot_ids: Tensor
-    note: ReplyMetadata
+    metadata: ReplyMetadata
 
 
 class LayerScheduler(Protocol):
@@ -71,8 +71,8 @@ class HostScheduler:
         slot_ids, activated, _ = self._scheduler.rewrite(ids)
         scheduler_ns = time.perf_counter_ns() - start
         digest = zlib.crc32(ids.tobytes(), self._epoch)
-        note = ReplyMetadata(digest, int(activated[self._instance]), scheduler_ns)
-        return Scheduled(torch.from_numpy(slot_ids).to(expert_ids.device), note)
+        metadata = ReplyMetadata(digest, int(activated[self._instance]), scheduler_ns)
+        return Scheduled(torch.from_numpy(slot_ids).to(expert_ids.device), metadata)
 
     def warm_up(self) -> None:
         """Numba compiles for all sizes at once; the first batch does it."""
@@ -116,8 +116,8 @@ class DeviceScheduler:
         answer = self._schedule.schedule(expert_ids, self._instance)
         scheduler_ns = time.perf_counter_ns() - start
         own = answer.activated[self._instance : self._instance + 1]
-        unread = torch.cat((self._digest(expert_ids, self._epoch), own, answer.invalid))
-        return Scheduled(answer.slot_ids, ReplyMetadata(0, 0, scheduler_ns, unread))
+        on_device = torch.cat((self._digest(expert_ids, self._epoch), own, answer.invalid))
+        return Scheduled(answer.slot_ids, ReplyMetadata(0, 0, scheduler_ns, on_device))
 
     def warm_up(self) -> None:
         self._schedule.warm_up()

@@ -26,7 +26,7 @@ from janus_moe.profiling.exchange_times import (
     spread,
 )
 from janus_moe.spec import EXCHANGE_PLANS, InstanceId, Spec
-from janus_moe.transport import AttentionPort, DistExchange, DistLayout, ReplyMetadata, WaitRule
+from janus_moe.transport import AttentionPort, ExchangeLayout, GlooExchange, ReplyMetadata, WaitRule
 from janus_moe.transport.network.plan_selection import FixedPlan, PlanChooser, PlanSource
 from janus_moe.transport.network.rendezvous import FolderRendezvous, Rendezvous
 
@@ -50,7 +50,7 @@ class ExchangeOrder(Spec, frozen=True):
     budget_s: of each batch size, roughly.
     """
 
-    layout: DistLayout
+    layout: ExchangeLayout
     instance: InstanceId
     meeting: str
     bind: str
@@ -75,7 +75,7 @@ def take_part(order: ExchangeOrder) -> ExchangeTimes | None:
     torch.set_num_threads(1)
     meeting = FolderRendezvous(Path(order.meeting))
     rule = WaitRule(timeout_s=order.timeout_s)
-    end = DistExchange(order.layout, order.instance, meeting, order.bind)
+    end = GlooExchange(order.layout, order.instance, meeting, order.bind)
     try:
         if order.instance.pool == "expert":
             _answer(end, rule)
@@ -94,7 +94,7 @@ def take_part(order: ExchangeOrder) -> ExchangeTimes | None:
         end.close()
 
 
-def _answer(end: DistExchange, rule: WaitRule) -> None:
+def _answer(end: GlooExchange, rule: WaitRule) -> None:
     layout = end.layout
     sums = torch.zeros(layout.shape.attention * layout.max_tokens, layout.hidden_size)
     port = end.expert_port(end.instance.number, rule)
@@ -114,9 +114,9 @@ class _Switch:
     used: PlanSource | None = None
 
     @property
-    def word(self) -> int:
+    def packed_plans(self) -> int:
         self.used = self.source
-        return self.source.word
+        return self.source.packed_plans
 
     def observe(self, tokens: int, seconds: float) -> str:
         """Times of a step come after it, when `source` may be another one."""
@@ -131,7 +131,7 @@ class _Driver:
     """An attention instance: all of them take the same steps, the first one knows why."""
 
     def __init__(
-        self, end: DistExchange, order: ExchangeOrder, rule: WaitRule, meeting: Rendezvous
+        self, end: GlooExchange, order: ExchangeOrder, rule: WaitRule, meeting: Rendezvous
     ) -> None:
         self._order = order
         self._layout = order.layout

@@ -17,7 +17,7 @@ from janus_moe.errors import ServiceError
 from janus_moe.profiling.exchange import ExchangeOrder
 from janus_moe.profiling.exchange_times import ExchangeTimes
 from janus_moe.spec import InstanceId
-from janus_moe.transport import DistLayout
+from janus_moe.transport import ExchangeLayout
 
 Start = Callable[..., "subprocess.Popen[Any]"]
 """Like `subprocess.Popen`; another one may start the process elsewhere."""
@@ -26,7 +26,7 @@ GRACE_S = 5.0
 
 
 def orders_of(
-    layout: DistLayout, node: int | None, meeting: Path, bind: str, **settings: Any
+    layout: ExchangeLayout, node: int | None, meeting: Path, bind: str, **settings: Any
 ) -> list[ExchangeOrder]:
     """One per instance that lives on `node` (None: on any), attention first."""
     pools = (("attention", layout.attention_nodes), ("expert", layout.expert_nodes))

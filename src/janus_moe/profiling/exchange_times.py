@@ -19,7 +19,7 @@ from janus_moe.planner.latency.link_fit import (
 from janus_moe.planner.latency.link_profile import LinkProfile, MeasuredPlan
 from janus_moe.planner.latency.links import tcp_links
 from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName, Spec
-from janus_moe.transport import DistLayout
+from janus_moe.transport import ExchangeLayout
 from janus_moe.transport.exchange_plans import egate_plan
 from janus_moe.transport.exchange_plans.pricing import priced_counts
 from janus_moe.transport.network.plan_selection import lower_quartile, predicted_times
@@ -86,18 +86,20 @@ def spread(tokens: int, instances: int) -> tuple[int, ...]:
     return tuple(share + (index < rest) for index in range(instances))
 
 
-def distinct_plans(layout: DistLayout) -> list[ExchangePlanName]:
+def distinct_plans(layout: ExchangeLayout) -> list[ExchangePlanName]:
     """Without those that do the same as an earlier one in this layout."""
     times = predicted_times(layout.topology, 64, layout.row_bytes, tcp_links())
     return [plan for plan, seconds in zip(EXCHANGE_PLANS, times, strict=True) if seconds < 1e9]
 
 
-def fit_timed(layout: DistLayout, timed: Sequence[Timed]) -> LinkFit:
+def fit_timed(layout: ExchangeLayout, timed: Sequence[Timed]) -> LinkFit:
     """The cost model of these times; batch sizes are left out by turns for its errors."""
     return fit_links([as_measured(layout, one) for one in timed])
 
 
-def link_profile(layout: DistLayout, times: ExchangeTimes, machine: dict[str, str]) -> LinkProfile:
+def link_profile(
+    layout: ExchangeLayout, times: ExchangeTimes, machine: dict[str, str]
+) -> LinkProfile:
     """The result as the file that `--exchange-profile` takes."""
     fit = fit_timed(layout, times.profiled)
     measured = tuple(
@@ -121,7 +123,7 @@ def link_profile(layout: DistLayout, times: ExchangeTimes, machine: dict[str, st
     )
 
 
-def as_measured(layout: DistLayout, timed: Timed) -> MeasuredExchange:
+def as_measured(layout: ExchangeLayout, timed: Timed) -> MeasuredExchange:
     """With the counts of its plan, which the cost model prices."""
     tokens = spread(timed.tokens, layout.shape.attention)
     plan: ExchangePlanName = next(name for name in EXCHANGE_PLANS if name == timed.variant)

@@ -12,17 +12,17 @@ from janus_moe.transport.base import (
     spin_budget_us,
 )
 from janus_moe.transport.host_memory.region import ShmAddress, ShmLayout, ShmRegion
-from janus_moe.transport.lockstep.reply_metadata import read_notes
+from janus_moe.transport.lockstep.reply_metadata import read_metadata
 from janus_moe.transport.loopback import LoopbackExchange
-from janus_moe.transport.network.exchange import DistExchange, DistLayout
+from janus_moe.transport.network.exchange import ExchangeLayout, GlooExchange
 
 __all__ = [
     "AttentionPort",
     "Combined",
-    "DistExchange",
-    "DistLayout",
     "Exchange",
+    "ExchangeLayout",
     "ExpertPort",
+    "GlooExchange",
     "LoopbackExchange",
     "ReplyMetadata",
     "ShmAddress",
@@ -31,6 +31,6 @@ __all__ = [
     "Ticket",
     "WaitRule",
     "Work",
-    "read_notes",
+    "read_metadata",
     "spin_budget_us",
 ]

@@ -34,14 +34,14 @@ class ReplyMetadata:
     routing_digest: equal on all expert instances when they agree on the routing of the batch.
     activated: distinct experts the instance activated.
     scheduler_ns: nanoseconds its activation scheduler took.
-    unread: [3] int64 on a device that nobody has waited for: the first two, which are 0 until
-        then, and 1 where an expert id was out of range. Only within one process; see `notes`.
+    on_device: [3] int64 on a device that nobody has waited for: the first two, which are 0 until
+        then, and 1 where an expert id was out of range. Only within one process; see `replies`.
     """
 
     routing_digest: int
     activated: int
     scheduler_ns: int = 0
-    unread: Tensor | None = None
+    on_device: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Combined:
     """
 
     hidden: Tensor
-    notes: tuple[ReplyMetadata, ...]
+    replies: tuple[ReplyMetadata, ...]
     plan: str = ""
     notice: str = ""
 
@@ -144,7 +144,7 @@ class ExpertPort(Protocol):
         """
         ...
 
-    def reply(self, work: Work, partial: Tensor, note: ReplyMetadata) -> None:
+    def reply(self, work: Work, partial: Tensor, metadata: ReplyMetadata) -> None:
         """Sends partial sums of all rows.
 
         partial: [total tokens, hidden] float32; stays unchanged until `accept` returns new work.

@@ -21,7 +21,7 @@ from janus_moe.spec import PoolShape
 from janus_moe.transport.base import ExpertPort, WaitRule
 from janus_moe.transport.lockstep.control_block import ControlBlock, control_block_bytes
 from janus_moe.transport.lockstep.ports import LockstepAttention, LockstepExpert, Wiring
-from janus_moe.transport.lockstep.reply_metadata import Notes
+from janus_moe.transport.lockstep.reply_metadata import ExchangeMetadata
 from janus_moe.transport.lockstep.wakeup import ThreadWakeup
 
 ServeOnce = Callable[[ExpertPort], None]
@@ -33,22 +33,22 @@ class LoopbackExchange:
     def __init__(self, shape: PoolShape, epoch: int = 0) -> None:
         self.shape = shape
         self._words = memoryview(bytearray(control_block_bytes(shape))).cast("q")
-        self._board = ControlBlock(shape, self._words)
+        self._control_block = ControlBlock(shape, self._words)
         self._tensors = _Tensors(shape)
         self._served: dict[int, tuple[ServeOnce, LockstepExpert]] = {}
         self._starting = threading.Lock()
         self._started = 0
         self._failure: tuple[int, BaseException] | None = None
-        self._attention_bells = [ThreadWakeup() for _ in range(shape.attention)]
-        self._expert_bells = [ThreadWakeup() for _ in range(shape.expert)]
+        self._attention_wakeups = [ThreadWakeup() for _ in range(shape.attention)]
+        self._expert_wakeups = [ThreadWakeup() for _ in range(shape.expert)]
         self._wiring = Wiring(
-            self._attention_bells, self._expert_bells, self._start, self._why_closed, epoch
+            self._attention_wakeups, self._expert_wakeups, self._start, self._why_closed, epoch
         )
 
     def attention_port(self, index: int, rule: WaitRule) -> LockstepAttention:
         store = _AttentionTensors(self._tensors, index)
-        board = ControlBlock(self.shape, self._words)
-        return LockstepAttention(index, board, self._wiring, store, rule)
+        control_block = ControlBlock(self.shape, self._words)
+        return LockstepAttention(index, control_block, self._wiring, store, rule)
 
     def expert_port(self, index: int, rule: WaitRule) -> LockstepExpert:
         """The end of an expert instance that lives in a thread of its own."""
@@ -66,9 +66,9 @@ class LoopbackExchange:
         self._tensors.inline = len(self._served) == self.shape.expert
 
     def shutdown(self) -> None:
-        self._board.close()
-        for bell in (*self._attention_bells, *self._expert_bells):
-            bell.ring()
+        self._control_block.close()
+        for wakeup in (*self._attention_wakeups, *self._expert_wakeups):
+            wakeup.notify()
 
     def _start(self, key: int) -> None:
         with self._starting:
@@ -76,9 +76,9 @@ class LoopbackExchange:
                 return
             self._started = key
         self._tensors.gather()
-        for index, bell in enumerate(self._expert_bells):
+        for index, wakeup in enumerate(self._expert_wakeups):
             if index not in self._served:
-                bell.ring()
+                wakeup.notify()
         for index in sorted(self._served):
             try:
                 self._run(index, key)
@@ -93,7 +93,7 @@ class LoopbackExchange:
         serve_once, port = self._served[index]
         for _ in range(100):  # again where `wake` made accept return None
             serve_once(port)
-            if self._board.latest_reply(index) == key:
+            if self._control_block.latest_reply(index) == key:
                 return
         raise ExchangeError(f"expert {index} was called but did not reply")
 
@@ -118,7 +118,7 @@ class _Tensors:
         empty = torch.empty(0)
         self.rows = [empty] * shape.attention
         self.partials = [empty] * shape.expert
-        self.unread: list[Tensor | None] = [None] * shape.expert
+        self.on_device: list[Tensor | None] = [None] * shape.expert
         self.counts: tuple[int, ...] = ()
         self.batch = empty
         self.inline = False
@@ -158,11 +158,14 @@ class _AttentionTensors:
             total += partial[self._rows]
         return total
 
-    def notes(self, notes: Notes) -> Notes:
-        unread = self._tensors.unread
-        if all(tensor is None for tensor in unread):
-            return notes
-        return tuple(replace(note, unread=own) for note, own in zip(notes, unread, strict=True))
+    def replies(self, replies: ExchangeMetadata) -> ExchangeMetadata:
+        on_device = self._tensors.on_device
+        if all(tensor is None for tensor in on_device):
+            return replies
+        return tuple(
+            replace(metadata, on_device=own)
+            for metadata, own in zip(replies, on_device, strict=True)
+        )
 
 
 class _ExpertTensors:
@@ -173,6 +176,6 @@ class _ExpertTensors:
     def batch(self, counts: tuple[int, ...]) -> Tensor:
         return self._tensors.batch
 
-    def put(self, partial: Tensor, unread: Tensor | None) -> None:
+    def put(self, partial: Tensor, on_device: Tensor | None) -> None:
         self._tensors.partials[self._index] = partial
-        self._tensors.unread[self._index] = unread
+        self._tensors.on_device[self._index] = on_device

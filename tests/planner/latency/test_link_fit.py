@@ -39,7 +39,9 @@ def exchanges(truth: LinkModel, noise: float = 0.0) -> list[MeasuredExchange]:
     for topology in TOPOLOGIES:
         for plan in EXCHANGE_PLANS:
             for batch in (4, 32, 256):
-                each = (batch // topology.num_attention,) * topology.num_attention
+                each = (
+                    batch // topology.num_attention_instances,
+                ) * topology.num_attention_instances
                 counts = priced_counts(egate_plan(plan, topology, each), RowBytes(2048, 4096))
                 seconds = exchange_seconds(truth, counts) * float(rng.uniform(1, 1 + noise))
                 found.append(MeasuredExchange(counts=counts, seconds=seconds, group=str(batch)))

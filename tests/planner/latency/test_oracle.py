@@ -25,7 +25,7 @@ from janus_moe.planner.latency import (
 from janus_moe.planner.latency.coefficients import fitted_coefficients
 from janus_moe.planner.latency.estimate import weakest
 from janus_moe.planner.latency.step import LayerParts, dependency_bound, layer_seconds
-from janus_moe.transport.exchange_plans import Message, Topology, egate_plan
+from janus_moe.transport.exchange_plans import RowMessage, Topology, egate_plan
 
 MODELS, DEVICES = st.sampled_from(model_names()), st.sampled_from(device_names())
 seconds = st.floats(1e-9, 1.0)
@@ -204,7 +204,7 @@ def test_a_format_without_measurements_is_roofline() -> None:
     assert Oracle.build("deepseek-v2", "b200_sxm").lm_head(10).confidence == "roofline"
 
 
-def busiest(messages: Iterable[Message], node_of: list[int], inter: bool) -> tuple[int, int]:
+def busiest(messages: Iterable[RowMessage], node_of: list[int], inter: bool) -> tuple[int, int]:
     """(messages, rows) of the instance that sends or gets the most of them."""
     count: Counter[tuple[str, int]] = Counter()
     rows: Counter[tuple[str, int]] = Counter()

@@ -9,14 +9,14 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from janus_moe.transport.exchange_plans import Demand, EveryRow, Program, RoutedRows, Topology
+from janus_moe.transport.exchange_plans import EveryRow, Program, RoutedRows, RowDemand, Topology
 from janus_moe.transport.exchange_plans.program import (
     Add,
     Buffer,
     Clear,
     Copy,
-    Local,
-    Message,
+    LocalBuffer,
+    RowMessage,
     Stage,
 )
 from janus_moe.transport.exchange_plans.rows import Index
@@ -60,18 +60,22 @@ class Instance:
             network.setdefault(_key(send.message), deque()).append(rows.copy())
 
     def _move(self, stage: Stage) -> None:
-        for move in stage.moves:
-            target = self._rows(move.target)
-            match move:
+        for row_op in stage.row_ops:
+            target = self._rows(row_op.target)
+            match row_op:
                 case Clear():
                     target[:] = 0
                 case Copy():
-                    target[_at(move.target_rows)] = self._rows(move.source)[_at(move.source_rows)]
+                    target[_at(row_op.target_rows)] = self._rows(row_op.source)[
+                        _at(row_op.source_rows)
+                    ]
                 case Add():
-                    target[_at(move.target_rows)] += self._rows(move.source)[_at(move.source_rows)]
+                    target[_at(row_op.target_rows)] += self._rows(row_op.source)[
+                        _at(row_op.source_rows)
+                    ]
 
     def _rows(self, buffer: Buffer) -> Array:
-        if isinstance(buffer, Local):
+        if isinstance(buffer, LocalBuffer):
             if buffer.kind == "scratch" and len(self.local.get("scratch", ())) < buffer.num_rows:
                 self.local["scratch"] = _garbage(buffer.num_rows)
             return self.local[buffer.kind][: buffer.num_rows]
@@ -83,7 +87,7 @@ def _garbage(num_rows: int) -> Array:
     return np.full((num_rows, WIDTH), np.nan, np.float32)
 
 
-def _key(message: Message) -> tuple[int, int, int]:
+def _key(message: RowMessage) -> tuple[int, int, int]:
     return message.source, message.target, message.lane
 
 
@@ -121,7 +125,7 @@ def topologies(draw: st.DrawFn) -> Topology:
 
 
 @st.composite
-def demands(draw: st.DrawFn, topology: Topology, max_tokens: int = 512) -> Demand:
+def demands(draw: st.DrawFn, topology: Topology, max_tokens: int = 512) -> RowDemand:
     count = st.one_of(st.just(0), st.integers(0, 5), st.integers(0, max_tokens))
     tokens = tuple(draw(count) for _ in topology.attention_nodes)
     if draw(st.booleans()):
@@ -130,7 +134,7 @@ def demands(draw: st.DrawFn, topology: Topology, max_tokens: int = 512) -> Deman
     seed = draw(st.integers(0, 2**32 - 1))
     generator = np.random.default_rng(seed)
     low = draw(st.sampled_from((-1, 0)))  # with and without tokens that have no replica
-    high = draw(st.integers(1, topology.num_experts))  # some instances get nothing
+    high = draw(st.integers(1, topology.num_expert_instances))  # some instances get nothing
     return RoutedRows.of(
         [generator.integers(low, high, (count, top_k)).astype(np.int64) for count in tokens]
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.transport.exchange_plans.interpreter import demands, topologies
 
 from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
-from janus_moe.transport.exchange_plans import Demand, EveryRow, ExchangePlan, Topology
+from janus_moe.transport.exchange_plans import EveryRow, ExchangePlan, RowDemand, Topology
 from janus_moe.transport.exchange_plans.counts import RowBytes, closed_form, count
 
 plans = pytest.mark.parametrize("plan", EXCHANGE_PLANS)
@@ -24,7 +24,7 @@ def test_closed_forms_equal_the_counted_messages(
 ) -> None:
     topology = data.draw(topologies())
     tokens = data.draw(
-        st.tuples(*[st.one_of(st.just(0), st.integers(0, 512))] * topology.num_attention)
+        st.tuples(*[st.one_of(st.just(0), st.integers(0, 512))] * topology.num_attention_instances)
     )
     row_bytes = RowBytes(dispatch=2 * hidden, reply=4 * hidden)
     exchange = ExchangePlan(plan, topology, EveryRow(tokens))
@@ -40,7 +40,7 @@ def test_programs_send_and_receive_exactly_the_listed_messages(
     plan: ExchangePlanName, data: st.DataObject
 ) -> None:
     topology = data.draw(topologies())
-    demand: Demand = data.draw(demands(topology, max_tokens=60))
+    demand: RowDemand = data.draw(demands(topology, max_tokens=60))
     exchange = ExchangePlan(plan, topology, demand)
     for messages, program in (
         (exchange.dispatches, exchange.dispatch),

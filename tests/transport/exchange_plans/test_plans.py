@@ -15,10 +15,10 @@ from janus_moe.errors import ConfigError
 from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
 from janus_moe.transport import exchange_plans as plans_package
 from janus_moe.transport.exchange_plans import (
-    Demand,
     EveryRow,
     ExchangePlan,
     RoutedRows,
+    RowDemand,
     Topology,
     egate_programs,
     header_bytes,
@@ -31,14 +31,14 @@ def values(num_rows: int, seed: int) -> Array:
     return np.random.default_rng(seed).standard_normal((num_rows, WIDTH)).astype(np.float32)
 
 
-def needed(demand: Demand, expert: int) -> list[int]:
+def needed(demand: RowDemand, expert: int) -> list[int]:
     """Global rows that an expert instance needs, ascending."""
     if isinstance(demand, RoutedRows):
         return [row for row, hosts in enumerate(demand.replicas.tolist()) if expert in hosts]
     return list(range(sum(demand.tokens)))
 
 
-def plain_sum(topology: Topology, demand: Demand, partials: list[Array]) -> Array:
+def plain_sum(topology: Topology, demand: RowDemand, partials: list[Array]) -> Array:
     """[rows, WIDTH]: ascending instances within a node, then ascending nodes, row by row."""
     total = np.zeros((sum(demand.tokens), WIDTH), np.float32)
     places = [{row: i for i, row in enumerate(needed(demand, e))} for e in range(len(partials))]
@@ -75,12 +75,12 @@ def test_sums_of_an_owner_whose_rows_are_in_two_shards(plan: ExchangePlanName) -
     check_an_exchange(plan, Topology((1, 1), (0, 1, 1)), EveryRow((1, 3)))
 
 
-def check_an_exchange(plan: ExchangePlanName, topology: Topology, demand: Demand) -> None:
+def check_an_exchange(plan: ExchangePlanName, topology: Topology, demand: RowDemand) -> None:
     exchange = ExchangePlan(plan, topology, demand)
     ranks = range(topology.num_ranks)
     hidden = values(sum(demand.tokens), 1)
     inputs = np.split(hidden, np.cumsum(demand.tokens)[:-1])
-    wanted = [needed(demand, expert) for expert in range(topology.num_experts)]
+    wanted = [needed(demand, expert) for expert in range(topology.num_expert_instances)]
     local: list[dict[str, Array]] = [{"input": rows} for rows in inputs]
     local += [{"batch": np.full((len(rows), WIDTH), np.nan, np.float32)} for rows in wanted]
     memory = run([exchange.dispatch(rank) for rank in ranks], local)
@@ -91,7 +91,9 @@ def check_an_exchange(plan: ExchangePlanName, topology: Topology, demand: Demand
     local = [{"result": np.full((n, WIDTH), np.nan, np.float32)} for n in demand.tokens]
     local += [{"partial": partial} for partial in partials]
     memory = run([exchange.reply(rank) for rank in ranks], local)
-    results = np.concatenate([memory[rank]["result"] for rank in range(topology.num_attention)])
+    results = np.concatenate(
+        [memory[rank]["result"] for rank in range(topology.num_attention_instances)]
+    )
     assert np.array_equal(results, plain_sum(topology, demand, partials))
     for expert, partial in enumerate(partials):
         assert memory[topology.expert_rank(expert)]["partial"] is partial
@@ -105,16 +107,16 @@ def test_idle_instances_have_nothing_to_do_and_replies_carry_all_notes(
     plan: ExchangePlanName, data: st.DataObject
 ) -> None:
     topology = data.draw(topologies())
-    tokens = data.draw(st.tuples(*[st.integers(0, 9)] * topology.num_attention))
+    tokens = data.draw(st.tuples(*[st.integers(0, 9)] * topology.num_attention_instances))
     for rank in range(topology.num_ranks):
         dispatch, reply = egate_programs(plan, topology, tokens, rank)
-        if rank >= topology.num_attention:
+        if rank >= topology.num_attention_instances:
             assert bool(dispatch.stages) == any(tokens)
             continue
         assert bool(dispatch.stages) == bool(reply.stages) == bool(tokens[rank])
         if tokens[rank]:
             seen = {e for stage in reply.stages for m in stage.receives for e in m.experts}
-            assert seen == set(range(topology.num_experts))
+            assert seen == set(range(topology.num_expert_instances))
 
 
 @plans
@@ -163,9 +165,9 @@ def test_what_does_not_fit_the_topology_is_refused_with_the_numbers() -> None:
 
 def test_headers_are_aligned_and_hold_the_notes_of_all_experts() -> None:
     assert header_bytes("dispatch", 3) == 64
-    for num_experts in range(1, 40):
-        size = header_bytes("reply", num_experts)
-        assert size % 64 == 0 and size >= 8 * (8 + 3 * num_experts)
+    for num_expert_instances in range(1, 40):
+        size = header_bytes("reply", num_expert_instances)
+        assert size % 64 == 0 and size >= 8 * (8 + 3 * num_expert_instances)
 
 
 def test_plans_are_pure() -> None:

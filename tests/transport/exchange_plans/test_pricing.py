@@ -51,7 +51,7 @@ def test_totals_and_busiest_links_are_those_of_the_closed_forms(
     data: st.DataObject, plan: ExchangePlanName
 ) -> None:
     topology = data.draw(topologies())
-    tokens = data.draw(st.tuples(*[st.integers(0, 64)] * topology.num_attention))
+    tokens = data.draw(st.tuples(*[st.integers(0, 64)] * topology.num_attention_instances))
     priced = priced_counts(egate_plan(plan, topology, tokens), ROW)
     for found, counts in zip(priced, closed_form(plan, topology, tokens, ROW), strict=True):
         assert found.total_messages == counts.inter_messages

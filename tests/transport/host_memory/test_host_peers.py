@@ -19,7 +19,7 @@ from tests.transport.host_memory.host_peers_of_threads import PAIR, met
 
 from janus_moe.errors import ExchangeError
 from janus_moe.transport.exchange_plans.topology import Topology
-from janus_moe.transport.host_memory import handshake as neighbour_setup
+from janus_moe.transport.host_memory import handshake as handshake
 from janus_moe.transport.host_memory.handshake import Advertisement, connect_host_peers
 from janus_moe.transport.host_memory.host_peers import HostPeers, NoHostPeers
 from janus_moe.transport.network.channel import ChannelAborted
@@ -34,16 +34,16 @@ def test_a_message_is_read_where_it_was_written_and_given_back() -> None:
     with met() as (left, right):
         first, second = filled(left, 1), filled(left, 2, 5000)
         for buffer in (first, second, first):
-            loan = right.receive(0, 3)
-            assert not loan.arrived()
+            received = right.receive(0, 3)
+            assert not received.arrived()
             sent = left.send(1, 3, buffer)
-            loan.wait(5)
-            assert torch.equal(loan.data[: len(buffer)], buffer)
+            received.wait(5)
+            assert torch.equal(received.data[: len(buffer)], buffer)
             buffer += 10
-            assert torch.equal(loan.data[: len(buffer)], buffer)  # the same memory
+            assert torch.equal(received.data[: len(buffer)], buffer)  # the same memory
             with pytest.raises(TimeoutError):
                 sent.wait(0.01)
-            loan.release()
+            received.release()
             sent.wait(5)
 
 
@@ -60,10 +60,10 @@ def test_waiting_threads_do_not_take_each_others_news() -> None:
     def receive(right: HostPeers, tag: int) -> list[int]:
         seen = []
         for _ in range(rounds):
-            loan = right.receive(0, tag)
-            loan.wait(20)
-            seen.append(int(loan.data[0]))
-            loan.release()
+            received = right.receive(0, tag)
+            received.wait(20)
+            seen.append(int(received.data[0]))
+            received.release()
         return seen
 
     with met() as (left, right), ThreadPoolExecutor(2 * len(lanes)) as threads:
@@ -76,13 +76,13 @@ def test_waiting_threads_do_not_take_each_others_news() -> None:
 
 def test_a_bell_hears_what_came_before_it_was_parked_at() -> None:
     with met() as (left, right):
-        bell = right.bell()
+        wakeup = right.wakeup()
         left.send(1, 0, filled(left, 1))
         right.receive(0, 0).wait(5)
         started = time.monotonic()
-        bell.park(20)  # whether or not the wait has heard it
-        bell.ring()
-        bell.park(20)
+        wakeup.wait(20)  # whether or not the wait has heard it
+        wakeup.notify()
+        wakeup.wait(20)
         assert time.monotonic() - started < 5
 
 
@@ -108,13 +108,13 @@ def test_nothing_is_left_of_neighbours_that_have_closed() -> None:
     running = threading.active_count()
     with met(Topology((0, 0), (0, 1))) as ends:
         left, right = ends[:2]
-        loan = right.receive(0, 0)
+        received = right.receive(0, 0)
         left.send(1, 0, filled(left, 1))
-        loan.wait(5)
-        assert int(loan.data[0]) == 1
+        received.wait(5)
+        assert int(received.data[0]) == 1
         assert our_maps() > maps
         assert not listening()  # all are there
-    del left, right, ends, loan
+    del left, right, ends, received
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
     assert our_maps() == maps
@@ -152,7 +152,7 @@ class Crowded(MemoryRendezvous):
         card = msgspec.msgpack.decode(value, type=Advertisement)
         hellos = [b"", secrets.token_bytes(3), secrets.token_bytes(4096)]
         for mate in range(3):
-            hellos.append(neighbour_setup._HELLO.pack(secrets.token_bytes(32), mate))
+            hellos.append(handshake._HELLO.pack(secrets.token_bytes(32), mate))
         read_fd, write_fd = os.pipe()
         for hello in hellos:
             stranger = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -168,10 +168,10 @@ class Crowded(MemoryRendezvous):
 def test_strangers_are_dropped_and_disturb_nothing() -> None:
     crowd = Crowded()
     with met(Topology((0, 0), (0,)), crowd) as ends:
-        loan = ends[2].receive(0, 0)
+        received = ends[2].receive(0, 0)
         ends[0].send(2, 0, filled(ends[0], 7))
-        loan.wait(5)
-        assert int(loan.data[0]) == 7
+        received.wait(5)
+        assert int(received.data[0]) == 7
         for stranger in crowd.strangers:
             stranger.settimeout(5)
             try:
@@ -185,7 +185,7 @@ def test_strangers_are_dropped_and_disturb_nothing() -> None:
 def test_another_user_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel says who has connected; the secret alone is not enough."""
     me = os.geteuid()
-    monkeypatch.setattr(neighbour_setup, "place", lambda: "here")
+    monkeypatch.setattr(handshake, "place", lambda: "here")
     monkeypatch.setattr(os, "geteuid", lambda: me + 1)
     meeting = MemoryRendezvous()
     with ThreadPoolExecutor(2) as pool:
@@ -201,7 +201,7 @@ def test_instances_that_cannot_share_memory_are_left_out_on_both_sides(
 ) -> None:
     """Three of one node, and rank 2 is elsewhere, or its system has no such sockets."""
     where, meeting, topology = threading.local(), MemoryRendezvous(), Topology((0, 0), (0,))
-    monkeypatch.setattr(neighbour_setup, "place", lambda: where.place)
+    monkeypatch.setattr(handshake, "place", lambda: where.place)
 
     def join(rank: int) -> HostPeers | NoHostPeers:
         where.place = elsewhere if rank == 2 else "here"
@@ -225,7 +225,7 @@ def test_nobody_waits_forever_for_neighbours_that_never_come() -> None:
     name = f"janus-test-{secrets.token_hex(8)}"
     silent.bind(f"\0{name}")
     silent.listen()
-    card = Advertisement(place=neighbour_setup.place(), name=name, secret=b"")
+    card = Advertisement(place=handshake.place(), name=name, secret=b"")
     meeting.put("near/1", msgspec.msgpack.encode(card))
     with silent, pytest.raises(ExchangeError, match=r"rank 0 did not get .* of rank 1 .*0\.2 s"):
         connect_host_peers(0, PAIR, meeting, 0.2)

@@ -124,13 +124,13 @@ def test_works_where_neither_memfd_nor_eventfd_exists(monkeypatch: pytest.Monkey
 
 
 def test_a_bell_holds_any_number_of_rings_and_is_deaf_once_closed() -> None:
-    bell = EventFdWakeup(*_small_pipe())
+    wakeup = EventFdWakeup(*_small_pipe())
     for _ in range(100_000):
-        bell.ring()
-    bell.park(5.0)
-    bell.close()
-    bell.ring()
-    bell.close()
+        wakeup.notify()
+    wakeup.wait(5.0)
+    wakeup.close()
+    wakeup.notify()
+    wakeup.close()
 
 
 def _small_pipe() -> tuple[int, int]:

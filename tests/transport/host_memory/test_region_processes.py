@@ -47,14 +47,14 @@ def partial_sums(expert: int, batch: Tensor) -> Tensor:
     return torch.sin(batch.float() * (expert + 1.7))
 
 
-def expected_digest(instance: int, num_experts: int, num_steps: int) -> str:
+def expected_digest(instance: int, num_expert_instances: int, num_steps: int) -> str:
     """Sums are row by row here, so the other instances' rows do not matter."""
     digest = hashlib.sha256()
     for step in range(num_steps):
         for layer in range(NUM_LAYERS if num_tokens(instance, step) else 0):
             batch = rows(instance, step, layer)
             total = partial_sums(0, batch)
-            for expert in range(1, num_experts):
+            for expert in range(1, num_expert_instances):
                 total = total + partial_sums(expert, batch)
             digest.update(total.numpy().tobytes())
     return digest.hexdigest()

@@ -26,16 +26,16 @@ from janus_moe.transport import AttentionPort, ReplyMetadata, WaitRule
 from janus_moe.transport.lockstep.control_block import control_block_bytes
 from janus_moe.transport.network.channel import LocalNetwork, Pending
 from janus_moe.transport.network.control_broadcast import (
-    NEWS_TAG,
+    CONTROL_TAG,
     ControlBroadcast,
     LeaveNotice,
     decode_leave_notice,
 )
-from janus_moe.transport.network.exchange import DistExchange, DistLayout
+from janus_moe.transport.network.exchange import ExchangeLayout, GlooExchange
 from janus_moe.transport.network.rendezvous import MemoryRendezvous
 
 HOST = "127.0.0.1"
-LAYOUT = DistLayout(
+LAYOUT = ExchangeLayout(
     shape=PoolShape(attention=1, expert=2),
     hidden_size=4,
     dtype="bfloat16",
@@ -47,13 +47,13 @@ LAYOUT = DistLayout(
 
 
 @contextmanager
-def joined(layout: DistLayout, meeting: MemoryRendezvous) -> Iterator[list[DistExchange]]:
+def joined(layout: ExchangeLayout, meeting: MemoryRendezvous) -> Iterator[list[GlooExchange]]:
     """One end per instance, attention first."""
     shape = layout.shape
     instances = [InstanceId(pool="attention", number=i) for i in range(shape.attention)]
     instances += [InstanceId(pool="expert", number=e) for e in range(shape.expert)]
     with ThreadPoolExecutor(len(instances)) as threads:
-        joins = [threads.submit(DistExchange, layout, i, meeting, HOST) for i in instances]
+        joins = [threads.submit(GlooExchange, layout, i, meeting, HOST) for i in instances]
         ends = [join.result(60) for join in joins]
     try:
         yield ends
@@ -62,7 +62,7 @@ def joined(layout: DistLayout, meeting: MemoryRendezvous) -> Iterator[list[DistE
             end.close()
 
 
-def serve(end: DistExchange, rule: WaitRule) -> None:
+def serve(end: GlooExchange, rule: WaitRule) -> None:
     """An expert instance that doubles and counts itself."""
     port = end.expert_port(end.instance.number, rule)
     with suppress(ExchangeError):
@@ -80,11 +80,11 @@ def exchange(port: AttentionPort, value: float) -> torch.Tensor:
 
 def test_a_layout_survives_messagepack_and_checks_itself() -> None:
     data = msgspec.msgpack.encode(LAYOUT)
-    assert msgspec.msgpack.decode(data, type=DistLayout) == LAYOUT
+    assert msgspec.msgpack.decode(data, type=ExchangeLayout) == LAYOUT
     with pytest.raises(ConfigError, match=r"nodes of 2 attention and 2 expert.*1A2E"):
         msgspec.structs.replace(LAYOUT, attention_nodes=(0, 0))
     with pytest.raises(msgspec.ValidationError, match="3pc"):
-        msgspec.msgpack.decode(data.replace(b"2pc-direct", b"3pc-direct"), type=DistLayout)
+        msgspec.msgpack.decode(data.replace(b"2pc-direct", b"3pc-direct"), type=ExchangeLayout)
 
 
 def test_dtypes_and_indices_that_are_wrong_are_refused_with_both() -> None:
@@ -167,11 +167,11 @@ def test_rows_within_a_node_go_over_gloo_only_where_they_are_told_to(way: str) -
     rule = WaitRule(timeout_s=20.0)
     sent: set[int] = set()
     with joined(layout, MemoryRendezvous()) as ends, ThreadPoolExecutor(2) as threads:
-        channel = ends[0]._seat._channel
+        channel = ends[0]._endpoint._channel
         send = channel.send
 
         def noting(peer: int, tag: int, buffer: torch.Tensor) -> Pending:
-            if tag != NEWS_TAG:
+            if tag != CONTROL_TAG:
                 sent.add(peer)
             return send(peer, tag, buffer)
 
@@ -193,7 +193,7 @@ def test_a_connection_that_closes_ends_all_waits_and_names_the_peer() -> None:
         port.begin_step(1)
         ticket = port.dispatch(3, torch.zeros(1, 4, dtype=torch.bfloat16))
         waiting.result(10)
-        ends[2]._seat._channel.abort()  # as if its process were killed
+        ends[2]._endpoint._channel.abort()  # as if its process were killed
         started = time.monotonic()
         with pytest.raises(PeerLost, match=r"^expert 1 \(pid \d+\) is gone") as caught:
             port.combine(ticket)
@@ -205,13 +205,13 @@ def test_nobody_waits_forever_for_instances_that_never_come() -> None:
     first = InstanceId(pool="attention", number=0)
     refusal = pytest.raises(ExchangeError, match=r"rank 0 of 3.*127\.0\.0\.1.*within 0\.3 s")
     with refusal:
-        DistExchange(LAYOUT, first, MemoryRendezvous(), HOST, connect_timeout_s=0.3)
+        GlooExchange(LAYOUT, first, MemoryRendezvous(), HOST, connect_timeout_s=0.3)
 
 
 def test_an_address_of_another_host_is_refused() -> None:
     first = InstanceId(pool="attention", number=0)
     with pytest.raises(ExchangeError, match=r"203\.0\.113\.1"):
-        DistExchange(LAYOUT, first, MemoryRendezvous(), "203.0.113.1", connect_timeout_s=0.3)
+        GlooExchange(LAYOUT, first, MemoryRendezvous(), "203.0.113.1", connect_timeout_s=0.3)
 
 
 def test_threads_end_with_their_exchange() -> None:
@@ -243,14 +243,14 @@ def test_nobody_listens_to_a_peer_that_has_said_farewell() -> None:
             network.channel(rank),
             words,
             on_line=lambda: None,
-            on_farewell=lambda peer, farewell: heard.append(peer),
-            on_lost=heard.append,
+            on_peer_left=lambda peer, leave: heard.append(peer),
+            on_peer_lost=heard.append,
         )
 
     first, second = listen(0), listen(1)
     second.start()
-    first.push()
-    first.farewell(ExchangeClosed("done"))
+    first.publish()
+    first.leave(ExchangeClosed("done"))
     started = time.monotonic()
     second.join(20)
     assert heard == [0] and time.monotonic() - started < 10

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from janus_moe.errors import ExchangeClosed, ExchangeError, PeerLost
 from janus_moe.spec import InstanceId, Pool, PoolShape
-from janus_moe.transport import AttentionPort, DistExchange, DistLayout, ReplyMetadata, WaitRule
+from janus_moe.transport import AttentionPort, ExchangeLayout, GlooExchange, ReplyMetadata, WaitRule
 from janus_moe.transport.network.rendezvous import FolderRendezvous
 
 HIDDEN = 16
 NUM_LAYERS = 3
 RULE = WaitRule(timeout_s=30.0)
-LAYOUT = DistLayout(
+LAYOUT = ExchangeLayout(
     shape=PoolShape(attention=2, expert=2),
     hidden_size=HIDDEN,
     dtype="bfloat16",
@@ -76,7 +76,7 @@ def run_attention(port: AttentionPort, index: int, stop: int, start: int = 0) ->
     return digest.hexdigest()
 
 
-def run_expert(end: DistExchange) -> None:
+def run_expert(end: GlooExchange) -> None:
     port = end.expert_port(end.instance.number, RULE)
     while True:
         work = port.accept()
@@ -84,9 +84,9 @@ def run_expert(end: DistExchange) -> None:
             port.reply(work, partial_sums(end.instance.number, work.hidden), ReplyMetadata(1, 2))
 
 
-def join(folder: str, pool: Pool, index: int) -> DistExchange:
+def join(folder: str, pool: Pool, index: int) -> GlooExchange:
     instance = InstanceId(pool=pool, number=index)
-    return DistExchange(LAYOUT, instance, FolderRendezvous(Path(folder)), "127.0.0.1")
+    return GlooExchange(LAYOUT, instance, FolderRendezvous(Path(folder)), "127.0.0.1")
 
 
 def main(folder: str, pool: Pool, index: str, num_steps: str) -> None:

@@ -20,13 +20,19 @@ from torch import Tensor
 from janus_moe.errors import ExchangeClosed, ExchangeError, ExchangeTimeout, PeerLost
 from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
 from janus_moe.transport.base import ReplyMetadata, Ticket
-from janus_moe.transport.exchange_plans import Demand, EveryRow, ExchangePlan, RoutedRows, Topology
+from janus_moe.transport.exchange_plans import (
+    EveryRow,
+    ExchangePlan,
+    RoutedRows,
+    RowDemand,
+    Topology,
+)
 from janus_moe.transport.exchange_plans.counts import RowBytes, count
 from janus_moe.transport.host_memory.host_peers import HostPeers, NoHostPeers
 from janus_moe.transport.network.channel import Channel, LocalNetwork
 from janus_moe.transport.network.executor import BoundProgram, Executor, Record
 from janus_moe.transport.network.gloo import GlooChannel
-from janus_moe.transport.network.message_buffers import RowFormat, note_words, notes_of
+from janus_moe.transport.network.message_buffers import RowFormat, pack_metadata, unpack_metadata
 from janus_moe.transport.network.rendezvous import MemoryRendezvous
 
 WIDTH = 3
@@ -67,7 +73,7 @@ class Node:
     def live(self, hidden: Tensor, layers: int) -> list[tuple[Tensor, tuple[ReplyMetadata, ...]]]:
         """What the instance got: batches or results."""
         topology = self.exchange.batch.topology
-        if self.rank < topology.num_attention:
+        if self.rank < topology.num_attention_instances:
             return [self._attention(hidden, layer) for layer in range(layers)]
         return [self._expert(hidden, layer) for layer in range(layers)]
 
@@ -76,26 +82,28 @@ class Node:
         start = sum(tokens[: self.rank])
         rows = hidden[start : start + tokens[self.rank]] + layer
         result = torch.full_like(rows, float("nan"))
-        notes = [0] * (3 * topology.num_experts)
-        self._run(self.dispatch, layer, {"input": rows}, notes)
-        self._run(self.reply, layer, {"result": result}, notes)
-        return result.cpu(), notes_of(notes)
+        metadata_words = [0] * (3 * topology.num_expert_instances)
+        self._run(self.dispatch, layer, {"input": rows}, metadata_words)
+        self._run(self.reply, layer, {"result": result}, metadata_words)
+        return result.cpu(), unpack_metadata(metadata_words)
 
     def _expert(self, hidden: Tensor, layer: int) -> tuple[Tensor, tuple[ReplyMetadata, ...]]:
         topology, demand = self.exchange.batch.topology, self.exchange.batch.demand
-        expert = self.rank - topology.num_attention
+        expert = self.rank - topology.num_attention_instances
         batch = hidden.new_full((len(needed(demand, expert)), WIDTH), float("nan"))
-        notes = [0] * (3 * topology.num_experts)
-        self._run(self.dispatch, layer, {"batch": batch}, notes)
-        notes[3 * expert : 3 * expert + 3] = note_words((ReplyMetadata(7, expert, layer),))
-        self._run(self.reply, layer, {"partial": partial_sums(batch, expert)}, notes)
+        metadata_words = [0] * (3 * topology.num_expert_instances)
+        self._run(self.dispatch, layer, {"batch": batch}, metadata_words)
+        metadata_words[3 * expert : 3 * expert + 3] = pack_metadata(
+            (ReplyMetadata(7, expert, layer),)
+        )
+        self._run(self.reply, layer, {"partial": partial_sums(batch, expert)}, metadata_words)
         return batch.cpu(), ()
 
     def _run(
-        self, program: BoundProgram, layer: int, local: dict[str, Tensor], notes: list[int]
+        self, program: BoundProgram, layer: int, local: dict[str, Tensor], metadata_words: list[int]
     ) -> None:
         self.executor.post(program)
-        self.executor.run(program, Ticket(1, 2, layer), local, notes)
+        self.executor.run(program, Ticket(1, 2, layer), local, metadata_words)
         self.executor.settle()
 
 
@@ -107,42 +115,50 @@ def check_an_exchange(
     backend: str,
     plan: ExchangePlanName,
     topology: Topology,
-    demand: Demand,
+    demand: RowDemand,
     layers: int = 2,
     device: str = "cpu",
 ) -> None:
     exchange = ExchangePlan(plan, topology, demand)
     hidden = torch.randn(sum(demand.tokens), WIDTH, generator=torch.Generator().manual_seed(0))
     format_ = RowFormat(
-        max(1, len(hidden)), WIDTH, topology.num_experts, torch.float32, torch.device(device)
+        max(1, len(hidden)),
+        WIDTH,
+        topology.num_expert_instances,
+        torch.float32,
+        torch.device(device),
     )
     seen: list[tuple[int, str, int]] = []
     ranks = range(topology.num_ranks)
     with ExitStack() as stack:
         ends = stack.enter_context(channels("gloo" if backend == "gloo" else "local", len(ranks)))
-        near: Sequence[HostPeers | NoHostPeers] = [NoHostPeers()] * len(ranks)
+        host_peers: Sequence[HostPeers | NoHostPeers] = [NoHostPeers()] * len(ranks)
         if backend == "near":
-            near = stack.enter_context(met(topology))
+            host_peers = stack.enter_context(met(topology))
         threads = stack.enter_context(ThreadPoolExecutor(len(ranks)))
         lives = []
         for rank in ranks:
             record = recorder(seen, rank)
-            executor = Executor(rank, topology, ends[rank], format_, 20.0, record, near[rank])
+            executor = Executor(rank, topology, ends[rank], format_, 20.0, record, host_peers[rank])
             node = Node(executor, exchange, rank)
             lives.append(threads.submit(node.live, hidden.to(device), layers))
         histories = [life.result(30) for life in lives]
     for layer in range(layers):
-        wanted = [needed(demand, expert) for expert in range(topology.num_experts)]
+        wanted = [needed(demand, expert) for expert in range(topology.num_expert_instances)]
         batches = [(hidden + layer)[rows] for rows in wanted]
         got = [history[layer] for history in histories]
         for expert, batch in enumerate(batches):
             assert torch.equal(got[topology.expert_rank(expert)][0], batch)
         partials = [partial_sums(batch, expert).numpy() for expert, batch in enumerate(batches)]
-        results = np.concatenate([got[i][0].numpy() for i in range(topology.num_attention)])
+        results = np.concatenate(
+            [got[i][0].numpy() for i in range(topology.num_attention_instances)]
+        )
         assert np.array_equal(results, plain_sum(topology, demand, partials))
         if isinstance(demand, EveryRow):
-            notes = tuple(ReplyMetadata(7, expert, layer) for expert in range(topology.num_experts))
-            assert all(got[i][1] == notes for i, n in enumerate(demand.tokens) if n)
+            metadata_words = tuple(
+                ReplyMetadata(7, expert, layer) for expert in range(topology.num_expert_instances)
+            )
+            assert all(got[i][1] == metadata_words for i, n in enumerate(demand.tokens) if n)
     row_bytes = RowBytes(4 * WIDTH, 4 * WIDTH)
     there = count(topology, exchange.dispatches, "dispatch", row_bytes)
     back = count(topology, exchange.replies, "reply", row_bytes)
@@ -208,7 +224,7 @@ def test_moves_of_tensors_equal_those_of_arrays(
 @pytest.mark.parametrize("agate", (False, True))
 def test_every_plan_runs_on_device_tensors(plan: ExchangePlanName, agate: bool) -> None:
     topology = Topology((0, 0, 1), (1, 2, 2, 3))
-    demand: Demand = EveryRow((3, 40, 5))
+    demand: RowDemand = EveryRow((3, 40, 5))
     if agate:
         generator = np.random.default_rng(0)
         demand = RoutedRows.of([generator.integers(0, 4, (n, 2)) for n in (3, 40, 5)])

@@ -10,13 +10,13 @@ import torch
 from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName, InstanceId, PoolShape
 from janus_moe.transport import AttentionPort, WaitRule
 from janus_moe.transport.network.channel import LocalNetwork
-from janus_moe.transport.network.exchange import ChannelExchange, DistLayout
+from janus_moe.transport.network.exchange import ExchangeLayout, NetworkExchange
 
 
 @pytest.mark.parametrize("plan", EXCHANGE_PLANS)
 def test_dispatch_waits_for_no_other_node(plan: ExchangePlanName) -> None:
     """On this network a send is over when its receive is posted, and no expert ever posts one."""
-    layout = DistLayout(
+    layout = ExchangeLayout(
         shape=PoolShape(attention=4, expert=3),
         hidden_size=4,
         dtype="float32",
@@ -27,7 +27,7 @@ def test_dispatch_waits_for_no_other_node(plan: ExchangePlanName) -> None:
     )
     network = LocalNetwork(7)
     ends = [
-        ChannelExchange(layout, InstanceId(pool="attention", number=index), network.channel(index))
+        NetworkExchange(layout, InstanceId(pool="attention", number=index), network.channel(index))
         for index in range(4)
     ]
     rule = WaitRule(timeout_s=10.0)

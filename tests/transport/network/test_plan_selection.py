@@ -20,7 +20,7 @@ from janus_moe.transport.exchange_plans import Topology
 from janus_moe.transport.exchange_plans.counts import RowBytes
 from janus_moe.transport.lockstep.control_block import ControlBlock, control_block_bytes
 from janus_moe.transport.network.channel import LocalNetwork
-from janus_moe.transport.network.exchange import ChannelExchange, DistLayout
+from janus_moe.transport.network.exchange import ExchangeLayout, NetworkExchange
 from janus_moe.transport.network.plan_selection import (
     FixedPlan,
     PlanChooser,
@@ -31,7 +31,7 @@ from janus_moe.transport.network.plan_selection import (
 HIDDEN, MAX_TOKENS = 4, 32
 ROW = RowBytes(dispatch=4096, reply=4096)
 RULE = WaitRule(timeout_s=20.0)
-LAYOUT = DistLayout(
+LAYOUT = ExchangeLayout(
     shape=PoolShape(attention=3, expert=5),
     hidden_size=HIDDEN,
     dtype="float32",
@@ -49,7 +49,7 @@ class Rotating:
         self.seen: list[tuple[int, float]] = []
 
     @property
-    def word(self) -> int:
+    def packed_plans(self) -> int:
         return pack(self._draw.randrange(4) for _ in range(NUM_BUCKETS))
 
     def observe(self, tokens: int, seconds: float) -> str:
@@ -57,18 +57,18 @@ class Rotating:
         return f"after {tokens} tokens"
 
 
-def fleet() -> list[ChannelExchange]:
+def fleet() -> list[NetworkExchange]:
     ranks = LAYOUT.shape.attention + LAYOUT.shape.expert
     network = LocalNetwork(ranks)
     instances = [InstanceId(pool="attention", number=i) for i in range(LAYOUT.shape.attention)]
     instances += [InstanceId(pool="expert", number=e) for e in range(LAYOUT.shape.expert)]
     return [
-        ChannelExchange(LAYOUT, instance, network.channel(rank))
+        NetworkExchange(LAYOUT, instance, network.channel(rank))
         for rank, instance in enumerate(instances)
     ]
 
 
-def serve(end: ChannelExchange) -> None:
+def serve(end: NetworkExchange) -> None:
     """Doubles, and adds its number."""
     port = end.expert_port(end.instance.number, RULE)
     with suppress(ExchangeClosed):
@@ -126,29 +126,33 @@ def test_plans_may_change_with_every_step_and_all_instances_follow_the_first() -
 
 def test_the_board_keeps_the_plans_of_two_steps() -> None:
     shape = PoolShape(attention=2, expert=1)
-    board = ControlBlock(shape, memoryview(bytearray(control_block_bytes(shape))).cast("q"))
+    control_block = ControlBlock(shape, memoryview(bytearray(control_block_bytes(shape))).cast("q"))
     words = [0, 2**32 - 1, 5, 2**31, 0, 7]
-    for step, (before, word) in enumerate(itertools.pairwise(words)):
-        board.announce(0, step, 1, 0, before)
-        board.announce(0, step + 1, 1, 0, word)
-        board.announce(1, step + 1, 1, 0)
-        assert (board.plans(step), board.plans(step + 1)) == (before, word)
+    for step, (before, packed_plans) in enumerate(itertools.pairwise(words)):
+        control_block.announce(0, step, 1, 0, before)
+        control_block.announce(0, step + 1, 1, 0, packed_plans)
+        control_block.announce(1, step + 1, 1, 0)
+        assert (control_block.plans(step), control_block.plans(step + 1)) == (before, packed_plans)
 
 
 def test_a_fixed_plan_is_that_of_every_batch() -> None:
     for plan in EXCHANGE_PLANS:
-        assert {plan_in(FixedPlan(plan).word, tokens) for tokens in (0, 1, 77, 10**6)} == {plan}
+        assert {plan_in(FixedPlan(plan).packed_plans, tokens) for tokens in (0, 1, 77, 10**6)} == {
+            plan
+        }
 
 
 def test_the_choice_follows_the_price_of_links_and_then_the_measured_times() -> None:
     topology = Topology((0, 0), (1, 1))
     chooser = PlanChooser(topology, ROW, tcp_links(), ChoiceRule(trials=2, window=3, reach=4.0))
-    cheap, dear = plan_in(chooser.word, 1), plan_in(chooser.word, 2**14)
+    cheap, dear = plan_in(chooser.packed_plans, 1), plan_in(chooser.packed_plans, 2**14)
     assert cheap == "1pc" and dear != "1pc"
     took = {"1pc": 3.0, "2pc-direct": 2.0, "2pc-sharded": 1.0}
-    notices = [chooser.observe(2**14, took[plan_in(chooser.word, 2**14)]) for _ in range(12)]
-    assert plan_in(chooser.word, 2**14) == "2pc-sharded" and chooser.settled(2**14)
-    assert plan_in(chooser.word, 1) == cheap
+    notices = [
+        chooser.observe(2**14, took[plan_in(chooser.packed_plans, 2**14)]) for _ in range(12)
+    ]
+    assert plan_in(chooser.packed_plans, 2**14) == "2pc-sharded" and chooser.settled(2**14)
+    assert plan_in(chooser.packed_plans, 1) == cheap
     told = [notice for notice in notices if notice]
     assert told == [told[0]] if dear != "2pc-sharded" else not told
     assert all("of up to 16384 tokens: 2pc-sharded (1000000 us) instead of" in n for n in told)
@@ -158,7 +162,7 @@ def test_times_of_fewer_tokens_are_those_of_a_full_batch_but_for_the_tokens() ->
     """As the cost model grows, so that a batch that fills up looks neither slower nor faster."""
     topology = Topology((0, 0), (1, 1))
     chooser = PlanChooser(topology, ROW, tcp_links())
-    plan = EXCHANGE_PLANS.index(plan_in(chooser.word, 600))
+    plan = EXCHANGE_PLANS.index(plan_in(chooser.packed_plans, 600))
     low, high = (chooser.predicted[bucket][plan] for bucket in (9, 10))
     chooser.observe(768, (low + high) / 2)
     assert chooser.choices[10].times[plan] == pytest.approx((high,))
@@ -173,7 +177,7 @@ def test_plans_that_do_the_same_are_one() -> None:
 
 def test_unknown_coefficients_are_refused() -> None:
     with pytest.raises(ConfigError, match="not wire_s"):
-        DistLayout(
+        ExchangeLayout(
             shape=PoolShape(attention=1, expert=1),
             hidden_size=4,
             dtype="float32",

@@ -9,20 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from janus_moe.transport.exchange_plans.program import Add, Clear, Copy, Local, Move
+from janus_moe.transport.exchange_plans.program import Add, Clear, Copy, LocalBuffer, RowOp
 from janus_moe.transport.exchange_plans.rows import Index
-from janus_moe.transport.network.row_ops import Sum, bind, fused, make
+from janus_moe.transport.network.row_ops import CopyAdd, apply, bind, fuse_copy_add
 
 ROWS = 4
-TARGETS = (Local("result", ROWS), Local("scratch", ROWS))
-SOURCES = (Local("partial", ROWS), Local("input", ROWS), Local("scratch", ROWS))
+TARGETS = (LocalBuffer("result", ROWS), LocalBuffer("scratch", ROWS))
+SOURCES = (LocalBuffer("partial", ROWS), LocalBuffer("input", ROWS), LocalBuffer("scratch", ROWS))
 
 
 PLACES = (range(ROWS), range(2), range(2, ROWS), range(1, 3))
 
 
 @st.composite
-def moves(draw: st.DrawFn) -> Move:
+def row_ops(draw: st.DrawFn) -> RowOp:
     """Few rows and many moves, so that most moves meet earlier ones."""
     kind = draw(st.sampled_from((Copy, Copy, Add, Add, Add, Clear)))
     target = draw(st.sampled_from(TARGETS))
@@ -37,39 +37,39 @@ def moves(draw: st.DrawFn) -> Move:
     return (Add if kind is Add else Copy)(target, places, source, origins)
 
 
-def results(every: Sequence[Move | Sum]) -> NDArray[np.float32]:
+def results(every: Sequence[RowOp | CopyAdd]) -> NDArray[np.float32]:
     """[result, scratch] after the moves."""
     draw = np.random.default_rng(0)
     kinds = ("result", "scratch", "partial", "input")
     local = {kind: draw.normal(size=(ROWS, 2)).astype(np.float32) * 10**7 for kind in kinds}
-    for move in every:
+    for row_op in every:
         bound = bind(
-            move,
-            lambda buffer: buffer.kind if isinstance(buffer, Local) else None,
+            row_op,
+            lambda buffer: buffer.kind if isinstance(buffer, LocalBuffer) else None,
             lambda index: slice(index.start, index.stop) if isinstance(index, range) else index,
         )
-        make(bound, local)
+        apply(bound, local)
     return np.stack([local["result"], local["scratch"]])
 
 
 @settings(max_examples=200, deadline=None)
-@given(every=st.lists(moves(), min_size=2, max_size=12))
-def test_joined_moves_give_what_they_give_one_by_one(every: list[Move]) -> None:
-    assert np.array_equal(results(every), results(fused(every)))
+@given(every=st.lists(row_ops(), min_size=2, max_size=12))
+def test_joined_moves_give_what_they_give_one_by_one(every: list[RowOp]) -> None:
+    assert np.array_equal(results(every), results(fuse_copy_add(every)))
 
 
 def test_a_copy_and_an_add_to_the_same_rows_become_one_sum() -> None:
     result, partial, other = TARGETS[0], SOURCES[0], SOURCES[1]
     low, high = range(2), range(2, 4)
-    every: list[Move] = [
+    every: list[RowOp] = [
         Copy(result, low, partial, low),
         Copy(result, high, partial, high),
         Add(result, low, other, low),
         Add(result, high, other, high),
         Add(result, low, other, high),
     ]
-    assert fused(every) == [
-        Sum(result, low, partial, low, other, low),
-        Sum(result, high, partial, high, other, high),
+    assert fuse_copy_add(every) == [
+        CopyAdd(result, low, partial, low, other, low),
+        CopyAdd(result, high, partial, high, other, high),
         every[-1],
     ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from janus_moe.messages import Setup
 from janus_moe.transport import Exchange, LoopbackExchange, ShmAddress, ShmRegion
-from janus_moe.transport.network.exchange import DistExchange, DistLayout
+from janus_moe.transport.network.exchange import ExchangeLayout, GlooExchange
 from janus_moe.transport.network.rendezvous import NamespacedRendezvous, Rendezvous
 
 
@@ -31,14 +31,14 @@ def open_exchanges(
                 NamespacedRendezvous(rendezvous, number)
                 for number in range(config.num_micro_batches)
             ]
-            return tuple(DistExchange(layout, instance, m, bind_host) for m in meetings)
+            return tuple(GlooExchange(layout, instance, m, bind_host) for m in meetings)
         case "auto":
             raise AssertionError("the plan decides the transport")
 
 
-def _dist_layout(setup: Setup) -> DistLayout:
+def _dist_layout(setup: Setup) -> ExchangeLayout:
     config, membership = setup.config, setup.membership
-    return DistLayout(
+    return ExchangeLayout(
         shape=membership.shape,
         hidden_size=setup.spec.hidden_size,
         dtype=setup.spec.dtype,

@@ -38,7 +38,7 @@ from janus_moe.transport import (
     WaitRule,
     spin_budget_us,
 )
-from janus_moe.transport.network.exchange import ChannelExchange
+from janus_moe.transport.network.exchange import NetworkExchange
 
 Send = Callable[[FromWorker], None]
 ThreadBody = Callable[[queue.SimpleQueue[ToWorker]], None]
@@ -147,7 +147,7 @@ class _Builder:
     def _spans(self) -> SpanLog:
         """Of one instance; where messages have a beginning and an end, they are recorded too."""
         spans = SpanLog()
-        over_network = [e for e in self._exchanges if isinstance(e, ChannelExchange)]
+        over_network = [e for e in self._exchanges if isinstance(e, NetworkExchange)]
         if over_network:
             topology = over_network[0].layout.topology
 

@@ -4,17 +4,17 @@ Without torch, without sockets: executors carry the programs out, cost models co
 """
 
 from janus_moe.transport.exchange_plans.building import ExchangePlan, egate_plan, egate_programs
-from janus_moe.transport.exchange_plans.demand import Demand, EveryRow, RoutedRows
-from janus_moe.transport.exchange_plans.program import Message, Program, header_bytes
+from janus_moe.transport.exchange_plans.demand import EveryRow, RoutedRows, RowDemand
+from janus_moe.transport.exchange_plans.program import Program, RowMessage, header_bytes
 from janus_moe.transport.exchange_plans.topology import Topology
 
 __all__ = [
-    "Demand",
     "EveryRow",
     "ExchangePlan",
-    "Message",
     "Program",
     "RoutedRows",
+    "RowDemand",
+    "RowMessage",
     "Topology",
     "egate_plan",
     "egate_programs",

@@ -6,10 +6,10 @@ from functools import lru_cache
 
 from janus_moe.spec import ExchangePlanName
 from janus_moe.transport.exchange_plans.compiling import dispatch_program, reply_program
-from janus_moe.transport.exchange_plans.demand import Batch, Demand, EveryRow
+from janus_moe.transport.exchange_plans.demand import EveryRow, ExchangeBatch, RowDemand
 from janus_moe.transport.exchange_plans.groups import make_groups
 from janus_moe.transport.exchange_plans.messages import dispatch_messages, reply_messages
-from janus_moe.transport.exchange_plans.program import Message, Program
+from janus_moe.transport.exchange_plans.program import Program, RowMessage
 from janus_moe.transport.exchange_plans.topology import Topology
 
 _KEPT = 256
@@ -21,12 +21,12 @@ class ExchangePlan:
     dispatches, replies: all messages of each direction, by stage. Programs are written on demand.
     """
 
-    def __init__(self, plan: ExchangePlanName, topology: Topology, demand: Demand) -> None:
+    def __init__(self, plan: ExchangePlanName, topology: Topology, demand: RowDemand) -> None:
         self.plan = plan
-        self.batch = Batch(topology, demand)
+        self.batch = ExchangeBatch(topology, demand)
         self._groups = make_groups(plan, self.batch)
-        self.dispatches: tuple[Message, ...] = dispatch_messages(self.batch, self._groups)
-        self.replies: tuple[Message, ...] = reply_messages(self.batch, self._groups)
+        self.dispatches: tuple[RowMessage, ...] = dispatch_messages(self.batch, self._groups)
+        self.replies: tuple[RowMessage, ...] = reply_messages(self.batch, self._groups)
 
     def dispatch(self, rank: int) -> Program:
         return dispatch_program(self.batch, self.dispatches, rank)

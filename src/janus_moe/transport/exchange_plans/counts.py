@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from janus_moe.spec import ExchangePlanName
-from janus_moe.transport.exchange_plans.program import Direction, Message, header_bytes
+from janus_moe.transport.exchange_plans.program import Direction, RowMessage, header_bytes
 from janus_moe.transport.exchange_plans.topology import Topology
 
 
@@ -26,7 +26,7 @@ class RowBytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class MessageCounts:
     """Of one direction. inter, intra: between and within nodes. Bytes include headers.
 
     busiest_egress, busiest_ingress: bytes that the busiest node sends to, or gets from, others.
@@ -78,13 +78,13 @@ class _Tally:
         other.received, other.received_rows = self.sent, self.sent_rows
         return other
 
-    def counts(self, header: int, per_row: int) -> Counts:
+    def counts(self, header: int, per_row: int) -> MessageCounts:
         def size(messages: int, rows: int) -> int:
             return header * messages + per_row * rows
 
         egress = (size(self.sent[node], self.sent_rows[node]) for node in self.sent)
         ingress = (size(self.received[node], self.received_rows[node]) for node in self.received)
-        return Counts(
+        return MessageCounts(
             inter_messages=self.sent.total(),
             inter_bytes=size(self.sent.total(), self.sent_rows.total()),
             intra_messages=self.intra_messages,
@@ -95,8 +95,8 @@ class _Tally:
 
 
 def count(
-    topology: Topology, messages: Iterable[Message], direction: Direction, row_bytes: RowBytes
-) -> Counts:
+    topology: Topology, messages: Iterable[RowMessage], direction: Direction, row_bytes: RowBytes
+) -> MessageCounts:
     """Counts the messages of one direction, as `ExchangePlan` lists them."""
     tally = _Tally()
     for message in messages:
@@ -106,17 +106,17 @@ def count(
         else:
             tally.send(source, 1, message.num_rows)
             tally.receive(target, 1, message.num_rows)
-    header = header_bytes(direction, topology.num_experts)
+    header = header_bytes(direction, topology.num_expert_instances)
     return tally.counts(header, getattr(row_bytes, direction))
 
 
 def closed_form(
     plan: ExchangePlanName, topology: Topology, tokens: tuple[int, ...], row_bytes: RowBytes
-) -> tuple[Counts, Counts]:
+) -> tuple[MessageCounts, MessageCounts]:
     """(dispatch, reply) with gating on the expert side; tokens: [attention instances]."""
     facts = _Facts(topology, tokens)
     dispatch, reply = _FORMS[plan](facts)
-    n = topology.num_experts
+    n = topology.num_expert_instances
     return (
         dispatch.counts(header_bytes("dispatch", n), row_bytes.dispatch),
         reply.counts(header_bytes("reply", n), row_bytes.reply),
@@ -131,7 +131,7 @@ class _Facts:
     """
 
     def __init__(self, topology: Topology, tokens: tuple[int, ...]) -> None:
-        self.n = topology.num_experts
+        self.n = topology.num_expert_instances
         self.experts = {d: len(ids) for d, ids in topology.experts_by_node.items()}
         self.tokens_on: dict[int, list[int]] = {}
         for node, count in sorted(zip(topology.attention_nodes, tokens, strict=True), key=_node):

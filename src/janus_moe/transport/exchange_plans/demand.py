@@ -15,11 +15,11 @@ from typing import Protocol
 import numpy as np
 
 from janus_moe.errors import ConfigError
-from janus_moe.transport.exchange_plans.rows import Ids, RowIndices, RowRanges, RowSet, Span
+from janus_moe.transport.exchange_plans.rows import Ids, RowIndices, RowRange, RowRanges, RowSet
 from janus_moe.transport.exchange_plans.topology import Topology
 
 
-class Demand(Protocol):
+class RowDemand(Protocol):
     """tokens: [attention instances] rows of each in the batch; 0 takes no part.
 
     complete: every expert instance needs every row.
@@ -83,17 +83,17 @@ class RoutedRows:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ExchangeBatch:
     """Who has which rows of a batch. Instances without rows are idle and take no part."""
 
     topology: Topology
-    demand: Demand
+    demand: RowDemand
 
     def __post_init__(self) -> None:
         tokens = self.demand.tokens
-        if len(tokens) != self.topology.num_attention or min(tokens) < 0:
+        if len(tokens) != self.topology.num_attention_instances or min(tokens) < 0:
             raise ConfigError(
-                f"tokens {tokens} for {self.topology.num_attention} attention instances; "
+                f"tokens {tokens} for {self.topology.num_attention_instances} attention instances; "
                 "one count of at least 0 each"
             )
 
@@ -108,11 +108,11 @@ class Batch:
 
     @cached_property
     def everything(self) -> RowRanges:
-        return self.owned_by(range(self.topology.num_attention))
+        return self.owned_by(range(self.topology.num_attention_instances))
 
     def owned_by(self, instances: Iterable[int]) -> RowRanges:
         """Rows of these attention instances, given in ascending order."""
-        spans: list[Span] = [span for index in instances for span in self.owned[index].spans]
+        spans: list[RowRange] = [span for index in instances for span in self.owned[index].spans]
         return RowRanges.of(spans)
 
     def active_on(self, node: int) -> tuple[int, ...]:

@@ -25,38 +25,38 @@ from dataclasses import dataclass, replace
 
 from janus_moe.errors import ConfigError
 from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
-from janus_moe.transport.exchange_plans.demand import Batch
+from janus_moe.transport.exchange_plans.demand import ExchangeBatch
 from janus_moe.transport.exchange_plans.rows import RowRanges
 
 
 @dataclass(frozen=True)
-class Entry:
+class NodeEntry:
     """Where a group's rows enter an expert node. head: the expert instance that spreads them
     there; None: each instance of the node gets its own message."""
 
     node: int
-    head: int | None
+    ingress_instance: int | None
 
 
 @dataclass(frozen=True)
 class Group:
-    """root: attention instance; members: [(attention instance, its rows in the group)], ascending.
+    """leader: attention instance. members: [(attention instance, its rows)], ascending.
 
     entries: the expert nodes other than the root's, in the order of the chain where there is one.
     chained: each entry's head passes rows on to the next one.
-    collected_at_head: the first entry's head adds up the nodes' sums, instead of the root.
+    collected_at_ingress: the first entry's head adds up the nodes' sums, instead of the root.
     """
 
-    root: int
+    leader: int
     node: int
     spans: RowRanges
     members: tuple[tuple[int, RowRanges], ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[NodeEntry, ...]
     chained: bool = False
-    collected_at_head: bool = False
+    collected_at_ingress: bool = False
 
 
-def make_groups(plan: ExchangePlanName, batch: Batch) -> tuple[Group, ...]:
+def make_groups(plan: ExchangePlanName, batch: ExchangeBatch) -> tuple[Group, ...]:
     """The groups of a batch, by source node and root."""
     if plan not in EXCHANGE_PLANS:
         raise ConfigError(f"no exchange plan {plan!r}; there are {', '.join(EXCHANGE_PLANS)}")
@@ -68,62 +68,68 @@ def make_groups(plan: ExchangePlanName, batch: Batch) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def _one_phase(batch: Batch, node: int, order: int, active: tuple[int, ...]) -> Iterator[Group]:
-    entries = tuple(Entry(other, None) for other in _others(batch, node))
-    for root in active:
-        spans = batch.owned[root]
-        yield Group(root, node, spans, ((root, spans),), entries)
+def _one_phase(
+    batch: ExchangeBatch, node: int, order: int, active: tuple[int, ...]
+) -> Iterator[Group]:
+    entries = tuple(NodeEntry(other, None) for other in _others(batch, node))
+    for leader in active:
+        spans = batch.owned[leader]
+        yield Group(leader, node, spans, ((leader, spans),), entries)
 
 
-def _direct(batch: Batch, node: int, order: int, active: tuple[int, ...]) -> Iterator[Group]:
+def _direct(
+    batch: ExchangeBatch, node: int, order: int, active: tuple[int, ...]
+) -> Iterator[Group]:
     leaders = batch.topology.experts_by_node
-    entries = tuple(Entry(other, leaders[other][0]) for other in _others(batch, node))
+    entries = tuple(NodeEntry(other, leaders[other][0]) for other in _others(batch, node))
     yield _whole_node(batch, node, active, entries)
 
 
-def _relay(batch: Batch, node: int, order: int, active: tuple[int, ...]) -> Iterator[Group]:
+def _relay(batch: ExchangeBatch, node: int, order: int, active: tuple[int, ...]) -> Iterator[Group]:
     experts = batch.topology.experts_by_node
     others = _others(batch, node)
     after = sum(other < node for other in others)  # the ring goes on after the source's own node
     first = after if node in experts else order % len(others)
     chain = others[first:] + others[:first]
-    entries = tuple(Entry(other, experts[other][0]) for other in chain)
+    entries = tuple(NodeEntry(other, experts[other][0]) for other in chain)
     group = _whole_node(batch, node, active, entries)
-    yield replace(group, chained=True, collected_at_head=node not in experts)
+    yield replace(group, chained=True, collected_at_ingress=node not in experts)
 
 
-def _sharded(batch: Batch, node: int, order: int, active: tuple[int, ...]) -> Iterator[Group]:
+def _sharded(
+    batch: ExchangeBatch, node: int, order: int, active: tuple[int, ...]
+) -> Iterator[Group]:
     rows = batch.owned_by(active)
     total, num_shards = len(rows), len(active)
     experts = batch.topology.experts_by_node
-    for shard, root in enumerate(active):
+    for shard, leader in enumerate(active):
         spans = rows.part(total * shard // num_shards, total * (shard + 1) // num_shards)
         if not len(spans):
             continue
         entries = tuple(
-            Entry(other, experts[other][shard % len(experts[other])])
+            NodeEntry(other, experts[other][shard % len(experts[other])])
             for other in _others(batch, node)
         )
-        yield Group(root, node, spans, _members(batch, active, spans), entries)
+        yield Group(leader, node, spans, _members(batch, active, spans), entries)
 
 
 _BY_PLAN = {"1pc": _one_phase, "2pc-direct": _direct, "2pc-relay": _relay, "2pc-sharded": _sharded}
 
 
 def _whole_node(
-    batch: Batch, node: int, active: tuple[int, ...], entries: tuple[Entry, ...]
+    batch: ExchangeBatch, node: int, active: tuple[int, ...], entries: tuple[NodeEntry, ...]
 ) -> Group:
     spans = batch.owned_by(active)
     return Group(active[0], node, spans, _members(batch, active, spans), entries)
 
 
 def _members(
-    batch: Batch, active: tuple[int, ...], spans: RowRanges
+    batch: ExchangeBatch, active: tuple[int, ...], spans: RowRanges
 ) -> tuple[tuple[int, RowRanges], ...]:
     parts = ((index, batch.owned[index].within(spans)) for index in active)
     return tuple((index, part) for index, part in parts if len(part))
 
 
-def _others(batch: Batch, node: int) -> tuple[int, ...]:
+def _others(batch: ExchangeBatch, node: int) -> tuple[int, ...]:
     """Expert nodes other than `node`, ascending."""
     return tuple(other for other in batch.topology.experts_by_node if other != node)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from janus_moe.planner.latency.links import ExchangeCounts
 from janus_moe.transport.exchange_plans.building import ExchangePlan
 from janus_moe.transport.exchange_plans.counts import RowBytes
-from janus_moe.transport.exchange_plans.program import Direction, Message, header_bytes
+from janus_moe.transport.exchange_plans.program import Direction, RowMessage, header_bytes
 from janus_moe.transport.exchange_plans.topology import Topology
 
 
@@ -27,7 +27,7 @@ def priced_counts(
 
 
 def direction_counts(
-    topology: Topology, messages: Iterable[Message], direction: Direction, row_bytes: RowBytes
+    topology: Topology, messages: Iterable[RowMessage], direction: Direction, row_bytes: RowBytes
 ) -> ExchangeCounts:
     """Counts of one direction.
 
@@ -36,7 +36,7 @@ def direction_counts(
     of all instances of a node share its link: the endpoint is the node. Totals are of messages
     between nodes.
     """
-    header = header_bytes(direction, topology.num_experts)
+    header = header_bytes(direction, topology.num_expert_instances)
     per_row = row_bytes.dispatch if direction == "dispatch" else row_bytes.reply
     stages: dict[int, bool] = {}
     near_messages: Counter[tuple[str, int]] = Counter()

@@ -25,7 +25,7 @@ _ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Message:
+class RowMessage:
     """stage: number and name. source, target: ranks. rows: global rows it holds, packed; all of
     one group.
 
@@ -48,7 +48,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Local:
+class LocalBuffer:
     """A buffer of the instance itself. input and result: rows of an attention instance; batch and
     partial: rows of an expert instance; scratch: for sums of a node on the way."""
 
@@ -57,16 +57,16 @@ class Local:
     index: int = 0
 
 
-Buffer = Message | Local
+Buffer = RowMessage | LocalBuffer
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class SendMessage:
     """Sends `message`; its bytes are those of `content`, which is another message when it is only
     passed on."""
 
-    message: Message
-    content: Message
+    message: RowMessage
+    content: RowMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +96,15 @@ class Add:
     source_rows: Index
 
 
-Move = Clear | Copy | Add
+RowOp = Clear | Copy | Add
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
     number: int
-    sends: tuple[Send, ...]
-    receives: tuple[Message, ...]
-    moves: tuple[Move, ...]
+    sends: tuple[SendMessage, ...]
+    receives: tuple[RowMessage, ...]
+    row_ops: tuple[RowOp, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +116,7 @@ class Program:
     stages: tuple[Stage, ...]
 
 
-def header_bytes(direction: Direction, num_experts: int) -> int:
+def header_bytes(direction: Direction, num_expert_instances: int) -> int:
     """Size of a message's header: fixed words, and in replies notes of all expert instances."""
-    words = _HEADER_WORDS + (_NOTE_WORDS * num_experts if direction == "reply" else 0)
+    words = _HEADER_WORDS + (_NOTE_WORDS * num_expert_instances if direction == "reply" else 0)
     return -(-words * _WORD_BYTES // _ALIGNMENT) * _ALIGNMENT

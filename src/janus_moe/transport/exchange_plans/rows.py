@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 Index = range | Ids  # places in a buffer; a range where they are contiguous
-Span = tuple[int, int]
+RowRange = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class RowRanges:
     """spans: ascending, disjoint, non-empty [start, stop) of global rows."""
 
-    spans: tuple[Span, ...]
+    spans: tuple[RowRange, ...]
 
     @classmethod
-    def of(cls, spans: list[Span] | tuple[Span, ...]) -> RowRanges:
+    def of(cls, spans: list[RowRange] | tuple[RowRange, ...]) -> RowRanges:
         """Leaves out empty spans and joins those that touch; `spans` must ascend."""
-        joined: list[Span] = []
+        joined: list[RowRange] = []
         for start, stop in spans:
             if start == stop:
                 continue

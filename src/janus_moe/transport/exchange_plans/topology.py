@@ -33,16 +33,16 @@ class Topology:
         return cls((0,) * shape.attention, (0,) * shape.expert)
 
     @property
-    def num_attention(self) -> int:
+    def num_attention_instances(self) -> int:
         return len(self.attention_nodes)
 
     @property
-    def num_experts(self) -> int:
+    def num_expert_instances(self) -> int:
         return len(self.expert_nodes)
 
     @property
     def num_ranks(self) -> int:
-        return self.num_attention + self.num_experts
+        return self.num_attention_instances + self.num_expert_instances
 
     @cached_property
     def nodes(self) -> tuple[int, ...]:
@@ -65,12 +65,12 @@ class Topology:
         return tuple(_where(self.attention_nodes, node))
 
     def expert_rank(self, expert: int) -> int:
-        return self.num_attention + expert
+        return self.num_attention_instances + expert
 
     def instance(self, rank: int) -> InstanceId:
-        if rank < self.num_attention:
+        if rank < self.num_attention_instances:
             return InstanceId(pool="attention", number=rank)
-        return InstanceId(pool="expert", number=rank - self.num_attention)
+        return InstanceId(pool="expert", number=rank - self.num_attention_instances)
 
 
 def _where(nodes: tuple[int, ...], node: int) -> Iterable[int]:

@@ -4,7 +4,7 @@ Each listens at an abstract address (https://man7.org/linux/man-pages/man7/unix.
 random name, which its neighbours learn through the `Rendezvous`; the lower rank connects. Both
 prove that they know the other's secret, and the kernel says under whose name they run. Whoever
 else connects is dropped. Nothing has a name in the file system, and the address is gone as soon as
-all neighbours are there. What the descriptors are for is not known here (`neighbours`).
+all neighbours are there. What the descriptors are for is not known here (`host_peers`).
 """
 
 from __future__ import annotations
@@ -80,27 +80,29 @@ def connect_host_peers(
                 rank,
                 ", ".join(map(str, far)),
             )
-        near = [mate for mate in mates if mate not in far]
-        if not near:
+        host_peers = [mate for mate in mates if mate not in far]
+        if not host_peers:
             return NoHostPeers()
         held = stack.enter_context(contextlib.ExitStack())  # given back when something fails
-        file, bell = _own(len(nodes))
+        file, wakeup = _own(len(nodes))
         held.callback(os.close, file)
-        held.callback(os.close, bell)
+        held.callback(os.close, wakeup)
         try:
-            for mate in near:
+            for mate in host_peers:
                 if mate > rank:
-                    door.knock(mate, cards[mate], (file, bell), deadline)
-            door.let_in([mate for mate in near if mate < rank], cards, (file, bell), deadline)
+                    door.knock(mate, cards[mate], (file, wakeup), deadline)
+            door.let_in(
+                [mate for mate in host_peers if mate < rank], cards, (file, wakeup), deadline
+            )
             door.hear_answers(deadline)
         except (OSError, TimeoutError) as error:
-            missing = ", ".join(str(mate) for mate in near if mate not in door.met)
+            missing = ", ".join(str(mate) for mate in host_peers if mate not in door.met)
             raise ExchangeError(
                 f"rank {rank} did not get hold of the memory of rank {missing} of its host within "
                 f"{timeout_s:g} s: {error}"
             ) from error
         held.pop_all()
-        return HostPeers(rank, len(nodes), file, bell, door.take())
+        return HostPeers(rank, len(nodes), file, wakeup, door.take())
 
 
 def place() -> str:

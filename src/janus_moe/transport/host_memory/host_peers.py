@@ -3,7 +3,7 @@
 Every instance has an anonymous file that its neighbours map too: a table of 64-bit words, then the
 buffers that it sends from. A message is not moved: the sender says in its table where it lies, the
 receiver reads it there and says in its own table that it is done. How neighbours got hold of each
-other's files is not known here (`neighbour_setup`), nor what messages hold.
+other's files is not known here (`handshake`), nor what messages hold.
 
     line of a peer and tag     [sent, offset, capacity, waits, released, 0, 0, 0]
 
@@ -44,12 +44,12 @@ class Connection:
 
     socket: socket.socket
     file: int
-    bell: int
+    wakeup: int
 
     def close(self) -> None:
         self.socket.close()
         os.close(self.file)
-        os.close(self.bell)
+        os.close(self.wakeup)
 
 
 class NoHostPeers:
@@ -58,7 +58,7 @@ class NoHostPeers:
     spin_us = 0.0
     peers: frozenset[int] = frozenset()
 
-    def bell(self) -> Wakeup:
+    def wakeup(self) -> Wakeup:
         return ThreadWakeup()
 
     def memory(self, num_bytes: int) -> Tensor:
@@ -82,18 +82,23 @@ class HostPeers:
     """
 
     def __init__(
-        self, rank: int, num_ranks: int, file: int, bell: int, connections: Mapping[int, Connection]
+        self,
+        rank: int,
+        num_ranks: int,
+        file: int,
+        wakeup: int,
+        connections: Mapping[int, Connection],
     ) -> None:
         self.peers = frozenset(connections)
-        self.sleepers = EventWaiter(
-            bell,
-            {peer: connection.bell for peer, connection in connections.items()},
+        self.waiter = EventWaiter(
+            wakeup,
+            {peer: connection.wakeup for peer, connection in connections.items()},
             {peer: connection.socket for peer, connection in connections.items()},
         )
         self._rank = rank
         self._file = file
         self._files = {peer: connection.file for peer, connection in connections.items()}
-        self._lanes: dict[tuple[int, int], _Lane] = {}
+        self._mailslots: dict[tuple[int, int], Mailslot] = {}
         self._buffers: dict[int, tuple[int, int]] = {}  # address -> offset, capacity
         self._borrowed: dict[tuple[int, int], Tensor] = {}  # peer, offset
         size = table_bytes(num_ranks)
@@ -107,15 +112,15 @@ class HostPeers:
     @property
     def spin_us(self) -> float:
         """How long a wait looks again and again before it sleeps."""
-        return self.sleepers.spin_us
+        return self.waiter.spin_us
 
     @spin_us.setter
     def spin_us(self, value: float) -> None:
-        self.sleepers.spin_us = value
+        self.waiter.spin_us = value
 
-    def bell(self) -> Wakeup:
+    def wakeup(self) -> Wakeup:
         """Rings with all that neighbours do, and when it is rung."""
-        return self.sleepers.bell()
+        return self.waiter.wakeup()
 
     def memory(self, num_bytes: int) -> Tensor:
         """[num_bytes] uint8 for a buffer to send from; only touched pages take memory."""
@@ -132,33 +137,35 @@ class HostPeers:
 
         The message of this tag before it must be over; raises ConnectionError, ChannelAborted.
         """
-        if self.sleepers.aborted:
+        if self.waiter.aborted:
             raise ChannelAborted
-        if peer in self.sleepers.lost:
+        if peer in self.waiter.lost:
             raise ConnectionError(f"rank {peer} left")
-        lane = self._lane(peer, tag)
-        number = lane.sent + 1
-        assert lane.theirs[_RELEASED] == lane.sent, "a message of this peer and tag is under way"
-        lane.sent = number
-        lane.mine[_OFFSET], lane.mine[_CAPACITY] = self._buffers[buffer.data_ptr()]
+        mailslot = self._mailslot(peer, tag)
+        number = mailslot.sent + 1
+        assert mailslot.theirs[_RELEASED] == mailslot.sent, (
+            "a message of this peer and tag is under way"
+        )
+        mailslot.sent = number
+        mailslot.mine[_OFFSET], mailslot.mine[_CAPACITY] = self._buffers[buffer.data_ptr()]
         self.fence()
-        lane.mine[_SENT] = number
-        self.sleepers.ring(peer)
-        return PendingSend(self, lane, number)
+        mailslot.mine[_SENT] = number
+        self.waiter.notify(peer)
+        return PendingSend(self, mailslot, number)
 
     def receive(self, peer: int, tag: int) -> PendingReceive:
         """Expects the next message of `peer` with this tag."""
-        lane = self._lane(peer, tag)
-        lane.expected += 1
-        return PendingReceive(self, lane, lane.expected)
+        mailslot = self._mailslot(peer, tag)
+        mailslot.expected += 1
+        return PendingReceive(self, mailslot, mailslot.expected)
 
     def abort(self) -> None:
         """Ends all waits, now and later, with ChannelAborted; peers see this end as gone."""
-        self.sleepers.abort()
+        self.waiter.abort()
 
     def close(self) -> None:
         """Gives all descriptors back. Memory goes with the last tensor that looks into it."""
-        self.sleepers.close()
+        self.waiter.close()
         with self._lock:
             if self._open:
                 self._open = False
@@ -169,24 +176,26 @@ class HostPeers:
         with self._lock:
             self._fence()
 
-    def borrow(self, lane: _Lane) -> Tensor:
-        """[capacity] uint8: the buffer of the peer that holds the lane's latest message."""
-        key = lane.peer, lane.theirs[_OFFSET]
+    def borrow(self, mailslot: Mailslot) -> Tensor:
+        """[capacity] uint8: the buffer of the peer with the latest message of the mailslot."""
+        key = mailslot.peer, mailslot.theirs[_OFFSET]
         if key not in self._borrowed:
-            memory = mmap.mmap(self._files[lane.peer], lane.theirs[_CAPACITY], offset=key[1])
+            memory = mmap.mmap(
+                self._files[mailslot.peer], mailslot.theirs[_CAPACITY], offset=key[1]
+            )
             self._borrowed[key] = torch.frombuffer(memory, dtype=torch.uint8)
         return self._borrowed[key]
 
-    def _lane(self, peer: int, tag: int) -> _Lane:
-        lane = self._lanes.get((peer, tag))
-        if lane is None:
+    def _mailslot(self, peer: int, tag: int) -> Mailslot:
+        mailslot = self._mailslots.get((peer, tag))
+        if mailslot is None:
             mine = _line(self._mine, peer, tag)
             theirs = _line(self._theirs[peer], self._rank, tag)
-            lane = self._lanes[peer, tag] = _Lane(peer, mine, theirs)
-        return lane
+            mailslot = self._mailslots[peer, tag] = Mailslot(peer, mine, theirs)
+        return mailslot
 
 
-class _Lane:
+class Mailslot:
     """Messages of one peer and tag, both ways. mine, theirs: the line in each one's table."""
 
     def __init__(self, peer: int, mine: memoryview, theirs: memoryview) -> None:
@@ -200,60 +209,60 @@ class _Lane:
 class PendingSend:
     """A message that was sent to a neighbour; a `Pending` that is over when it is given back."""
 
-    __slots__ = ("_lane", "_neighbours", "_number")
+    __slots__ = ("_host_peers", "_mailslot", "_number")
 
-    def __init__(self, neighbours: HostPeers, lane: _Lane, number: int) -> None:
-        self._neighbours = neighbours
-        self._lane = lane
+    def __init__(self, host_peers: HostPeers, mailslot: Mailslot, number: int) -> None:
+        self._host_peers = host_peers
+        self._mailslot = mailslot
         self._number = number
 
     def wait(self, timeout_s: float | None = None) -> None:
         if self._over():
             return
-        lane = self._lane
-        lane.mine[_WAITS] = 1
-        self._neighbours.fence()
+        mailslot = self._mailslot
+        mailslot.mine[_WAITS] = 1
+        self._host_peers.fence()
         try:
-            self._neighbours.sleepers.wait(lane.peer, self._over, timeout_s)
+            self._host_peers.waiter.wait(mailslot.peer, self._over, timeout_s)
         finally:
-            lane.mine[_WAITS] = 0
+            mailslot.mine[_WAITS] = 0
 
     def _over(self) -> bool:
-        return bool(self._lane.theirs[_RELEASED] >= self._number)
+        return bool(self._mailslot.theirs[_RELEASED] >= self._number)
 
 
 class PendingReceive:
     """A message of a neighbour; a `Pending` that is over when it has arrived."""
 
-    __slots__ = ("_lane", "_neighbours", "_number")
+    __slots__ = ("_host_peers", "_mailslot", "_number")
 
-    def __init__(self, neighbours: HostPeers, lane: _Lane, number: int) -> None:
-        self._neighbours = neighbours
-        self._lane = lane
+    def __init__(self, host_peers: HostPeers, mailslot: Mailslot, number: int) -> None:
+        self._host_peers = host_peers
+        self._mailslot = mailslot
         self._number = number
 
     def arrived(self) -> bool:
-        if self._lane.theirs[_SENT] < self._number:
+        if self._mailslot.theirs[_SENT] < self._number:
             return False
-        self._neighbours.fence()
+        self._host_peers.fence()
         return True
 
     def wait(self, timeout_s: float | None = None) -> None:
-        self._neighbours.sleepers.wait(self._lane.peer, self.arrived, timeout_s)
+        self._host_peers.waiter.wait(self._mailslot.peer, self.arrived, timeout_s)
 
     @property
     def data(self) -> Tensor:
         """[capacity] uint8, to be read only: the message and the rest of its buffer. Only between
         its arrival and `release`."""
-        return self._neighbours.borrow(self._lane)
+        return self._host_peers.borrow(self._mailslot)
 
     def release(self) -> None:
         """Gives the message back: the sender may write there again."""
-        self._neighbours.fence()
-        self._lane.mine[_RELEASED] = self._number
-        self._neighbours.fence()
-        if self._lane.theirs[_WAITS]:
-            self._neighbours.sleepers.ring(self._lane.peer)
+        self._host_peers.fence()
+        self._mailslot.mine[_RELEASED] = self._number
+        self._host_peers.fence()
+        if self._mailslot.theirs[_WAITS]:
+            self._host_peers.waiter.notify(self._mailslot.peer)
 
 
 def table_bytes(num_ranks: int) -> int:

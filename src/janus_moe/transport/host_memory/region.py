@@ -31,7 +31,7 @@ from janus_moe.spec import DTYPE_BYTES, Dtype, PoolShape, Spec
 from janus_moe.transport.base import WaitRule
 from janus_moe.transport.lockstep.control_block import ControlBlock, control_block_bytes
 from janus_moe.transport.lockstep.ports import LockstepAttention, LockstepExpert, Wiring
-from janus_moe.transport.lockstep.reply_metadata import Notes
+from janus_moe.transport.lockstep.reply_metadata import ExchangeMetadata
 from janus_moe.transport.lockstep.wakeup import EventFdWakeup
 
 _ALIGNMENT = 64
@@ -72,18 +72,18 @@ class ShmLayout(Spec, frozen=True):
 class ShmAddress(Spec, frozen=True):
     """How an inheriting process finds the region and the bells, by descriptor number.
 
-    bells: (read end, write end) of attention instances, then expert instances.
+    wakeups: (read end, write end) of attention instances, then expert instances.
     """
 
     layout: ShmLayout
     region: int
-    bells: tuple[tuple[int, int], ...]
+    wakeups: tuple[tuple[int, int], ...]
 
 
 class ShmRegion:
     """One process's hold on the exchange; an `Exchange`."""
 
-    def __init__(self, layout: ShmLayout, region_fd: int, bells: list[EventFdWakeup]) -> None:
+    def __init__(self, layout: ShmLayout, region_fd: int, wakeups: list[EventFdWakeup]) -> None:
         size = os.fstat(region_fd).st_size
         if size != layout.total_bytes:
             raise ConfigError(
@@ -92,14 +92,14 @@ class ShmRegion:
             )
         self.layout = layout
         self._region_fd = region_fd
-        self._bells = bells
+        self._wakeups = wakeups
         self._memory = memoryview(mmap.mmap(region_fd, layout.total_bytes))
         self._open = True
         shape = layout.shape
         self._wiring = Wiring(
-            attention_bells=bells[: shape.attention],
-            expert_bells=bells[shape.attention :],
-            start_experts=self._ring_experts,
+            attention_wakeups=wakeups[: shape.attention],
+            expert_wakeups=wakeups[shape.attention :],
+            start_experts=self._notify_experts,
             why_closed=lambda: ExchangeClosed("the exchange was shut down"),
             epoch=layout.epoch,
         )
@@ -115,33 +115,33 @@ class ShmRegion:
     @classmethod
     def attach(cls, address: ShmAddress) -> ShmRegion:
         """In a worker that inherited the descriptors; it owns its copies of them from here on."""
-        bells = [EventFdWakeup(read_fd, write_fd) for read_fd, write_fd in address.bells]
-        return cls(address.layout, address.region, bells)
+        wakeups = [EventFdWakeup(read_fd, write_fd) for read_fd, write_fd in address.wakeups]
+        return cls(address.layout, address.region, wakeups)
 
     @property
     def fds(self) -> tuple[int, ...]:
         """What a worker must inherit."""
-        return (self._region_fd, *(fd for bell in self._bells for fd in bell.fds))
+        return (self._region_fd, *(fd for wakeup in self._wakeups for fd in wakeup.fds))
 
     @property
     def address(self) -> ShmAddress:
-        bells = tuple((bell.read_fd, bell.write_fd) for bell in self._bells)
-        return ShmAddress(layout=self.layout, region=self._region_fd, bells=bells)
+        wakeups = tuple((wakeup.read_fd, wakeup.write_fd) for wakeup in self._wakeups)
+        return ShmAddress(layout=self.layout, region=self._region_fd, wakeups=wakeups)
 
     def attention_port(self, index: int, rule: WaitRule) -> LockstepAttention:
         store = _AttentionRows(self.layout, self._memory, index)
-        return LockstepAttention(index, self._board(), self._wiring, store, rule)
+        return LockstepAttention(index, self._control_block(), self._wiring, store, rule)
 
     def expert_port(self, index: int, rule: WaitRule) -> LockstepExpert:
         store = _ExpertRows(self.layout, self._memory, index)
-        return LockstepExpert(index, self._board(), self._wiring, store, rule)
+        return LockstepExpert(index, self._control_block(), self._wiring, store, rule)
 
     def shutdown(self) -> None:
         if not self._open:
             return
-        self._board().close()
-        for bell in self._bells:
-            bell.ring()
+        self._control_block().close()
+        for wakeup in self._wakeups:
+            wakeup.notify()
 
     def close(self) -> None:
         """Gives this process's descriptors back; its ports must not be in use any more.
@@ -153,16 +153,16 @@ class ShmRegion:
             self._open = False
             self._memory = memoryview(b"")
             os.close(self._region_fd)
-            for bell in self._bells:
-                bell.close()
+            for wakeup in self._wakeups:
+                wakeup.close()
 
-    def _board(self) -> ControlBlock:
+    def _control_block(self) -> ControlBlock:
         size = control_block_bytes(self.layout.shape)
         return ControlBlock(self.layout.shape, self._memory[:size].cast("q"))
 
-    def _ring_experts(self, key: int) -> None:
-        for bell in self._wiring.expert_bells:
-            bell.ring()
+    def _notify_experts(self, key: int) -> None:
+        for wakeup in self._wiring.expert_wakeups:
+            wakeup.notify()
 
 
 class _Batch:
@@ -223,8 +223,8 @@ class _AttentionRows:
                 np.add(total, partial, out=total)
         return self._result
 
-    def notes(self, notes: Notes) -> Notes:
-        return notes
+    def replies(self, replies: ExchangeMetadata) -> ExchangeMetadata:
+        return replies
 
 
 class _ExpertRows:
@@ -243,8 +243,8 @@ class _ExpertRows:
             self._partial = self._all[:total]
         return self._hidden
 
-    def put(self, partial: Tensor, unread: Tensor | None) -> None:
-        if unread is not None:
+    def put(self, partial: Tensor, on_device: Tensor | None) -> None:
+        if on_device is not None:
             raise ValueError("a note that lies on a device cannot leave its process")
         if partial.dtype != torch.float32:
             raise ValueError(f"reply of {partial.dtype}, partial sums are float32")

@@ -1,7 +1,7 @@
 """How threads of an instance sleep until a neighbour does something: one bell, many sleepers.
 
 The bell is an eventfd that neighbours ring too. One thread sleeps at the bell, the others until it
-wakes them; `heard` grows with every ring, so that none is slept through by anybody. A neighbour
+wakes them; `generation` grows with every notification, so that no thread misses one. A neighbour
 that ends, however it does, closes its socket, which wakes all as well. What the rings are about is
 not known here.
 """
@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 
 from janus_moe.transport.network.channel import ChannelAborted
 
-_RING = (1).to_bytes(8, "little")
+_ONE = (1).to_bytes(8, "little")
 
 
 class EventWaiter:
@@ -28,29 +28,29 @@ class EventWaiter:
     """
 
     def __init__(
-        self, bell: int, bells: Mapping[int, int], sockets: Mapping[int, socket.socket]
+        self, wakeup: int, wakeups: Mapping[int, int], sockets: Mapping[int, socket.socket]
     ) -> None:
         self.spin_us = 0.0
         self.lost: set[int] = set()
         self.aborted = False
-        self._bell = bell
-        self._bells = dict(bells)
+        self._wakeup = wakeup
+        self._wakeups = dict(wakeups)
         self._sockets = dict(sockets)
         self._peers = {link.fileno(): peer for peer, link in sockets.items()}
         self._changed = threading.Condition()  # of all that follows
-        self._heard = 0
-        self._asleep = False  # somebody is at the bell
+        self._generation = 0
+        self._polling = False  # somebody is at the bell
         self._open = True
         self._poll = select.poll()
-        for descriptor in (bell, *self._peers):
+        for descriptor in (wakeup, *self._peers):
             self._poll.register(descriptor, select.POLLIN)
 
-    def ring(self, peer: int | None = None) -> None:
+    def notify(self, peer: int | None = None) -> None:
         """Wakes a neighbour, or the sleepers here."""
         with self._changed:
             if self._open:
-                with contextlib.suppress(BlockingIOError):  # so full that it is heard
-                    os.write(self._bell if peer is None else self._bells[peer], _RING)
+                with contextlib.suppress(BlockingIOError):  # so full that it is generation
+                    os.write(self._wakeup if peer is None else self._wakeups[peer], _ONE)
 
     def wait(self, peer: int, ready: Callable[[], bool], timeout_s: float | None) -> None:
         """Blocks until `ready`, which turns true by something that `peer` does.
@@ -61,7 +61,7 @@ class EventWaiter:
             return
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            heard = self._heard
+            generation = self._generation
             if ready():
                 return
             if self.aborted:
@@ -71,31 +71,31 @@ class EventWaiter:
             left_s = None if end is None else end - time.monotonic()
             if left_s is not None and left_s <= 0:
                 raise TimeoutError(f"no message within {timeout_s} s")
-            self.park(heard, left_s)
+            self.wait_for_event(generation, left_s)
 
-    def park(self, heard: int, timeout_s: float | None) -> int:
+    def wait_for_event(self, generation: int, timeout_s: float | None) -> int:
         """Sleeps until the bell rings, a neighbour ends or the timeout; not at all if anything was
-        heard since `heard`. Returns what is heard now."""
+        generation since `generation`. Returns what is generation now."""
         with self._changed:
-            if self._heard != heard or not self._open:
-                return self._heard
-            if self._asleep:
+            if self._generation != generation or not self._open:
+                return self._generation
+            if self._polling:
                 self._changed.wait(timeout_s)
-                return self._heard
-            self._asleep = True
+                return self._generation
+            self._polling = True
         found: list[tuple[int, int]] = []
         try:
             found = self._poll.poll(None if timeout_s is None else 1000.0 * timeout_s)
         finally:
             with self._changed:
                 for descriptor, _ in found:
-                    self._hear(descriptor)
-                self._asleep = False
-                self._heard = heard + 1
+                    self._on_event(descriptor)
+                self._polling = False
+                self._generation = generation + 1
                 self._changed.notify_all()
-        return heard + 1
+        return generation + 1
 
-    def bell(self) -> WaiterWakeup:
+    def wakeup(self) -> WaiterWakeup:
         return WaiterWakeup(self)
 
     def abort(self) -> None:
@@ -104,24 +104,24 @@ class EventWaiter:
         for link in self._sockets.values():
             with contextlib.suppress(OSError):  # the peer was first, or it is closed
                 link.shutdown(socket.SHUT_RDWR)
-        self.ring()
+        self.notify()
 
     def close(self) -> None:
         """Aborts, and gives the descriptors back."""
         self.abort()
         with self._changed:
-            self._changed.wait_for(lambda: not self._asleep, timeout=1.0)
+            self._changed.wait_for(lambda: not self._polling, timeout=1.0)
             if self._open:
                 self._open = False
                 for link in self._sockets.values():
                     link.close()
-                for descriptor in (self._bell, *self._bells.values()):
+                for descriptor in (self._wakeup, *self._wakeups.values()):
                     os.close(descriptor)
 
-    def _hear(self, descriptor: int) -> None:
-        if descriptor == self._bell:
+    def _on_event(self, descriptor: int) -> None:
+        if descriptor == self._wakeup:
             with contextlib.suppress(BlockingIOError):
-                os.read(descriptor, len(_RING))
+                os.read(descriptor, len(_ONE))
         else:
             self._poll.unregister(descriptor)
             self.lost.add(self._peers[descriptor])
@@ -139,12 +139,12 @@ class EventWaiter:
 class WaiterWakeup:
     """A `Wakeup` that neighbours ring too; for one thread to park at."""
 
-    def __init__(self, sleepers: EventWaiter) -> None:
-        self._sleepers = sleepers
-        self._heard = 0
+    def __init__(self, waiter: EventWaiter) -> None:
+        self._waiter = waiter
+        self._generation = 0
 
-    def ring(self) -> None:
-        self._sleepers.ring()
+    def notify(self) -> None:
+        self._waiter.notify()
 
-    def park(self, timeout_s: float | None) -> None:
-        self._heard = self._sleepers.park(self._heard, timeout_s)
+    def wait(self, timeout_s: float | None) -> None:
+        self._generation = self._waiter.wait_for_event(self._generation, timeout_s)

@@ -111,11 +111,11 @@ class ControlBlock:
         self._dispatched[index] = key
         self._fence()
 
-    def reply(self, index: int, key: int, note: ReplyMetadata) -> None:
+    def reply(self, index: int, key: int, metadata: ReplyMetadata) -> None:
         """Says that the partial sums of expert instance `index` are in place."""
-        self._digests[index] = note.routing_digest
-        self._activated[index] = note.activated
-        self._scheduler_ns[index] = note.scheduler_ns
+        self._digests[index] = metadata.routing_digest
+        self._activated[index] = metadata.activated
+        self._scheduler_ns[index] = metadata.scheduler_ns
         self._fence()
         self._replied[index] = key
         self._fence()
@@ -178,7 +178,7 @@ class ControlBlock:
         self._fence()
         return True
 
-    def notes(self) -> tuple[ReplyMetadata, ...]:
+    def replies(self) -> tuple[ReplyMetadata, ...]:
         columns = (self._digests, self._activated, self._scheduler_ns)
         return tuple(map(ReplyMetadata, *(column.tolist() for column in columns)))
 

@@ -23,7 +23,7 @@ from janus_moe.transport.lockstep.control_block import (
     exchange_key,
     step_and_layer,
 )
-from janus_moe.transport.lockstep.reply_metadata import Notes, check_routing
+from janus_moe.transport.lockstep.reply_metadata import ExchangeMetadata, check_routing
 from janus_moe.transport.lockstep.wakeup import Wakeup
 
 
@@ -42,7 +42,7 @@ class AttentionStore(Protocol):
 
     def combined(self) -> Tensor: ...
 
-    def notes(self, notes: Notes) -> Notes:
+    def replies(self, replies: ExchangeMetadata) -> ExchangeMetadata:
         """The notes of the board, with what does not fit on it."""
         ...
 
@@ -52,8 +52,8 @@ class ExpertStore(Protocol):
 
     def batch(self, counts: tuple[int, ...]) -> Tensor: ...
 
-    def put(self, partial: Tensor, unread: Tensor | None) -> None:
-        """unread: what the note has on a device."""
+    def put(self, partial: Tensor, on_device: Tensor | None) -> None:
+        """on_device: what the note has on a device."""
         ...
 
 
@@ -66,8 +66,8 @@ class Wiring:
     epoch: of the first steps.
     """
 
-    attention_bells: Sequence[Wakeup]
-    expert_bells: Sequence[Wakeup]
+    attention_wakeups: Sequence[Wakeup]
+    expert_wakeups: Sequence[Wakeup]
     start_experts: Callable[[int], None]
     why_closed: Callable[[], ExchangeError]
     epoch: int
@@ -79,33 +79,33 @@ class Port:
     def __init__(
         self,
         instance: InstanceId,
-        board: ControlBlock,
-        bell: Wakeup,
+        control_block: ControlBlock,
+        wakeup: Wakeup,
         wiring: Wiring,
         rule: WaitRule,
     ) -> None:
         self._instance = instance
         self._index = instance.number
-        self._board = board
-        self._bell = bell
+        self._control_block = control_block
+        self._wakeup = wakeup
         self._wiring = wiring
         self._rule = rule
         self._woken = False
         self._left = False
-        board.sign_in(instance, os.getpid())
+        control_block.sign_in(instance, os.getpid())
 
     def wake(self) -> None:
         self._woken = True
-        self._bell.ring()
+        self._wakeup.notify()
 
     def close(self) -> None:
         self._left = True
-        self._bell.ring()
+        self._wakeup.notify()
 
     def _check_open(self) -> None:
         if self._left:
             raise ExchangeClosed(f"{self._instance}: its end of the exchange was closed")
-        if self._board.closed:
+        if self._control_block.closed:
             raise self._wiring.why_closed()
 
     def _spin(self, ready: Callable[[], bool]) -> bool:
@@ -129,13 +129,13 @@ class Port:
         if ready() or self._spin(ready):
             return
         timeout_s = self._rule.timeout_s
-        seen, since = self._board.progress(), time.monotonic()
+        seen, since = self._control_block.progress(), time.monotonic()
         while True:
-            self._bell.park(timeout_s / 4)  # so that the deadline is met within a quarter
+            self._wakeup.wait(timeout_s / 4)  # so that the deadline is met within a quarter
             self._check_open()
             if ready():
                 return
-            progress, now = self._board.progress(), time.monotonic()
+            progress, now = self._control_block.progress(), time.monotonic()
             if progress != seen:
                 seen, since = progress, now
             elif now - since >= timeout_s:
@@ -154,16 +154,16 @@ class AttentionSteps(Port):
     def __init__(
         self,
         index: int,
-        board: ControlBlock,
+        control_block: ControlBlock,
         wiring: Wiring,
         check: Callable[[int], None],
         rule: WaitRule,
     ) -> None:
         instance = InstanceId(pool="attention", number=index)
-        super().__init__(instance, board, wiring.attention_bells[index], wiring, rule)
+        super().__init__(instance, control_block, wiring.attention_wakeups[index], wiring, rule)
         self._check = check
-        self._peers = [bell for i, bell in enumerate(wiring.attention_bells) if i != index]
-        self._step = board.announced_steps(index) - 1
+        self._peers = [wakeup for i, wakeup in enumerate(wiring.attention_wakeups) if i != index]
+        self._step = control_block.announced_steps(index) - 1
         self._num_tokens = 0
         self._counts: tuple[int, ...] | None = None
         self._epoch = wiring.epoch  # of the next announcements
@@ -182,9 +182,9 @@ class AttentionSteps(Port):
         if self._peers:
             self._wait_for_announcements(step - 1, layer=0)
         self._check_open()
-        self._board.announce(self._index, step, num_tokens, self._epoch, self._plans)
-        for bell in self._peers:
-            bell.ring()
+        self._control_block.announce(self._index, step, num_tokens, self._epoch, self._plans)
+        for wakeup in self._peers:
+            wakeup.notify()
         self._step = step
         self._num_tokens = num_tokens
         self._counts = None
@@ -194,12 +194,12 @@ class AttentionSteps(Port):
         self._epoch = max(self._epoch, epoch)
 
     def step_pending(self) -> bool:
-        return self._board.latest_announced() > self._step
+        return self._control_block.latest_announced() > self._step
 
     def wait(self, timeout_s: float | None) -> None:
         self._check_open()
         if not self._woken and not self.step_pending():
-            self._bell.park(timeout_s)
+            self._wakeup.wait(timeout_s)
             self._check_open()
         self._woken = False
 
@@ -220,25 +220,28 @@ class AttentionSteps(Port):
     def _begin_layers(self, layer: int) -> tuple[int, ...]:
         """Waits until everybody has announced the step; [attention instances] rows of each."""
         self._wait_for_announcements(self._step, layer)
-        self._counts = counts = self._board.counts(self._step)
-        self._step_epoch = self._board.epoch(self._step)
+        self._counts = counts = self._control_block.counts(self._step)
+        self._step_epoch = self._control_block.epoch(self._step)
         return counts
 
     def _wait_for_announcements(self, step: int, layer: int) -> None:
         def late(waited_s: float) -> ExchangeTimeout:
-            peer = self._board.silent_announcers(step)
+            peer = self._control_block.silent_announcers(step)
             return ExchangeTimeout(
                 peer=peer, stage="announce", step=step, layer=layer, waited_s=waited_s
             )
 
-        self._wait_for(lambda: self._board.all_announced(step), late)
+        self._wait_for(lambda: self._control_block.all_announced(step), late)
 
     def _late_reply(self, waited_s: float) -> ExchangeTimeout:
         """Blames the attention instances that hold up the experts before the experts."""
         step, layer = step_and_layer(self._key)
-        peer, stage = self._board.silent_dispatchers(self._key, self._counts or ()), "dispatch"
+        peer, stage = (
+            self._control_block.silent_dispatchers(self._key, self._counts or ()),
+            "dispatch",
+        )
         if not peer:
-            peer, stage = self._board.silent_experts(self._key), "reply"
+            peer, stage = self._control_block.silent_experts(self._key), "reply"
         return ExchangeTimeout(peer=peer, stage=stage, step=step, layer=layer, waited_s=waited_s)
 
 
@@ -246,9 +249,14 @@ class LockstepAttention(AttentionSteps):
     """An `AttentionPort` over shared memory."""
 
     def __init__(
-        self, index: int, board: ControlBlock, wiring: Wiring, store: AttentionStore, rule: WaitRule
+        self,
+        index: int,
+        control_block: ControlBlock,
+        wiring: Wiring,
+        store: AttentionStore,
+        rule: WaitRule,
     ) -> None:
-        super().__init__(index, board, wiring, store.check, rule)
+        super().__init__(index, control_block, wiring, store.check, rule)
         self._store = store
 
     def dispatch(self, layer: int, hidden: Tensor) -> Ticket:
@@ -258,10 +266,10 @@ class LockstepAttention(AttentionSteps):
         self._store.put(hidden)
         self._key = key
         self._in_flight = True
-        self._board.dispatch(self._index, key)
+        self._control_block.dispatch(self._index, key)
         # Only the last one needs to start the experts. Each stores, fences, then looks, so at
         # least one of those that arrive together sees all; when two do, the second start is idle.
-        if self._board.all_dispatched(key, counts):
+        if self._control_block.all_dispatched(key, counts):
             self._wiring.start_experts(key)
         return Ticket(self._step_epoch, self._step, layer)
 
@@ -269,11 +277,11 @@ class LockstepAttention(AttentionSteps):
         key = exchange_key(ticket.step, ticket.layer)
         if not self._in_flight or key != self._key:
             raise ValueError(f"{self._instance}: {ticket} is not in flight")
-        self._wait_for(lambda: self._board.all_replied(key), self._late_reply)
+        self._wait_for(lambda: self._control_block.all_replied(key), self._late_reply)
         self._in_flight = False
-        notes = self._store.notes(self._board.notes())
-        check_routing(ticket, notes)
-        return Combined(self._store.combined(), notes)
+        replies = self._store.replies(self._control_block.replies())
+        check_routing(ticket, replies)
+        return Combined(self._store.combined(), replies)
 
     def _open_step(self, layer: int) -> tuple[int, ...]:
         counts = self._begin_layers(layer)
@@ -284,10 +292,12 @@ class LockstepAttention(AttentionSteps):
 class ExpertExchanges(Port):
     """What an expert instance has answered, and who keeps it waiting."""
 
-    def __init__(self, index: int, board: ControlBlock, wiring: Wiring, rule: WaitRule) -> None:
+    def __init__(
+        self, index: int, control_block: ControlBlock, wiring: Wiring, rule: WaitRule
+    ) -> None:
         instance = InstanceId(pool="expert", number=index)
-        super().__init__(instance, board, wiring.expert_bells[index], wiring, rule)
-        self._done = board.latest_reply(index)
+        super().__init__(instance, control_block, wiring.expert_wakeups[index], wiring, rule)
+        self._done = control_block.latest_reply(index)
 
     def _check_reply(self, work: Work, partial: Tensor) -> None:
         self._check_open()
@@ -297,13 +307,16 @@ class ExpertExchanges(Port):
             )
 
     def _late_dispatch(self, waited_s: float) -> ExchangeTimeout | None:
-        key = self._board.latest_dispatched()
+        key = self._control_block.latest_dispatched()
         if key > self._done:
             step, layer = step_and_layer(key)
-            peer, stage = self._board.silent_dispatchers(key, self._board.counts(step)), "dispatch"
+            peer, stage = (
+                self._control_block.silent_dispatchers(key, self._control_block.counts(step)),
+                "dispatch",
+            )
         else:
-            step, layer = self._board.latest_announced(), 0
-            peer, stage = self._board.silent_announcers(step), "announce"
+            step, layer = self._control_block.latest_announced(), 0
+            peer, stage = self._control_block.silent_announcers(step), "announce"
         if not peer:
             return None
         return ExchangeTimeout(peer=peer, stage=stage, step=step, layer=layer, waited_s=waited_s)
@@ -313,9 +326,14 @@ class LockstepExpert(ExpertExchanges):
     """An `ExpertPort` over shared memory."""
 
     def __init__(
-        self, index: int, board: ControlBlock, wiring: Wiring, store: ExpertStore, rule: WaitRule
+        self,
+        index: int,
+        control_block: ControlBlock,
+        wiring: Wiring,
+        store: ExpertStore,
+        rule: WaitRule,
     ) -> None:
-        super().__init__(index, board, wiring, rule)
+        super().__init__(index, control_block, wiring, rule)
         self._store = store
         self._ready: tuple[int, tuple[int, ...]] | None = None
 
@@ -327,27 +345,27 @@ class LockstepExpert(ExpertExchanges):
         assert self._ready is not None
         key, counts = self._ready
         step, layer = step_and_layer(key)
-        ticket = Ticket(self._board.epoch(step), step, layer)
+        ticket = Ticket(self._control_block.epoch(step), step, layer)
         return Work(ticket, self._store.batch(counts), counts)
 
-    def reply(self, work: Work, partial: Tensor, note: ReplyMetadata) -> None:
+    def reply(self, work: Work, partial: Tensor, metadata: ReplyMetadata) -> None:
         self._check_reply(work, partial)
-        self._store.put(partial, note.unread)
+        self._store.put(partial, metadata.on_device)
         self._done = key = exchange_key(work.ticket.step, work.ticket.layer)
-        self._board.reply(self._index, key, note)
-        if self._board.all_replied(key):  # the last one rings, as in dispatch
-            for bell, count in zip(self._wiring.attention_bells, work.num_tokens, strict=True):
+        self._control_block.reply(self._index, key, metadata)
+        if self._control_block.all_replied(key):  # the last one rings, as in dispatch
+            for wakeup, count in zip(self._wiring.attention_wakeups, work.num_tokens, strict=True):
                 if count:
-                    bell.ring()
+                    wakeup.notify()
 
     def _woken_or_complete(self) -> bool:
         """Whether `accept` may return; an exchange counts when all participants are there."""
         if self._woken:
             return True
-        key = self._board.latest_dispatched()
+        key = self._control_block.latest_dispatched()
         if key <= self._done:
             return False
         # Who dispatched had seen all announcements of that step, so its counts are in place.
-        counts = self._board.counts(step_and_layer(key)[0])
+        counts = self._control_block.counts(step_and_layer(key)[0])
         self._ready = (key, counts)
-        return self._board.all_dispatched(key, counts)
+        return self._control_block.all_dispatched(key, counts)

@@ -17,9 +17,9 @@ _ONE = (1).to_bytes(8, sys.byteorder)
 
 
 class Wakeup(Protocol):
-    def ring(self) -> None: ...
+    def notify(self) -> None: ...
 
-    def park(self, timeout_s: float | None) -> None:
+    def wait(self, timeout_s: float | None) -> None:
         """Blocks until rung or the timeout (None: no limit), and clears the bell."""
         ...
 
@@ -30,10 +30,10 @@ class ThreadWakeup:
     def __init__(self) -> None:
         self._event = threading.Event()
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         self._event.set()
 
-    def park(self, timeout_s: float | None) -> None:
+    def wait(self, timeout_s: float | None) -> None:
         self._event.wait(timeout_s)
         self._event.clear()
 
@@ -65,7 +65,7 @@ class EventFdWakeup:
     def fds(self) -> tuple[int, ...]:
         return tuple({self.read_fd, self.write_fd})
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         if not self._open:
             return
         try:
@@ -73,7 +73,7 @@ class EventFdWakeup:
         except BlockingIOError:
             return  # rung so often that it is full: it will be heard
 
-    def park(self, timeout_s: float | None) -> None:
+    def wait(self, timeout_s: float | None) -> None:
         if self._poll.poll(None if timeout_s is None else timeout_s * 1000.0):
             try:
                 os.read(self.read_fd, 4096)

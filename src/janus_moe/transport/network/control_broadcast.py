@@ -29,7 +29,7 @@ from janus_moe.spec import Spec
 from janus_moe.transport.lockstep.control_block import LINE_WORDS, WORD_BYTES
 from janus_moe.transport.network.channel import Channel, ChannelAborted, Pending
 
-NEWS_TAG = 1 << 30
+CONTROL_TAG = 1 << 30
 _LINE_BYTES = LINE_WORDS * WORD_BYTES
 _FAREWELL_BYTES = 952
 _SIZE = _LINE_BYTES + WORD_BYTES + _FAREWELL_BYTES
@@ -103,16 +103,16 @@ class ControlBroadcast:
         channel: Channel,
         words: memoryview,
         on_line: Callable[[], None],
-        on_farewell: Callable[[int, LeaveNotice], None],
-        on_lost: Callable[[int], None],
+        on_peer_left: Callable[[int, LeaveNotice], None],
+        on_peer_lost: Callable[[int], None],
     ) -> None:
         self._rank = rank
         self._peers = [peer for peer in range(num_ranks) if peer != rank]
         self._channel = channel
         self._words = words
         self._on_line = on_line
-        self._on_farewell = on_farewell
-        self._on_lost = on_lost
+        self._on_peer_left = on_peer_left
+        self._on_peer_lost = on_peer_lost
         self._lock = threading.Lock()
         self._sent: deque[tuple[list[Pending], torch.Tensor]] = deque(maxlen=_KEPT)
         self._last = b""
@@ -125,15 +125,15 @@ class ControlBroadcast:
         for thread in self._threads:
             thread.start()
 
-    def push(self, *, even_if_old: bool = True) -> None:
+    def publish(self, *, even_if_unchanged: bool = True) -> None:
         """Sends this instance's line to everybody; never blocks."""
         line = bytes(self._line(self._rank))
         with self._lock:
-            if line != self._last or even_if_old:
+            if line != self._last or even_if_unchanged:
                 self._last = line
                 self._send(line, b"")
 
-    def farewell(self, error: ExchangeError) -> None:
+    def leave(self, error: ExchangeError) -> None:
         """Sends the line with a reason for leaving, and gives it a moment to go out."""
         with self._lock:
             data = msgspec.msgpack.encode(LeaveNotice.of(error))
@@ -157,14 +157,14 @@ class ControlBroadcast:
         start = (1 + rank) * LINE_WORDS  # line 0 is the board's own
         return self._words[start : start + LINE_WORDS].cast("B")
 
-    def _send(self, line: bytes, farewell: bytes) -> list[Pending]:
-        length = len(farewell).to_bytes(WORD_BYTES, "little")
-        data = bytearray((line + length + farewell).ljust(_SIZE, b"\0"))
+    def _send(self, line: bytes, leave: bytes) -> list[Pending]:
+        length = len(leave).to_bytes(WORD_BYTES, "little")
+        data = bytearray((line + length + leave).ljust(_SIZE, b"\0"))
         buffer = torch.frombuffer(data, dtype=torch.uint8)
         pendings = []
         for peer in self._peers:
             with suppress(ConnectionError, ChannelAborted):  # its listener tells
-                pendings.append(self._channel.send(peer, NEWS_TAG, buffer))
+                pendings.append(self._channel.send(peer, CONTROL_TAG, buffer))
         # Buffers outlive their sends; a peer that takes none of so many is late anyway.
         self._sent.append((pendings, buffer))
         return pendings
@@ -174,20 +174,20 @@ class ControlBroadcast:
         data = buffer.numpy().data
         try:
             while True:
-                self._channel.receive(peer, NEWS_TAG, buffer).wait()
+                self._channel.receive(peer, CONTROL_TAG, buffer).wait()
                 self._line(peer)[:] = data[:_LINE_BYTES]
                 self._on_line()
                 end = _LINE_BYTES + WORD_BYTES
                 length = int.from_bytes(data[_LINE_BYTES:end], "little")
                 if length:
-                    self._on_farewell(peer, decode_leave_notice(bytes(data[end : end + length])))
+                    self._on_peer_left(peer, decode_leave_notice(bytes(data[end : end + length])))
                     # Nothing comes after it, and gloo may lose track of a receive that is posted
                     # while its connection closes.
                     return
         except ChannelAborted:
             return
         except ConnectionError:
-            self._on_lost(peer)
+            self._on_peer_lost(peer)
 
 
 def decode_leave_notice(data: bytes) -> LeaveNotice:

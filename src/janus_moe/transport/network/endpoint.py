@@ -32,68 +32,70 @@ _LIMIT = 1.5  # of a wait, in timeouts; the watch ends it after 1 to 1.25
 
 class Endpoint:
     """epoch: of the first steps. executor: runs this instance's programs over `channel` and in the
-    memory of `neighbours`."""
+    memory of `host_peers`."""
 
     def __init__(
         self,
         instance: InstanceId,
         topology: Topology,
         channel: Channel,
-        neighbours: HostPeers | NoHostPeers,
+        host_peers: HostPeers | NoHostPeers,
         executor: Executor,
         epoch: int,
     ) -> None:
         self.instance = instance
         self.topology = topology
         self.executor = executor
-        self.bell = neighbours.bell()
-        self.doing: tuple[str, int, int] = ("announce", 0, 0)  # stage, step, layer
+        self.wakeup = host_peers.wakeup()
+        self.phase: tuple[str, int, int] = ("announce", 0, 0)  # stage, step, layer
         self._channel = channel
-        self._near = neighbours
-        self._shape = PoolShape(attention=topology.num_attention, expert=topology.num_experts)
+        self._host_peers = host_peers
+        self._shape = PoolShape(
+            attention=topology.num_attention_instances, expert=topology.num_expert_instances
+        )
         self._words = memoryview(bytearray(control_block_bytes(self._shape))).cast("q")
-        self._board = self.board()
+        self._control_block = self.control_block()
         self._failure: ExchangeError | None = None
         self._failing = threading.Lock()
         self._failed = threading.Event()
         self._wait: tuple[float, Late] | None = None
         self._watch: threading.Thread | None = None
         rank = executor.rank
-        self.news = ControlBroadcast(
+        self.broadcast = ControlBroadcast(
             rank,
             topology.num_ranks,
             channel,
             self._words,
-            on_line=self.bell.ring,
-            on_farewell=self._hear_farewell,
-            on_lost=self._lose,
+            on_line=self.wakeup.notify,
+            on_peer_left=self._on_peer_left,
+            on_peer_lost=self._on_peer_lost,
         )
         # News wake the others, in their own processes; nobody parks at their bells here.
-        bells = [
-            self.bell if other == rank else ThreadWakeup() for other in range(topology.num_ranks)
+        wakeups = [
+            self.wakeup if other == rank else ThreadWakeup() for other in range(topology.num_ranks)
         ]
         self.wiring = Wiring(
-            attention_bells=bells[: topology.num_attention],
-            expert_bells=bells[topology.num_attention :],
+            attention_wakeups=wakeups[: topology.num_attention_instances],
+            expert_wakeups=wakeups[topology.num_attention_instances :],
             start_experts=lambda key: None,
             why_closed=self.why_closed,
             epoch=epoch,
         )
-        self.news.start()
+        self.broadcast.start()
 
-    def board(self) -> ControlBlock:
+    def control_block(self) -> ControlBlock:
         """A view of the board for one thread."""
         return ControlBlock(self._shape, self._words)
 
-    def take(self, rule: WaitRule) -> None:
+    def start(self, rule: WaitRule) -> None:
         """Called once by the port: lets everybody know it is here, and starts the watch.
 
         The watch knows better who is late, but gloo loses track of a message that was under way
         when its connection closed: then only the limit of that wait itself ends it.
         """
-        self.news.push()
+        self.broadcast.publish()
         self.executor.timeout_s = _LIMIT * rule.timeout_s
-        self._near.spin_us = rule.spin_us
+        self._host_peers.spin_us = rule.spin_us
         self._watch = threading.Thread(
             target=self._keep_watch,
             args=(rule.timeout_s,),
@@ -105,7 +107,7 @@ class Endpoint:
     @contextmanager
     def data_wait(self, stage: str, step: int, layer: int, late: Late) -> Iterator[None]:
         """Watches over what is done inside; its errors become the seat's."""
-        self.doing = (stage, step, layer)
+        self.phase = (stage, step, layer)
         self._wait = (time.monotonic(), late)
         try:
             yield
@@ -121,12 +123,12 @@ class Endpoint:
             if self._failure is not None:
                 return
             self._failure = error
-        self._board_close()
-        self.news.farewell(error)
+        self._close_control_block()
+        self.broadcast.leave(error)
         self._channel.abort()
-        self._near.abort()
+        self._host_peers.abort()
         self._failed.set()
-        self.bell.ring()
+        self.wakeup.notify()
 
     def why_closed(self) -> ExchangeError:
         return self._failure or ExchangeClosed("the exchange was shut down")
@@ -134,12 +136,12 @@ class Endpoint:
     def close(self) -> None:
         """Leaves, and waits for the seat's threads to end."""
         self.fail(ExchangeClosed("the exchange was shut down"))
-        self.news.join(_JOIN_S)
+        self.broadcast.join(_JOIN_S)
         if self._watch is not None and self._watch is not threading.current_thread():
             self._watch.join(_JOIN_S)
-        self._near.close()
+        self._host_peers.close()
 
-    def _board_close(self) -> None:
+    def _close_control_block(self) -> None:
         self._words[0] = 1
 
     def _reason(self, error: ExchangeError) -> ExchangeError:
@@ -148,22 +150,22 @@ class Endpoint:
             self.fail(error)
         return self.why_closed()
 
-    def _hear_farewell(self, rank: int, farewell: LeaveNotice) -> None:
-        self.fail(farewell.error(self._name(rank)))
+    def _on_peer_left(self, rank: int, leave: LeaveNotice) -> None:
+        self.fail(leave.error(self._name(rank)))
 
-    def _lose(self, rank: int) -> None:
-        stage, step, layer = self.doing
+    def _on_peer_lost(self, rank: int) -> None:
+        stage, step, layer = self.phase
         self.fail(PeerLost(peer=self._name(rank), stage=stage, step=step, layer=layer))
 
     def _name(self, rank: int) -> str:
-        return self.board().name(self.topology.instance(rank))
+        return self.control_block().name(self.topology.instance(rank))
 
     def _keep_watch(self, timeout_s: float) -> None:
-        board = self.board()
-        seen, since = board.progress(), time.monotonic()
+        control_block = self.control_block()
+        seen, since = control_block.progress(), time.monotonic()
         while not self._failed.wait(timeout_s / 4):
-            self.news.push(even_if_old=False)
-            progress, now, wait = board.progress(), time.monotonic(), self._wait
+            self.broadcast.publish(even_if_unchanged=False)
+            progress, now, wait = control_block.progress(), time.monotonic(), self._wait
             if progress != seen:
                 seen, since = progress, now
             elif wait is not None and now - max(since, wait[0]) >= timeout_s:

@@ -28,7 +28,7 @@ from janus_moe.transport.network.executor import Executor, Record
 from janus_moe.transport.network.gloo import GlooChannel
 from janus_moe.transport.network.message_buffers import RowFormat
 from janus_moe.transport.network.plan_selection import FixedPlan, PlanChooser, PlanSource
-from janus_moe.transport.network.ports import DistAttention, DistExpert
+from janus_moe.transport.network.ports import NetworkAttention, NetworkExpert
 from janus_moe.transport.network.rendezvous import Rendezvous
 
 CONNECT_TIMEOUT_S = 60.0
@@ -37,7 +37,7 @@ GUESSING = ChoiceRule(reach=4.0)
 _DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class DistLayout(Spec, frozen=True):
+class ExchangeLayout(Spec, frozen=True):
     """What all instances of an exchange must agree on.
 
     max_tokens: rows per attention instance and step.
@@ -95,16 +95,16 @@ class DistLayout(Spec, frozen=True):
         return first + instance.number
 
 
-class ChannelExchange:
+class NetworkExchange:
     """One instance's end of an exchange over a channel; an `Exchange`."""
 
     def __init__(
         self,
-        layout: DistLayout,
+        layout: ExchangeLayout,
         instance: InstanceId,
         channel: Channel,
         record: Record | None = None,
-        neighbours: HostPeers | NoHostPeers | None = None,
+        host_peers: HostPeers | NoHostPeers | None = None,
     ) -> None:
         self.layout = layout
         self.instance = instance
@@ -114,47 +114,53 @@ class ChannelExchange:
             layout.shape.expert,
             _DTYPES[layout.dtype],
         )
-        rank, topology, near = layout.rank(instance), layout.topology, neighbours or NoHostPeers()
-        executor = Executor(rank, topology, channel, row_format, record=record, neighbours=near)
-        self._seat = Endpoint(instance, topology, channel, near, executor, layout.epoch)
-        self._port: DistExpert | None = None
+        rank, topology, host_peers = (
+            layout.rank(instance),
+            layout.topology,
+            host_peers or NoHostPeers(),
+        )
+        executor = Executor(
+            rank, topology, channel, row_format, record=record, host_peers=host_peers
+        )
+        self._endpoint = Endpoint(instance, topology, channel, host_peers, executor, layout.epoch)
+        self._port: NetworkExpert | None = None
         self.source = _plan_source(layout, instance)
 
-    def attention_port(self, index: int, rule: WaitRule) -> DistAttention:
+    def attention_port(self, index: int, rule: WaitRule) -> NetworkAttention:
         self._check_mine(InstanceId(pool="attention", number=index))
         layout = self.layout
         result = torch.empty(layout.max_tokens, layout.hidden_size)
         dtype = _DTYPES[layout.dtype]
-        return DistAttention(index, self._seat, self.source, rule, result, dtype)
+        return NetworkAttention(index, self._endpoint, self.source, rule, result, dtype)
 
-    def expert_port(self, index: int, rule: WaitRule) -> DistExpert:
+    def expert_port(self, index: int, rule: WaitRule) -> NetworkExpert:
         self._check_mine(InstanceId(pool="expert", number=index))
         layout = self.layout
         max_total = layout.shape.attention * layout.max_tokens
         batch = torch.empty(max_total, layout.hidden_size, dtype=_DTYPES[layout.dtype])
-        self._port = DistExpert(index, self._seat, rule, batch)
+        self._port = NetworkExpert(index, self._endpoint, rule, batch)
         return self._port
 
     def record_to(self, record: Record | None) -> None:
         """Tells `record` of every message from now on."""
-        self._seat.executor.record = record
+        self._endpoint.executor.record = record
 
     def shutdown(self) -> None:
         """Ends every wait of every instance that can be told, with ExchangeClosed."""
-        self._seat.fail(ExchangeClosed("the exchange was shut down"))
+        self._endpoint.fail(ExchangeClosed("the exchange was shut down"))
 
     def close(self) -> None:
         """Leaves the exchange; its port must not be in use any more. Ends all threads of it."""
         if self._port is not None:
             self._port.close()
-        self._seat.close()
+        self._endpoint.close()
 
     def _check_mine(self, instance: InstanceId) -> None:
         if instance != self.instance:
             raise ConfigError(f"this is the exchange's end of {self.instance}, not of {instance}")
 
 
-def _plan_source(layout: DistLayout, instance: InstanceId) -> PlanSource:
+def _plan_source(layout: ExchangeLayout, instance: InstanceId) -> PlanSource:
     if layout.plan != "auto":
         return FixedPlan(layout.plan)
     if instance != InstanceId(pool="attention", number=0):
@@ -165,7 +171,7 @@ def _plan_source(layout: DistLayout, instance: InstanceId) -> PlanSource:
     return PlanChooser(layout.topology, layout.row_bytes, links, rule)
 
 
-class DistExchange(ChannelExchange):
+class GlooExchange(NetworkExchange):
     """The exchange over gloo, and within a node through memory that its instances share. Making one
     blocks until all instances do.
 
@@ -174,7 +180,7 @@ class DistExchange(ChannelExchange):
 
     def __init__(
         self,
-        layout: DistLayout,
+        layout: ExchangeLayout,
         instance: InstanceId,
         rendezvous: Rendezvous,
         bind_host: str,
@@ -183,11 +189,11 @@ class DistExchange(ChannelExchange):
     ) -> None:
         rank, topology = layout.rank(instance), layout.topology
         channel = GlooChannel(rank, topology.num_ranks, rendezvous, bind_host, connect_timeout_s)
-        near: HostPeers | NoHostPeers = NoHostPeers()
+        host_peers: HostPeers | NoHostPeers = NoHostPeers()
         if layout.within_nodes == "memory":
             try:
-                near = connect_host_peers(rank, topology, rendezvous, connect_timeout_s)
+                host_peers = connect_host_peers(rank, topology, rendezvous, connect_timeout_s)
             except ExchangeError:
                 channel.abort()
                 raise
-        super().__init__(layout, instance, channel, record, near)
+        super().__init__(layout, instance, channel, record, host_peers)

@@ -21,10 +21,10 @@ from janus_moe.transport.base import Ticket
 from janus_moe.transport.exchange_plans.program import (
     Buffer,
     Direction,
-    Message,
-    Move,
     Program,
-    Send,
+    RowMessage,
+    RowOp,
+    SendMessage,
     Stage,
 )
 from janus_moe.transport.exchange_plans.rows import Index
@@ -33,7 +33,7 @@ from janus_moe.transport.host_memory.host_peers import TAGS, HostPeers, NoHostPe
 from janus_moe.transport.network.channel import Channel, ChannelAborted, Pending
 from janus_moe.transport.network.message_buffers import MessageBuffer, RowFormat, buffer_bytes
 from janus_moe.transport.network.receive_slots import HostReceive, ReceiveSlot, RemoteReceive
-from janus_moe.transport.network.row_ops import BoundMove, bind, fused, make
+from janus_moe.transport.network.row_ops import BoundRowOp, apply, bind, fuse_copy_add
 
 Lane = tuple[int, Direction, int]  # peer, direction, number
 Record = Callable[[int, str, int, str, int, int], None]
@@ -44,7 +44,7 @@ class BoundSend:
     """A message in its buffer. wire: its bytes. passed_on: they come from elsewhere as they are,
     from `origin` if they have to be copied."""
 
-    message: Message
+    message: RowMessage
     buffer: MessageBuffer
     wire: Tensor
     passed_on: bool
@@ -56,7 +56,7 @@ class Sent:
     """A send that may not be over."""
 
     pending: Pending
-    message: Message
+    message: RowMessage
     direction: Direction
     num_bytes: int
     started_ns: int
@@ -68,21 +68,21 @@ class BoundStage:
 
     def __init__(self, executor: Executor, stage: Stage, direction: Direction) -> None:
         self.sends = [executor.bind_send(send, direction) for send in stage.sends]
-        self.receives = [(m, executor.inlet(m, direction)) for m in stage.receives]
-        self.moves = executor.bind_moves(stage.moves, direction)
+        self.receives = [(m, executor.slot(m, direction)) for m in stage.receives]
+        self.row_ops = executor.bind_row_ops(stage.row_ops, direction)
 
 
 class BoundProgram:
     """A program with its buffers, for any number of runs. outlets: buffers that a run writes.
-    borrowed: those of neighbours that it reads."""
+    host_slots: those of neighbours that it reads."""
 
     def __init__(self, executor: Executor, program: Program) -> None:
         self.direction: Direction = program.direction
         self.stages = [BoundStage(executor, stage, program.direction) for stage in program.stages]
         self.receives = [pair for stage in self.stages for pair in stage.receives]
         sends = [send for stage in self.stages for send in stage.sends]
-        self.outlets = [send.buffer for send in sends if not send.passed_on or send.origin]
-        self.borrowed = [inlet for _, inlet in self.receives if isinstance(inlet, HostReceive)]
+        self.send_buffers = [send.buffer for send in sends if not send.passed_on or send.origin]
+        self.host_slots = [slot for _, slot in self.receives if isinstance(slot, HostReceive)]
 
 
 class Executor:
@@ -100,7 +100,7 @@ class Executor:
         format_: RowFormat,
         timeout_s: float | None = None,
         record: Record | None = None,
-        neighbours: HostPeers | NoHostPeers | None = None,
+        host_peers: HostPeers | NoHostPeers | None = None,
     ) -> None:
         self.rank = rank
         self.waiting_for: int | None = None
@@ -109,51 +109,52 @@ class Executor:
         self._format = format_
         self.timeout_s = timeout_s
         self.record = record
-        self._inlets: dict[Lane, ReceiveSlot] = {}
-        self._outlets: dict[Lane, MessageBuffer] = {}
+        self._slots: dict[Lane, ReceiveSlot] = {}
+        self._send_buffers: dict[Lane, MessageBuffer] = {}
         self._scratch: Tensor | None = None
         self._sent: dict[MessageBuffer, list[Sent]] = {}
-        self._near = neighbours or NoHostPeers()
+        self._host_peers = host_peers or NoHostPeers()
 
     # --- binding ------------------------------------------------------------------------------
 
     def bind(self, program: Program) -> BoundProgram:
         return BoundProgram(self, program)
 
-    def inlet(self, message: Message, direction: Direction) -> ReceiveSlot:
+    def slot(self, message: RowMessage, direction: Direction) -> ReceiveSlot:
         lane = (message.source, direction, message.lane)
-        if lane not in self._inlets:
-            self._inlets[lane] = self._make_inlet(message, direction)
-        return self._inlets[lane]
+        if lane not in self._slots:
+            self._slots[lane] = self._make_slot(message, direction)
+        return self._slots[lane]
 
-    def outlet(self, message: Message, direction: Direction) -> MessageBuffer:
+    def send_buffer(self, message: RowMessage, direction: Direction) -> MessageBuffer:
         lane = (message.target, direction, message.lane)
-        if lane not in self._outlets:
-            self._outlets[lane] = self._make_buffer(direction)
-        return self._outlets[lane]
+        if lane not in self._send_buffers:
+            self._send_buffers[lane] = self._make_buffer(direction)
+        return self._send_buffers[lane]
 
-    def bind_send(self, send: Send, direction: Direction) -> BoundSend:
+    def bind_send(self, send: SendMessage, direction: Direction) -> BoundSend:
         message, content = send.message, send.content
         passed_on = content is not message
-        inlet = self.inlet(content, direction) if passed_on else None
-        origin = inlet if isinstance(inlet, HostReceive) else None
+        slot = self.slot(content, direction) if passed_on else None
+        origin = slot if isinstance(slot, HostReceive) else None
         buffer = (
-            inlet.buffer if isinstance(inlet, RemoteReceive) else self.outlet(message, direction)
+            slot.buffer if isinstance(slot, RemoteReceive) else self.send_buffer(message, direction)
         )
         return BoundSend(message, buffer, buffer.wire(message.num_rows), passed_on, origin)
 
-    def bind_moves(self, moves: Sequence[Move], direction: Direction) -> list[BoundMove]:
+    def bind_row_ops(self, row_ops: Sequence[RowOp], direction: Direction) -> list[BoundRowOp]:
         return [
-            bind(move, lambda b: self._rows(b, direction), self._index) for move in fused(moves)
+            bind(row_op, lambda b: self._rows(b, direction), self._index)
+            for row_op in fuse_copy_add(row_ops)
         ]
 
     def _rows(self, buffer: Buffer, direction: Direction) -> Any:
         """An array, a neighbour's message, or the name of a buffer that a run brings along."""
-        if isinstance(buffer, Message):
+        if isinstance(buffer, RowMessage):
             if buffer.target != self.rank:
-                return self.outlet(buffer, direction).rows
-            inlet = self.inlet(buffer, direction)
-            return inlet if isinstance(inlet, HostReceive) else inlet.buffer.rows
+                return self.send_buffer(buffer, direction).rows
+            slot = self.slot(buffer, direction)
+            return slot if isinstance(slot, HostReceive) else slot.buffer.rows
         if buffer.kind != "scratch":
             return buffer.kind
         if self._scratch is None:
@@ -167,12 +168,12 @@ class Executor:
         on_host = self._format.device.type == "cpu"
         return index if on_host else torch.from_numpy(index).to(self._format.device)
 
-    def _make_inlet(self, message: Message, direction: Direction) -> ReceiveSlot:
+    def _make_slot(self, message: RowMessage, direction: Direction) -> ReceiveSlot:
         peer, tag = message.source, _tag(direction, message.lane)
-        if self._is_near(peer, tag):
+        if self._is_host_peer(peer, tag):
             size = buffer_bytes(self._format, direction)
             return HostReceive(
-                self._near,
+                self._host_peers,
                 peer,
                 tag,
                 lambda data: MessageBuffer(self._format, direction, data[:size]),
@@ -184,36 +185,36 @@ class Executor:
         size, device = buffer_bytes(self._format, direction), self._format.device
         on_host = device.type == "cpu"
         data = (
-            self._near.memory(size)
+            self._host_peers.memory(size)
             if on_host
             else torch.empty(size, dtype=torch.uint8, device=device)
         )
         return MessageBuffer(self._format, direction, data)
 
-    def _is_near(self, peer: int, tag: int) -> bool:
-        return peer in self._near.peers and tag < TAGS
+    def _is_host_peer(self, peer: int, tag: int) -> bool:
+        return peer in self._host_peers.peers and tag < TAGS
 
     # --- running ------------------------------------------------------------------------------
 
     def post(self, program: BoundProgram) -> None:
         """Posts the program's receives, but for those that are posted already."""
         now = time.perf_counter_ns() if self.record else 0
-        for message, inlet in program.receives:
-            if inlet.pending is None:
-                if isinstance(inlet, RemoteReceive):
-                    self._free(inlet.buffer)
+        for message, slot in program.receives:
+            if slot.pending is None:
+                if isinstance(slot, RemoteReceive):
+                    self._free(slot.buffer)
                 try:
-                    inlet.post()
+                    slot.post()
                 except (ConnectionError, ChannelAborted) as error:
                     raise self._explained(error, message, message.source, None, 0.0) from error
-                inlet.posted_ns = now
+                slot.posted_ns = now
 
     def run(
         self,
         program: BoundProgram,
         ticket: Ticket,
         local: Mapping[str, Tensor],
-        notes: list[int],
+        metadata_words: list[int],
     ) -> None:
         """Runs a program whose receives are posted.
 
@@ -221,24 +222,24 @@ class Executor:
         instances; this instance's go out, those of the others come in.
         """
         arrays = {name: self._format.array(rows) for name, rows in local.items()}
-        for buffer in program.outlets:
+        for buffer in program.send_buffers:
             self._free(buffer)
         for stage in program.stages:
             for send in stage.sends:
                 if send.origin is not None:
                     send.wire.copy_(send.origin.buffer.wire(send.message.num_rows))
                 elif not send.passed_on:
-                    send.buffer.write_header(ticket, send.message.num_rows, notes)
+                    send.buffer.write_header(ticket, send.message.num_rows, metadata_words)
                 self._send(program.direction, send, ticket)
-            for message, inlet in stage.receives:
-                self._finish(program.direction, message, inlet, ticket)
-                inlet.buffer.read_header(ticket, message, notes)
-                if isinstance(inlet, RemoteReceive):
-                    inlet.pending = None
-            for move in stage.moves:
-                make(move, arrays)
-        for inlet in program.borrowed:
-            inlet.release()
+            for message, slot in stage.receives:
+                self._finish(program.direction, message, slot, ticket)
+                slot.buffer.read_header(ticket, message, metadata_words)
+                if isinstance(slot, RemoteReceive):
+                    slot.pending = None
+            for row_op in stage.row_ops:
+                apply(row_op, arrays)
+        for slot in program.host_slots:
+            slot.release()
 
     def settle(self) -> None:
         """Waits until all sends are over."""
@@ -258,7 +259,7 @@ class Executor:
     def _send(self, direction: Direction, send: BoundSend, ticket: Ticket) -> None:
         started = time.perf_counter_ns() if self.record else 0
         message, peer, tag = send.message, send.message.target, _tag(direction, send.message.lane)
-        channel = self._near if self._is_near(peer, tag) else self._channel
+        channel = self._host_peers if self._is_host_peer(peer, tag) else self._channel
         try:
             pending = channel.send(peer, tag, send.wire)
         except (ConnectionError, ChannelAborted) as error:
@@ -267,17 +268,19 @@ class Executor:
         self._sent.setdefault(send.buffer, []).append(sent)
 
     def _finish(
-        self, direction: Direction, message: Message, inlet: ReceiveSlot, ticket: Ticket
+        self, direction: Direction, message: RowMessage, slot: ReceiveSlot, ticket: Ticket
     ) -> None:
-        assert inlet.pending is not None, "receives are posted before a program runs"
-        self._await(inlet.pending, message, message.source, ticket)
+        assert slot.pending is not None, "receives are posted before a program runs"
+        self._await(slot.pending, message, message.source, ticket)
         if self.record:
-            size = inlet.buffer.wire(message.num_rows).numel()
+            size = slot.buffer.wire(message.num_rows).numel()
             stage = f"{direction} {message.name}"
             end = time.perf_counter_ns()
-            self.record(message.source, "receive", size, stage, inlet.posted_ns, end)
+            self.record(message.source, "receive", size, stage, slot.posted_ns, end)
 
-    def _await(self, pending: Pending, message: Message, peer: int, ticket: Ticket | None) -> None:
+    def _await(
+        self, pending: Pending, message: RowMessage, peer: int, ticket: Ticket | None
+    ) -> None:
         started = time.monotonic()
         self.waiting_for = peer
         try:
@@ -290,7 +293,7 @@ class Executor:
     def _explained(
         self,
         error: Exception,
-        message: Message,
+        message: RowMessage,
         peer: int,
         ticket: Ticket | None,
         waited_s: float,

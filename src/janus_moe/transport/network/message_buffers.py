@@ -16,7 +16,7 @@ from torch import Tensor
 
 from janus_moe.errors import ExchangeError
 from janus_moe.transport.base import ReplyMetadata, Ticket
-from janus_moe.transport.exchange_plans.program import Direction, Message, header_bytes
+from janus_moe.transport.exchange_plans.program import Direction, RowMessage, header_bytes
 
 _WORDS = 8
 _NOTE_WORDS = 3
@@ -30,7 +30,7 @@ class RowFormat:
 
     max_rows: int
     width: int
-    num_experts: int
+    num_expert_instances: int
     dispatch: torch.dtype
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -48,7 +48,7 @@ class RowFormat:
 def buffer_bytes(format_: RowFormat, direction: Direction) -> int:
     """Size of a buffer for any message of that direction."""
     row_bytes = format_.width * format_.dtype(direction).itemsize
-    return header_bytes(direction, format_.num_experts) + format_.max_rows * row_bytes
+    return header_bytes(direction, format_.num_expert_instances) + format_.max_rows * row_bytes
 
 
 class MessageBuffer:
@@ -57,11 +57,11 @@ class MessageBuffer:
 
     def __init__(self, format_: RowFormat, direction: Direction, data: Tensor) -> None:
         dtype = format_.dtype(direction)
-        header = header_bytes(direction, format_.num_experts)
+        header = header_bytes(direction, format_.num_expert_instances)
         self.data = data
         self._header = header
         self._row_bytes = format_.width * dtype.itemsize
-        self._notes = format_.num_experts if direction == "reply" else 0
+        self._num_metadata_words = format_.num_expert_instances if direction == "reply" else 0
         rows = self.data[header:].view(dtype).view(format_.max_rows, format_.width)
         self.rows = format_.array(rows)
         self._words = format_.array(self.data[:header].view(torch.int64))
@@ -70,15 +70,15 @@ class MessageBuffer:
         """The bytes of a message of so many rows."""
         return self.data[: self._header + num_rows * self._row_bytes]
 
-    def write_header(self, ticket: Ticket, num_rows: int, notes: list[int]) -> None:
+    def write_header(self, ticket: Ticket, num_rows: int, metadata_words: list[int]) -> None:
         words = [_MAGIC, ticket.epoch, ticket.step, ticket.layer, num_rows, 0, 0, 0]
-        if self._notes:
-            words += notes
+        if self._num_metadata_words:
+            words += metadata_words
         values = np.array(words, np.int64)
         on_host = isinstance(self._words, np.ndarray)
         self._words[: len(words)] = values if on_host else torch.from_numpy(values)
 
-    def read_header(self, ticket: Ticket, message: Message, notes: list[int]) -> None:
+    def read_header(self, ticket: Ticket, message: RowMessage, metadata_words: list[int]) -> None:
         """Checks that it is `message` of the exchange, and takes the notes that it carries."""
         words = self._words.tolist()
         if words[:5] != [_MAGIC, ticket.epoch, ticket.step, ticket.layer, message.num_rows]:
@@ -89,7 +89,7 @@ class MessageBuffer:
         for expert in message.experts:
             place = _NOTE_WORDS * expert
             start = _WORDS + place
-            notes[place : place + _NOTE_WORDS] = words[start : start + _NOTE_WORDS]
+            metadata_words[place : place + _NOTE_WORDS] = words[start : start + _NOTE_WORDS]
 
     def read_ticket(self) -> Ticket:
         """Of whatever message came in."""
@@ -97,13 +97,15 @@ class MessageBuffer:
         return Ticket(epoch=words[1], step=words[2], layer=words[3])
 
 
-def note_words(notes: tuple[ReplyMetadata, ...]) -> list[int]:
+def pack_metadata(metadata_words: tuple[ReplyMetadata, ...]) -> list[int]:
     return [
-        word for note in notes for word in (note.routing_digest, note.activated, note.scheduler_ns)
+        word
+        for metadata in metadata_words
+        for word in (metadata.routing_digest, metadata.activated, metadata.scheduler_ns)
     ]
 
 
-def notes_of(words: list[int]) -> tuple[ReplyMetadata, ...]:
-    """The inverse of `note_words`."""
+def unpack_metadata(words: list[int]) -> tuple[ReplyMetadata, ...]:
+    """The inverse of `pack_metadata`."""
     starts = range(0, len(words), _NOTE_WORDS)
     return tuple(ReplyMetadata(words[i], words[i + 1], words[i + 2]) for i in starts)

@@ -38,28 +38,28 @@ class PlanSource(Protocol):
     """What attention instance 0 asks before it announces a step."""
 
     @property
-    def word(self) -> int:
+    def packed_plans(self) -> int:
         """The plans of all batch sizes, for `plan_in`."""
         ...
 
     def observe(self, tokens: int, seconds: float) -> str:
-        """A step of `tokens` in all took `seconds` per exchange, under the plan of `word`.
+        """A step of `tokens` in all took `seconds` per exchange, under the plan of `packed_plans`.
 
         Returns a sentence for the log where that changes a plan for long, else "".
         """
         ...
 
 
-def plan_in(word: int, tokens: int) -> ExchangePlanName:
+def plan_in(packed_plans: int, tokens: int) -> ExchangePlanName:
     """The plan of a step with so many tokens in all."""
-    return EXCHANGE_PLANS[unpack(word, tokens)]
+    return EXCHANGE_PLANS[unpack(packed_plans, tokens)]
 
 
 class FixedPlan:
     """One plan for everything; a `PlanSource`."""
 
     def __init__(self, plan: ExchangePlanName) -> None:
-        self.word = pack([EXCHANGE_PLANS.index(plan)] * NUM_BUCKETS)
+        self.packed_plans = pack([EXCHANGE_PLANS.index(plan)] * NUM_BUCKETS)
 
     def observe(self, tokens: int, seconds: float) -> str:
         return ""
@@ -82,7 +82,7 @@ class PlanChooser:
         self.choices = [first_choice(times) for times in self.predicted]
         self._rule = rule or ChoiceRule()
         self._settled = [choice.current for choice in self.choices]
-        self.word = self._pack()
+        self.packed_plans = self._pack()
 
     def observe(self, tokens: int, seconds: float) -> str:
         bucket = bucket_of(tokens)
@@ -90,7 +90,7 @@ class PlanChooser:
         seconds *= self._to_bucket(bucket, before.current, tokens)
         self.choices[bucket] = after = next_choice(before, seconds, self._rule)
         if after.current != before.current:
-            self.word = self._pack()
+            self.packed_plans = self._pack()
         if after.racing or after.winner == self._settled[bucket]:
             return ""
         notice = self._notice(bucket, self._settled[bucket], after)
@@ -134,8 +134,8 @@ def predicted_times(
 
     inf for a plan that does the same as an earlier one, as far as its price can tell.
     """
-    share, rest = divmod(tokens, topology.num_attention)
-    spread = tuple(share + (index < rest) for index in range(topology.num_attention))
+    share, rest = divmod(tokens, topology.num_attention_instances)
+    spread = tuple(share + (index < rest) for index in range(topology.num_attention_instances))
     seen, times = [], []
     for plan in EXCHANGE_PLANS:
         counts = priced_counts(egate_plan.__wrapped__(plan, topology, spread), row_bytes)

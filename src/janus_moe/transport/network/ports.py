@@ -26,7 +26,7 @@ from janus_moe.transport.lockstep.reply_metadata import check_routing
 from janus_moe.transport.network.channel import ChannelAborted, Pending
 from janus_moe.transport.network.endpoint import Endpoint
 from janus_moe.transport.network.executor import BoundProgram
-from janus_moe.transport.network.message_buffers import note_words, notes_of
+from janus_moe.transport.network.message_buffers import pack_metadata, unpack_metadata
 from janus_moe.transport.network.plan_selection import PlanSource, lower_quartile, plan_in
 from janus_moe.transport.network.receive_slots import HostReceive, ReceiveSlot
 
@@ -37,8 +37,8 @@ _KEPT = 64
 class _Programs:
     """The bound programs of one instance by plan and token counts."""
 
-    def __init__(self, seat: Endpoint) -> None:
-        self._seat = seat
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
         self._kept: dict[tuple[ExchangePlanName, tuple[int, ...]], Programs] = {}
 
     def of(self, plan: ExchangePlanName, counts: tuple[int, ...]) -> Programs:
@@ -47,8 +47,8 @@ class _Programs:
         if key not in self._kept:
             if len(self._kept) >= _KEPT:
                 self._kept.pop(next(iter(self._kept)))
-            executor = self._seat.executor
-            dispatch, reply = egate_programs(plan, self._seat.topology, counts, executor.rank)
+            executor = self._endpoint.executor
+            dispatch, reply = egate_programs(plan, self._endpoint.topology, counts, executor.rank)
             self._kept[key] = (executor.bind(dispatch), executor.bind(reply))
         return self._kept[key]
 
@@ -75,11 +75,11 @@ class _Clock:
 class _Seated(Port):
     """What ports do differently at a seat: whatever ends them ends the seat."""
 
-    _seat: Endpoint
+    _endpoint: Endpoint
 
     def close(self) -> None:
         super().close()
-        self._seat.fail(ExchangeClosed(f"{self._instance}: its end of the exchange was closed"))
+        self._endpoint.fail(ExchangeClosed(f"{self._instance}: its end of the exchange was closed"))
 
     def _wait_for(
         self, ready: Callable[[], bool], late: Callable[[float], ExchangeTimeout | None]
@@ -87,43 +87,43 @@ class _Seated(Port):
         try:
             super()._wait_for(ready, late)
         except ExchangeTimeout as error:
-            self._seat.fail(error)
+            self._endpoint.fail(error)
             raise
 
 
-class DistAttention(_Seated, AttentionSteps):
+class NetworkAttention(_Seated, AttentionSteps):
     """An `AttentionPort`. dtype: of the hidden states. source: of the plans; that of instance 0
     counts."""
 
     def __init__(
         self,
         index: int,
-        seat: Endpoint,
+        endpoint: Endpoint,
         source: PlanSource,
         rule: WaitRule,
         buffer: Tensor,
         dtype: torch.dtype,
     ) -> None:
-        self._seat = seat
+        self._endpoint = endpoint
         self._result = buffer
         self._dtype = dtype
-        super().__init__(index, seat.board(), seat.wiring, self._check_fits, rule)
-        self._bound = _Programs(seat)
+        super().__init__(index, endpoint.control_block(), endpoint.wiring, self._check_fits, rule)
+        self._bound = _Programs(endpoint)
         self._programs: Programs | None = None
         self._source = source
         self._clock = _Clock()
         self._plan: ExchangePlanName = "1pc"
         self._notice = ""
-        self._notes = [0] * (3 * seat.topology.num_experts)
-        seat.take(rule)
+        self._metadata_words = [0] * (3 * endpoint.topology.num_expert_instances)
+        endpoint.start(rule)
 
     def begin_step(self, num_tokens: int) -> int:
         seconds = self._clock.take()
         if seconds and self._counts:
             self._notice = self._source.observe(sum(self._counts), seconds) or self._notice
-        self._plans = self._source.word
+        self._plans = self._source.packed_plans
         step = super().begin_step(num_tokens)
-        self._seat.news.push()
+        self._endpoint.broadcast.publish()
         return step
 
     def dispatch(self, layer: int, hidden: Tensor) -> Ticket:
@@ -131,19 +131,19 @@ class DistAttention(_Seated, AttentionSteps):
         if hidden.dtype != self._dtype:
             raise ValueError(f"dispatch of {hidden.dtype}, the exchange has {self._dtype}")
         self._check_open()
-        self._seat.doing = ("announce", self._step, layer)
+        self._endpoint.phase = ("announce", self._step, layer)
         counts = self._counts or self._begin_layers(layer)
-        self._plan = plan_in(self._board.plans(self._step), sum(counts))
+        self._plan = plan_in(self._control_block.plans(self._step), sum(counts))
         self._clock.start()
         self._programs = program, reply = self._bound.of(self._plan, counts)
         ticket = Ticket(self._step_epoch, self._step, layer)
         self._key = key
         self._in_flight = True
-        self._board.dispatch(self._index, key)
-        executor = self._seat.executor
-        with self._seat.data_wait("dispatch", self._step, layer, self._late_peers):
+        self._control_block.dispatch(self._index, key)
+        executor = self._endpoint.executor
+        with self._endpoint.data_wait("dispatch", self._step, layer, self._late_peers):
             executor.post(program)
-            executor.run(program, ticket, {"input": hidden.contiguous()}, self._notes)
+            executor.run(program, ticket, {"input": hidden.contiguous()}, self._metadata_words)
             executor.post(reply)
         return ticket
 
@@ -153,24 +153,24 @@ class DistAttention(_Seated, AttentionSteps):
         self._check_open()
         assert self._programs is not None
         dispatch, reply = self._programs
-        executor = self._seat.executor
-        with self._seat.data_wait("reply", ticket.step, ticket.layer, self._late_reply):
-            executor.run(reply, ticket, {"result": self._result}, self._notes)
+        executor = self._endpoint.executor
+        with self._endpoint.data_wait("reply", ticket.step, ticket.layer, self._late_reply):
+            executor.run(reply, ticket, {"result": self._result}, self._metadata_words)
             executor.post(dispatch)
         self._clock.stop()
         self._in_flight = False
-        notes = notes_of(self._notes)
-        check_routing(ticket, notes)
+        replies = unpack_metadata(self._metadata_words)
+        check_routing(ticket, replies)
         notice, self._notice = self._notice, ""
-        return Combined(self._result[: self._num_tokens], notes, self._plan, notice)
+        return Combined(self._result[: self._num_tokens], replies, self._plan, notice)
 
     def _late_peers(self, waited_s: float) -> ExchangeTimeout | None:
         """While rows are gathered: blames who has not dispatched, or whose rows are missing."""
-        peer = self._board.silent_dispatchers(self._key, self._counts or ())
-        waiting_for = self._seat.executor.waiting_for
+        peer = self._control_block.silent_dispatchers(self._key, self._counts or ())
+        waiting_for = self._endpoint.executor.waiting_for
         if not peer and waiting_for is not None:
-            peer = self._board.name(self._seat.topology.instance(waiting_for))
-        stage, step, layer = self._seat.doing
+            peer = self._control_block.name(self._endpoint.topology.instance(waiting_for))
+        stage, step, layer = self._endpoint.phase
         return ExchangeTimeout(peer=peer, stage=stage, step=step, layer=layer, waited_s=waited_s)
 
     def _check_fits(self, num_tokens: int) -> None:
@@ -181,19 +181,19 @@ class DistAttention(_Seated, AttentionSteps):
             )
 
 
-class DistExpert(_Seated, ExpertExchanges):
+class NetworkExpert(_Seated, ExpertExchanges):
     """An `ExpertPort`. buffer: for the batch."""
 
-    def __init__(self, index: int, seat: Endpoint, rule: WaitRule, buffer: Tensor) -> None:
-        self._seat = seat
-        super().__init__(index, seat.board(), seat.wiring, rule)
+    def __init__(self, index: int, endpoint: Endpoint, rule: WaitRule, buffer: Tensor) -> None:
+        self._endpoint = endpoint
+        super().__init__(index, endpoint.control_block(), endpoint.wiring, rule)
         self._batch = buffer
-        self._bound = _Programs(seat)
-        self._arrivals = Arrivals(seat.bell.ring)
+        self._bound = _Programs(endpoint)
+        self._arrivals = MessageArrivals(endpoint.wakeup.notify)
         self._armed: tuple[int, tuple[int, ...], Programs] | None = None  # step, counts
         self._armed_step = -1
-        self._notes = [0] * (3 * seat.topology.num_experts)
-        seat.take(rule)
+        self._metadata_words = [0] * (3 * endpoint.topology.num_expert_instances)
+        endpoint.start(rule)
 
     def accept(self) -> Work | None:
         self._wait_for(self._woken_or_arrived, self._late)
@@ -203,28 +203,28 @@ class DistExpert(_Seated, ExpertExchanges):
         assert self._armed is not None
         step, counts, (dispatch, reply) = self._armed
         arrived = dispatch.receives[0][1].buffer.read_ticket()
-        ticket = Ticket(self._board.epoch(step), step, arrived.layer)
-        executor = self._seat.executor
-        with self._seat.data_wait("dispatch", step, ticket.layer, self._late_now):
-            executor.run(dispatch, ticket, {"batch": self._batch}, self._notes)
+        ticket = Ticket(self._control_block.epoch(step), step, arrived.layer)
+        executor = self._endpoint.executor
+        with self._endpoint.data_wait("dispatch", step, ticket.layer, self._late_now):
+            executor.run(dispatch, ticket, {"batch": self._batch}, self._metadata_words)
             executor.post(reply)
         return Work(ticket, self._batch[: sum(counts)], counts)
 
-    def reply(self, work: Work, partial: Tensor, note: ReplyMetadata) -> None:
+    def reply(self, work: Work, partial: Tensor, metadata: ReplyMetadata) -> None:
         self._check_reply(work, partial)
         if partial.dtype != torch.float32:
             raise ValueError(f"reply of {partial.dtype}, partial sums are float32")
         assert self._armed is not None
         ticket = work.ticket
         dispatch, reply = self._armed[2]
-        self._notes[3 * self._index : 3 * self._index + 3] = note_words((note,))
+        self._metadata_words[3 * self._index : 3 * self._index + 3] = pack_metadata((metadata,))
         self._done = key = exchange_key(ticket.step, ticket.layer)
-        self._board.reply(self._index, key, note)
-        executor = self._seat.executor
-        with self._seat.data_wait("reply", ticket.step, ticket.layer, self._late_peers):
+        self._control_block.reply(self._index, key, metadata)
+        executor = self._endpoint.executor
+        with self._endpoint.data_wait("reply", ticket.step, ticket.layer, self._late_peers):
             executor.post(dispatch)
             self._arrivals.watch(dispatch.receives[0][1])
-            executor.run(reply, ticket, {"partial": partial.contiguous()}, self._notes)
+            executor.run(reply, ticket, {"partial": partial.contiguous()}, self._metadata_words)
 
     def close(self) -> None:
         super().close()
@@ -233,35 +233,35 @@ class DistExpert(_Seated, ExpertExchanges):
     def _woken_or_arrived(self) -> bool:
         if self._woken:
             return True
-        step = self._board.latest_common()
+        step = self._control_block.latest_common()
         if step != self._armed_step:
             self._arm(step)
         if self._armed is None:
             return False
-        inlet = self._armed[2][0].receives[0][1]
+        slot = self._armed[2][0].receives[0][1]
         # The next step's rows may be here before the last word of its announcements.
-        return self._arrivals.has(inlet) and inlet.buffer.read_ticket().step == step
+        return self._arrivals.has(slot) and slot.buffer.read_ticket().step == step
 
     def _arm(self, step: int) -> None:
         """Gets ready for the exchanges of a step that everybody has announced."""
         self._armed_step = step
-        counts = self._board.counts(step)
+        counts = self._control_block.counts(step)
         self._armed = None
         if not any(counts):
             return
-        plan = plan_in(self._board.plans(step), sum(counts))
+        plan = plan_in(self._control_block.plans(step), sum(counts))
         programs = self._bound.of(plan, counts)
-        with self._seat.data_wait("dispatch", step, 0, lambda waited_s: None):
-            self._seat.executor.post(programs[0])
+        with self._endpoint.data_wait("dispatch", step, 0, lambda waited_s: None):
+            self._endpoint.executor.post(programs[0])
         self._arrivals.watch(programs[0].receives[0][1])
         self._armed = (step, counts, programs)
 
     def _late(self, waited_s: float) -> ExchangeTimeout | None:
         """Nobody is late before anybody has begun."""
         error = self._late_dispatch(waited_s)
-        key = self._board.latest_dispatched()
+        key = self._control_block.latest_dispatched()
         if error is None and self._armed and key > self._done:
-            self._seat.doing = ("dispatch", *step_and_layer(key))
+            self._endpoint.phase = ("dispatch", *step_and_layer(key))
             return self._blame(self._armed[2][0].receives[0][0].source, waited_s)
         return error
 
@@ -270,43 +270,43 @@ class DistExpert(_Seated, ExpertExchanges):
 
     def _late_peers(self, waited_s: float) -> ExchangeTimeout | None:
         """Blames whoever a message is due from."""
-        waiting_for = self._seat.executor.waiting_for
+        waiting_for = self._endpoint.executor.waiting_for
         if waiting_for is None:
             return None
         return self._blame(waiting_for, waited_s)
 
     def _blame(self, rank: int, waited_s: float) -> ExchangeTimeout:
-        stage, step, layer = self._seat.doing
-        peer = self._board.name(self._seat.topology.instance(rank))
+        stage, step, layer = self._endpoint.phase
+        peer = self._control_block.name(self._endpoint.topology.instance(rank))
         return ExchangeTimeout(peer=peer, stage=stage, step=step, layer=layer, waited_s=waited_s)
 
 
-class Arrivals:
+class MessageArrivals:
     """Rings when a message is there, for a thread that must also hear other news.
 
     Neighbours ring by themselves. Else one thread per inlet that is ever watched, as nothing but a
     thread can wait for a message of a channel.
     """
 
-    def __init__(self, ring: Callable[[], None]) -> None:
-        self._ring = ring
+    def __init__(self, notify: Callable[[], None]) -> None:
+        self._notify = notify
         self._watches: dict[int, _Watch] = {}
 
-    def watch(self, inlet: ReceiveSlot) -> None:
+    def watch(self, slot: ReceiveSlot) -> None:
         """Waits for the receive that is posted there, unless it is waited for already."""
-        if isinstance(inlet, HostReceive):
+        if isinstance(slot, HostReceive):
             return
-        watch = self._watches.get(id(inlet))
+        watch = self._watches.get(id(slot))
         if watch is None:
-            watch = self._watches[id(inlet)] = _Watch(self._ring)
-        assert inlet.pending is not None
-        watch.begin(inlet.pending)
+            watch = self._watches[id(slot)] = _Watch(self._notify)
+        assert slot.pending is not None
+        watch.begin(slot.pending)
 
-    def has(self, inlet: ReceiveSlot) -> bool:
+    def has(self, slot: ReceiveSlot) -> bool:
         """Whether the message is there that was watched for."""
-        if isinstance(inlet, HostReceive):
-            return inlet.pending is not None and inlet.pending.arrived()
-        return self._watches[id(inlet)].arrived is inlet.pending
+        if isinstance(slot, HostReceive):
+            return slot.pending is not None and slot.pending.arrived()
+        return self._watches[id(slot)].arrived is slot.pending
 
     def stop(self) -> None:
         for watch in self._watches.values():
@@ -314,10 +314,10 @@ class Arrivals:
 
 
 class _Watch:
-    def __init__(self, ring: Callable[[], None]) -> None:
+    def __init__(self, notify: Callable[[], None]) -> None:
         self.arrived: Pending | None = None
         self._begun: Pending | None = None
-        self._ring = ring
+        self._notify = notify
         self._orders: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         threading.Thread(target=self._live, name="arrivals", daemon=True).start()
 
@@ -331,4 +331,4 @@ class _Watch:
             with suppress(ConnectionError, ChannelAborted):  # the seat learns it from the news
                 pending.wait()
                 self.arrived = pending
-            self._ring()
+            self._notify()

@@ -37,21 +37,21 @@ class HostReceive:
 
     def __init__(
         self,
-        neighbours: HostPeers | NoHostPeers,
+        host_peers: HostPeers | NoHostPeers,
         peer: int,
         tag: int,
         view: Callable[[Tensor], MessageBuffer],
     ) -> None:
         self.pending: PendingReceive | None = None
         self.posted_ns = 0
-        self._neighbours = neighbours
+        self._host_peers = host_peers
         self._peer = peer
         self._tag = tag
         self._view = view
         self._views: dict[int, MessageBuffer] = {}
 
     def post(self) -> None:
-        self.pending = self._neighbours.receive(self._peer, self._tag)
+        self.pending = self._host_peers.receive(self._peer, self._tag)
 
     @property
     def buffer(self) -> MessageBuffer:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from janus_moe.transport.exchange_plans.program import Add, Buffer, Clear, Copy, Local, Move
+from janus_moe.transport.exchange_plans.program import Add, Buffer, Clear, Copy, LocalBuffer, RowOp
 from janus_moe.transport.exchange_plans.rows import Index
 from janus_moe.transport.network.receive_slots import HostReceive
 
@@ -22,7 +22,7 @@ buffer that a run brings along."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sum:
+class CopyAdd:
     """target[target_rows] = first[first_rows] + second[second_rows]: a copy and an add at once, so
     that the target is written once and never read."""
 
@@ -35,7 +35,7 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True)
-class BoundMove:
+class BoundRowOp:
     """kind: "clear", "copy", "add", "add at" (rows listed one by one) or "sum"."""
 
     kind: str
@@ -47,70 +47,72 @@ class BoundMove:
     second_out_of: Any = None
 
 
-def fused(moves: Sequence[Move]) -> list[Move | Sum]:
+def fuse_copy_add(row_ops: Sequence[RowOp]) -> list[RowOp | CopyAdd]:
     """The same result with fewer moves: a copy becomes a sum with the first add to the same rows.
 
     Adds come earlier by that. They may, as no source but scratch changes while moves are made, and
     as long as those rows are neither read nor changed in between.
     """
-    made: list[Move | Sum] = []
+    fused: list[RowOp | CopyAdd] = []
     copies: dict[tuple[Buffer, range], int] = {}  # to rows that nothing was added to: their place
-    for move in moves:
-        rows = None if isinstance(move, Clear) else move.target_rows
-        key = (move.target, rows) if isinstance(rows, range) else None
-        if isinstance(move, Add) and key in copies and not _is_scratch(move.source):
+    for row_op in row_ops:
+        rows = None if isinstance(row_op, Clear) else row_op.target_rows
+        key = (row_op.target, rows) if isinstance(rows, range) else None
+        if isinstance(row_op, Add) and key in copies and not _is_scratch(row_op.source):
             place = copies.pop(key)
-            copy = made[place]
+            copy = fused[place]
             assert key is not None and isinstance(copy, Copy)
-            made[place] = Sum(*key, copy.source, copy.source_rows, move.source, move.source_rows)
+            fused[place] = CopyAdd(
+                *key, copy.source, copy.source_rows, row_op.source, row_op.source_rows
+            )
             continue
-        read = None if isinstance(move, Clear) else move.source
-        among = rows if isinstance(move, Copy) and isinstance(rows, range) else None
+        read = None if isinstance(row_op, Clear) else row_op.source
+        among = rows if isinstance(row_op, Copy) and isinstance(rows, range) else None
         copies = {
             known: place
             for known, place in copies.items()
             if known[0] != read
-            and (known[0] != move.target or (among is not None and _apart(known[1], among)))
+            and (known[0] != row_op.target or (among is not None and _apart(known[1], among)))
         }
-        if isinstance(move, Copy) and key is not None and not _is_scratch(move.source):
-            copies[key] = len(made)
-        made.append(move)
-    return made
+        if isinstance(row_op, Copy) and key is not None and not _is_scratch(row_op.source):
+            copies[key] = len(fused)
+        fused.append(row_op)
+    return fused
 
 
 def bind(
-    move: Move | Sum, rows: Callable[[Buffer], Rows], index: Callable[[Index], Any]
-) -> BoundMove:
+    row_op: RowOp | CopyAdd, rows: Callable[[Buffer], Rows], index: Callable[[Index], Any]
+) -> BoundRowOp:
     """rows, index: what the executor has for a buffer and for places in it."""
-    target = rows(move.target)
-    if isinstance(move, Clear):
-        return BoundMove("clear", target, slice(0, move.target.num_rows))
-    into = index(move.target_rows)
-    if isinstance(move, Sum):
-        first, second = rows(move.first), rows(move.second)
-        return BoundMove(
-            "sum", target, into, first, index(move.first_rows), second, index(move.second_rows)
+    target = rows(row_op.target)
+    if isinstance(row_op, Clear):
+        return BoundRowOp("clear", target, slice(0, row_op.target.num_rows))
+    into = index(row_op.target_rows)
+    if isinstance(row_op, CopyAdd):
+        first, second = rows(row_op.first), rows(row_op.second)
+        return BoundRowOp(
+            "sum", target, into, first, index(row_op.first_rows), second, index(row_op.second_rows)
         )
-    kind = "add" if isinstance(move, Add) else "copy"
+    kind = "add" if isinstance(row_op, Add) else "copy"
     if kind == "add" and not isinstance(into, slice):
         kind = "add at"
-    return BoundMove(kind, target, into, rows(move.source), index(move.source_rows))
+    return BoundRowOp(kind, target, into, rows(row_op.source), index(row_op.source_rows))
 
 
-def make(move: BoundMove, local: Mapping[str, Any]) -> None:
+def apply(row_op: BoundRowOp, local: Mapping[str, Any]) -> None:
     """local: arrays by name."""
-    target, into = _array(move.target, local), move.into
-    if move.kind == "clear":
+    target, into = _array(row_op.target, local), row_op.into
+    if row_op.kind == "clear":
         target[into] = 0
         return
-    part = _array(move.source, local)[move.out_of]
-    if move.kind == "copy":
+    part = _array(row_op.source, local)[row_op.out_of]
+    if row_op.kind == "copy":
         target[into] = part
-    elif move.kind == "sum":
-        other = _array(move.second, local)[move.second_out_of]
+    elif row_op.kind == "sum":
+        other = _array(row_op.second, local)[row_op.second_out_of]
         add = np.add if isinstance(target, np.ndarray) else torch.add
         add(part, other, out=target[into])
-    elif move.kind == "add":
+    elif row_op.kind == "add":
         rows = target[into]
         rows += part
     else:
@@ -124,7 +126,7 @@ def _array(rows: Rows, local: Mapping[str, Any]) -> Any:
 
 
 def _is_scratch(buffer: Buffer) -> bool:
-    return isinstance(buffer, Local) and buffer.kind == "scratch"
+    return isinstance(buffer, LocalBuffer) and buffer.kind == "scratch"
 
 
 def _apart(left: range, right: range) -> bool:
