@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 
 # A row imports rows above it; within a row, only its own package and what SAME_ROW adds.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("spec", "errors", "tracing", "bundled"),  # bundled is data
+    ("spec", "errors", "tracing", "compiled", "bundled"),  # bundled is data
     ("policy", "planner.latency", "config", "messages"),
     ("planner.search", "planner.simulation", "kernels", "transport"),
     ("families", "model"),

@@ -25,10 +25,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from janus_moe.compiled import compiled
 from janus_moe.errors import ConfigError
 
 MAGIC = b"JANUSRT\n"
@@ -263,7 +263,7 @@ def check_target(path: Path) -> None:
         ) from None
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _append(expert_ids, num_experts, room):  # type: ignore[no-untyped-def]
     """Copies real rows while there is room; how many, or -1 for an id that is out of range."""
     count = 0

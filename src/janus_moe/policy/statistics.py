@@ -9,14 +9,12 @@ It does not know who reads it, nor of time: batches are the only clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from janus_moe.compiled import compiled
 from janus_moe.errors import ConfigError
 from janus_moe.policy.change import buckets_to_keep
 from janus_moe.policy.placement import activation_probability
@@ -139,12 +137,7 @@ class RoutingWindow:
         )
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True)(function)
-    return compiled
-
-
-@_compiled
+@compiled
 def _count(expert_ids, stride, counts, totals, experts, pairs):  # type: ignore[no-untyped-def]
     """Add one batch to a bucket, all or nothing. False: an id is out of range."""
     counts[:] = 0

@@ -9,11 +9,11 @@ test compares the two.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from janus_moe.compiled import compiled
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle
 from janus_moe.planner.latency.arrays import Array
@@ -172,12 +172,7 @@ def _grid(first: float, last: float, ratio: float) -> Array:
     return np.unique(np.rint(np.geomspace(first, last, max(count, 2))))
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True)(function)
-    return compiled
-
-
-@_compiled
+@compiled
 def _place(grid, x):  # type: ignore[no-untyped-def]
     """(index, share) with x = grid[index] * (1 - share) + grid[index + 1] * share; not below 0."""
     low, high = 0, len(grid) - 1
@@ -190,12 +185,12 @@ def _place(grid, x):  # type: ignore[no-untyped-def]
     return low, max(0.0, (x - grid[low]) / (grid[low + 1] - grid[low]))
 
 
-@_compiled
+@compiled
 def _line(values, index, share):  # type: ignore[no-untyped-def]
     return values[index] * (1.0 - share) + values[index + 1] * share
 
 
-@_compiled
+@compiled
 def _attention(table, tokens, kv):  # type: ignore[no-untyped-def]
     """One layer's attention of an instance, for all that it has to do in the step."""
     b, share_b = _place(table.tokens, tokens / table.micro_batches)
@@ -205,7 +200,7 @@ def _attention(table, tokens, kv):  # type: ignore[no-untyped-def]
     return low * (1.0 - share_b) + high * share_b
 
 
-@_compiled
+@compiled
 def _step(table, attention, most, logits, total):  # type: ignore[no-untyped-def]
     """attention: the slowest instance's. most, logits: largest on an instance. total: tokens."""
     parts = table.micro_batches
@@ -227,7 +222,7 @@ def _step(table, attention, most, logits, total):  # type: ignore[no-untyped-def
     return table.num_moe_layers * layer + dense_layers + parts * head + host
 
 
-@_compiled
+@compiled
 def step_seconds(table, instances):  # type: ignore[no-untyped-def]
     """A step of what the instances (`state.INSTANCE`) have planned; 0 without tokens.
 
@@ -245,7 +240,7 @@ def step_seconds(table, instances):  # type: ignore[no-untyped-def]
     return _step(table, attention, most, logits, total) if total > 0 else 0.0
 
 
-@_compiled
+@compiled
 def busiest_step_seconds(table, tokens, kv, logits, total):  # type: ignore[no-untyped-def]
     """A step whose busiest instance has these tokens, KV positions and logits, of `total` tokens
     on all instances."""

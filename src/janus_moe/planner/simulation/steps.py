@@ -12,12 +12,9 @@ after a change of `step_table` change this file too, or empty the cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 
+from janus_moe.compiled import compiled
 from janus_moe.planner.simulation.state import (
     ABSENT,
     ACTIVE,
@@ -40,17 +37,12 @@ from janus_moe.planner.simulation.step_table import step_seconds
 from janus_moe.policy.routing import FULL
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True)(function)
-    return compiled
-
-
-@_compiled
+@compiled
 def _blocks(tokens, size):  # type: ignore[no-untyped-def]
     return (tokens + size - 1) // size
 
 
-@_compiled
+@compiled
 def _link(requests, request, before, after):  # type: ignore[no-untyped-def]
     """Into a list, between two neighbours that may be none."""
     requests[request].previous, requests[request].next = before, after
@@ -60,7 +52,7 @@ def _link(requests, request, before, after):  # type: ignore[no-untyped-def]
         requests[after].previous = request
 
 
-@_compiled
+@compiled
 def _unlink(requests, request):  # type: ignore[no-untyped-def]
     """Out of a list; returns its neighbours."""
     before, after = requests[request].previous, requests[request].next
@@ -71,7 +63,7 @@ def _unlink(requests, request):  # type: ignore[no-untyped-def]
     return before, after
 
 
-@_compiled
+@compiled
 def _leave_running(requests, here, request):  # type: ignore[no-untyped-def]
     before, after = _unlink(requests, request)
     if before < 0:
@@ -81,7 +73,7 @@ def _leave_running(requests, here, request):  # type: ignore[no-untyped-def]
     here.running -= 1
 
 
-@_compiled
+@compiled
 def _route(requests, instances, limits, request):  # type: ignore[no-untyped-def]
     """`policy.routing.choose_instance` over the active instances."""
     asked, size = requests[request], limits.block_size
@@ -113,7 +105,7 @@ def _route(requests, instances, limits, request):  # type: ignore[no-untyped-def
     here.wait_last = request
 
 
-@_compiled
+@compiled
 def _stop_decoding(here, crossing, phase, computed):  # type: ignore[no-untyped-def]
     """Takes a decoding request with `computed` KV positions out of the sums."""
     here.decoding -= 1
@@ -121,7 +113,7 @@ def _stop_decoding(here, crossing, phase, computed):  # type: ignore[no-untyped-
     crossing[phase] -= 1
 
 
-@_compiled
+@compiled
 def _preempt_last(requests, here, crossing, due, step, size):  # type: ignore[no-untyped-def]
     """The latest arrival gives its blocks back and waits again, first in the queue."""
     victim = here.run_last
@@ -149,7 +141,7 @@ def _preempt_last(requests, here, crossing, due, step, size):  # type: ignore[no
     return victim
 
 
-@_compiled
+@compiled
 def _grow(requests, here, crossing, due, step, size):  # type: ignore[no-untyped-def]
     """New blocks for the requests that decode into one; returns how many were preempted."""
     wanted = crossing[(-step) % size]
@@ -169,7 +161,7 @@ def _grow(requests, here, crossing, due, step, size):  # type: ignore[no-untyped
     return preempted
 
 
-@_compiled
+@compiled
 def _compute(requests, here, request, first, length, pair_cost):  # type: ignore[no-untyped-def]
     """`length` tokens of `request` from `first` on; True if those are all it has at present."""
     asked = requests[request]
@@ -184,7 +176,7 @@ def _compute(requests, here, request, first, length, pair_cost):  # type: ignore
     return True
 
 
-@_compiled
+@compiled
 def _plan(requests, here, crossing, due, step, limits, pair_cost):  # type: ignore[no-untyped-def]
     """`policy.batching.Batcher.plan` for one instance; returns how many were preempted."""
     budget = limits.max_num_batched_tokens - here.decoding
@@ -224,7 +216,7 @@ def _plan(requests, here, crossing, due, step, limits, pair_cost):  # type: igno
     return preempted
 
 
-@_compiled
+@compiled
 def _finish(requests, here, request, size, now):  # type: ignore[no-untyped-def]
     done = requests[request]
     done.finish_s = now
@@ -232,7 +224,7 @@ def _finish(requests, here, request, size, now):  # type: ignore[no-untyped-def]
     _leave_running(requests, here, request)
 
 
-@_compiled
+@compiled
 def _sample(requests, here, crossing, due, request, step, size, now):  # type: ignore[no-untyped-def]
     """All that `request` had is computed, so it has one token more and decodes from now on."""
     asked = requests[request]
@@ -256,7 +248,7 @@ def _sample(requests, here, crossing, due, request, step, size, now):  # type: i
     due[slot] = request
 
 
-@_compiled
+@compiled
 def _commit(requests, instances, crossing, due, step, size, now):  # type: ignore[no-untyped-def]
     """The step is over: lengths grow, requests end, others begin to decode."""
     for i in range(len(instances)):
@@ -281,7 +273,7 @@ def _commit(requests, instances, crossing, due, step, size, now):  # type: ignor
             here.drained_s = now
 
 
-@_compiled
+@compiled
 def _record(pool, clock, seconds):  # type: ignore[no-untyped-def]
     """Adds the step to its interval, and to the log while there is room."""
     tokens = samples = 0.0
@@ -307,7 +299,7 @@ def _record(pool, clock, seconds):  # type: ignore[no-untyped-def]
         clock.num_logged += 1
 
 
-@_compiled
+@compiled
 def run(requests, pool, limits, table, until_s):  # type: ignore[no-untyped-def]
     """Steps that begin before `until_s`; DONE when there is nothing left to do, else PAUSED."""
     clock, instances, size = pool.clock[0], pool.instances, limits.block_size

@@ -6,11 +6,9 @@ so a helper elsewhere could go stale inside it. Compiled at the first call, cach
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
+
+from janus_moe.compiled import compiled
 
 # What `run`, `run_and_rewrite` and `split_tokens` return.
 INVALID_ID = -1
@@ -31,12 +29,7 @@ CHUNK = 1024
 """Ids read between two looks at whether all experts are active already."""
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True)(function)
-    return compiled
-
-
-@_compiled
+@compiled
 def _mix(value):  # type: ignore[no-untyped-def]
     """The finalizer of splitmix64 on uint64."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -44,7 +37,7 @@ def _mix(value):  # type: ignore[no-untyped-def]
     return value ^ (value >> np.uint64(31))
 
 
-@_compiled
+@compiled
 def _mark_active(ids, num_experts, flags):  # type: ignore[no-untyped-def]
     """flags: [1 + experts], flag of expert e at e + 1. False when an id is out of range."""
     flags[:] = 0
@@ -64,7 +57,7 @@ def _mark_active(ids, num_experts, flags):  # type: ignore[no-untyped-def]
     return True
 
 
-@_compiled
+@compiled
 def _path_to_lighter(source, num_movable, hosts, instance_of, load, by_expert, by_instance):  # type: ignore[no-untyped-def]
     """Target of a shortest path from `source` to an instance with two fewer; -1 if none."""
     movable, following = by_expert[1], by_expert[2]
@@ -100,7 +93,7 @@ def _path_to_lighter(source, num_movable, hosts, instance_of, load, by_expert, b
     return -1
 
 
-@_compiled
+@compiled
 def _hashed(expert, hosts, seed):  # type: ignore[no-untyped-def]
     num_replicas = 0
     while num_replicas < hosts.shape[1] and hosts[expert, num_replicas] >= 0:
@@ -108,7 +101,7 @@ def _hashed(expert, hosts, seed):  # type: ignore[no-untyped-def]
     return hosts[expert, np.int64(_mix(seed + np.uint64(expert)) % np.uint64(num_replicas))]
 
 
-@_compiled
+@compiled
 def run(  # type: ignore[no-untyped-def]
     expert_ids, hosts, single_host, movable_experts, choice, max_repairs, seed,
     instance_of, load, by_expert, by_instance,
@@ -193,7 +186,7 @@ def run(  # type: ignore[no-untyped-def]
             target = by_instance[2, target]
 
 
-@_compiled
+@compiled
 def run_and_rewrite(  # type: ignore[no-untyped-def]
     expert_ids, hosts, single_host, movable_experts, choice, max_repairs, seed,
     instance_of, load, by_expert, by_instance, labels, rewritten,
@@ -222,7 +215,7 @@ def run_and_rewrite(  # type: ignore[no-untyped-def]
     return status
 
 
-@_compiled
+@compiled
 def split_tokens(expert_ids, hosts, num_replicas, labels, load, rewritten):  # type: ignore[no-untyped-def]
     """Replica `position % replicas` for every (token, k); arrays and result as above."""
     ids, flat = expert_ids.reshape(-1), rewritten.reshape(-1)

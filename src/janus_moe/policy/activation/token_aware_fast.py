@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True)(function)
-    return compiled
+from janus_moe.compiled import compiled
 
 
-@_compiled
+@compiled
 def _list_by_instance(instance_of, first, following):  # type: ignore[no-untyped-def]
     first[:] = -1
     for expert in range(instance_of.size - 1, -1, -1):
@@ -24,7 +17,7 @@ def _list_by_instance(instance_of, first, following):  # type: ignore[no-untyped
             first[instance] = expert
 
 
-@_compiled
+@compiled
 def _move_experts(hosts, weight, instance_of, cost, max_moves):  # type: ignore[no-untyped-def]
     """Whole experts, single or in chains of two, off the costliest instance while it helps."""
     first = np.empty(cost.size, np.int64)
@@ -74,7 +67,7 @@ def _move_experts(hosts, weight, instance_of, cost, max_moves):  # type: ignore[
             instance_of[pushed] = on
 
 
-@_compiled
+@compiled
 def _share_experts(hosts, expert_cost, token_cost, shares, cost, max_moves):  # type: ignore[no-untyped-def]
     """Tokens of one expert to another of its hosts, reading it there too, while it helps."""
     for _ in range(max_moves):
@@ -112,7 +105,7 @@ def _share_experts(hosts, expert_cost, token_cost, shares, cost, max_moves):  # 
         shares[shared, to] += moved
 
 
-@_compiled
+@compiled
 def share_tokens(  # type: ignore[no-untyped-def]
     expert_ids, hosts, assigned, expert_cost, token_cost, max_moves, shares, activated, tokens
 ):
@@ -149,7 +142,7 @@ def share_tokens(  # type: ignore[no-untyped-def]
                 tokens[hosts[expert, replica]] += shares[expert, replica]
 
 
-@_compiled
+@compiled
 def hand_out(expert_ids, shares, labels, rewritten):  # type: ignore[no-untyped-def]
     """Label of a replica for every (token, k): each expert's first tokens to its first host."""
     left = shares.copy()
