@@ -231,7 +231,10 @@ class Membership(Spec, frozen=True):
 
     def rank(self, instance: InstanceId) -> int:
         """Position of a member in its pool; raises ValueError when it is not a member."""
-        return self.pool(instance.pool).index(instance)
+        members = self.pool(instance.pool)
+        if instance not in members:
+            raise ValueError(f"{instance} is no member of generation {self.generation}")
+        return members.index(instance)
 
     def host_of(self, instance: InstanceId) -> int:
         """Number of the host that runs a member; raises ValueError when it is not a member."""

@@ -141,11 +141,9 @@ class Engine:
         """Refuses new requests and waits for those under way; False when some remain."""
         if self.status == "ready":
             self.status, self.status_detail = "draining", "shutting down"
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
+        return self._idle.is_set()
 
     def mark_dead(self, reason: str) -> None:
         """Ends every stream with an error that says why; new requests are refused."""
