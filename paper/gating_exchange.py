@@ -29,6 +29,7 @@ from benchmarks.support.report import machine_facts, print_table, write_json
 
 from janus_moe.profiling.exchange_times import distinct_plans, spread
 from janus_moe.spec import ExchangePlanName, InstanceId
+from janus_moe.torch_dtypes import TORCH_DTYPES
 from janus_moe.transport import ExchangeLayout, Ticket
 from janus_moe.transport.exchange_plans import EveryRow, ExchangePlan, RoutedRows, RowDemand
 from janus_moe.transport.host_memory.handshake import connect_host_peers
@@ -64,7 +65,7 @@ class Node:
         self.channel = GlooChannel(
             self.rank, self.topology.num_ranks, self.meeting, order.bind, TIMEOUT_S
         )
-        dtype = getattr(torch, layout.dtype)
+        dtype = TORCH_DTYPES[layout.dtype]
         rows = layout.shape.attention * layout.max_tokens
         format_ = RowFormat(rows, layout.hidden_size, layout.shape.expert, dtype)
         self.near = connect_host_peers(self.rank, self.topology, self.meeting, TIMEOUT_S)

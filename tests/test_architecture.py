@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 # A row imports rows above it; within a row, only its own package and what SAME_ROW adds.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("spec", "errors", "tracing", "compiled", "bundled"),  # bundled is data
-    ("policy", "planner.latency", "config", "messages"),
+    ("policy", "planner.latency", "config", "messages", "torch_dtypes"),
     ("planner.search", "planner.simulation", "kernels", "transport"),
     ("families", "model"),
     ("attention", "experts"),

@@ -1,24 +1,39 @@
 """The attention half of a layer in one call against its operations one by one."""
 
 import math
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
 
-from janus_moe.kernels.gqa_layer import GqaLayerWeights, gqa_layer, gqa_layer_reference
+from janus_moe.kernels.gqa_layer import gqa_layer, gqa_layer_reference
 from janus_moe.kernels.gqa_layer.fused import gqa_layer_fused
 from janus_moe.kernels.paged_attention import AttentionBatch
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 40, 6, 2, 16, 4
 
 
-def make_weights(generator: torch.Generator, optional: bool) -> GqaLayerWeights:
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a layer, as `GqaTensors` describes them."""
+
+    input_norm: torch.Tensor
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    qk_norm: torch.Tensor | None
+    o: torch.Tensor
+    o_bias: torch.Tensor | None
+    output_norm: torch.Tensor
+    eps: float
+    scale: float
+
+
+def make_weights(generator: torch.Generator, optional: bool) -> Weights:
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator) * (1 / math.sqrt(shape[-1]))
 
     rows = (HEADS + 2 * KV_HEADS) * HEAD_DIM
-    return GqaLayerWeights(
+    return Weights(
         input_norm=random(HIDDEN),
         qkv=random(rows, HIDDEN),
         qkv_bias=random(rows) if optional else None,

@@ -13,7 +13,7 @@ from janus_moe.kernels.rotate_and_cache import rotate_
 from janus_moe.model.checkpoint import Checkpoint
 from janus_moe.model.config import read_spec
 from janus_moe.model.expert_block import ExpertModel
-from janus_moe.model.layers import pair_order, rotation_table
+from janus_moe.model.rotation import pair_order, rotation_table
 from janus_moe.spec import RopeSpec
 
 FAMILIES = ["qwen3_moe", "deepseek_v2", "deepseek_v3"]

@@ -40,13 +40,14 @@ def test_qwen3_30b_a3b(tmp_path: Path) -> None:
         num_key_value_heads=4, num_hidden_layers=48, num_experts=128, num_experts_per_tok=8,
         moe_intermediate_size=768, rope_theta=1000000.0, torch_dtype="bfloat16",
     ))  # fmt: skip
-    assert isinstance(spec.attention, GqaSpec)
-    assert (spec.attention.cache_row, spec.attention.qk_norm) == (1024, True)
+    (attention,) = spec.attention
+    assert isinstance(attention, GqaSpec)
+    assert (attention.cache_row, attention.qk_norm) == (1024, True)
     assert spec.moe_layer_ids == tuple(range(48))
     assert (spec.dense_intermediate_size, spec.moe.shared_intermediate_size) == (0, 0)
     assert spec.dtype == "bfloat16"
     assert spec.expert_bytes == 3 * 2048 * 768 * 2
-    assert spec.rope.inv_freq[1] == pytest.approx(1e6 ** (-2 / 128))
+    assert attention.rope.inv_freq[1] == pytest.approx(1e6 ** (-2 / 128))
 
 
 def test_deepseek_v2_lite(tmp_path: Path) -> None:
@@ -63,12 +64,13 @@ def test_deepseek_v2_lite(tmp_path: Path) -> None:
             "beta_fast": 32, "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707,
         },
     ))  # fmt: skip
-    assert isinstance(spec.attention, MlaSpec)
-    assert spec.attention.cache_row == 576
-    assert spec.attention.scale == pytest.approx(192**-0.5 * 1.2608**2, rel=1e-4)
-    assert spec.rope.attention_factor == pytest.approx(1.0)
+    (attention,) = spec.attention
+    assert isinstance(attention, MlaSpec)
+    assert attention.cache_row == 576
+    assert attention.scale == pytest.approx(192**-0.5 * 1.2608**2, rel=1e-4)
+    assert attention.rope.attention_factor == pytest.approx(1.0)
     assert spec.moe.shared_intermediate_size == 2816
-    assert spec.moe_layers[:2] == (False, True)
+    assert spec.moe_layer_ids == tuple(range(1, 27))
 
 
 @pytest.mark.parametrize(

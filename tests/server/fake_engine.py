@@ -16,7 +16,16 @@ from janus_moe.engine.text.tokenizer import Tokenizer
 from janus_moe.messages import ExpertLoad, SamplingParams, TokenLogprob
 from janus_moe.policy.placement import Placement
 from janus_moe.server.backend import DurationTotal, EngineSnapshot
-from janus_moe.spec import GqaSpec, InstanceId, ModelSpec, MoeSpec, RopeSpec, RouterSpec
+from janus_moe.spec import (
+    WEIGHT_FORMATS,
+    GqaSpec,
+    InstanceId,
+    LayerSpec,
+    ModelSpec,
+    MoeSpec,
+    RopeSpec,
+    RouterSpec,
+)
 
 EXPERTS = [InstanceId(pool="expert", number=i) for i in range(2)]
 
@@ -25,23 +34,31 @@ def tiny_spec(vocab_size: int, max_position: int) -> ModelSpec:
     return ModelSpec(
         family="tiny",
         hidden_size=8,
-        num_layers=1,
         vocab_size=vocab_size,
         max_position=max_position,
         rms_norm_eps=1e-6,
         tie_embeddings=True,
-        attention=GqaSpec(
-            num_heads=1, num_kv_heads=1, head_dim=8, scale=1.0, qk_norm=False, bias=False
+        attention=(
+            GqaSpec(
+                num_heads=1,
+                num_kv_heads=1,
+                head_dim=8,
+                scale=1.0,
+                qk_norm=False,
+                bias=False,
+                rope=RopeSpec(inv_freq=(1.0,)),
+            ),
         ),
-        rope=RopeSpec(inv_freq=(1.0,)),
+        layers=(LayerSpec(),),
         moe=MoeSpec(
             num_experts=2,
             intermediate_size=8,
             router=RouterSpec(top_k=1, scoring="softmax", normalize=False),
         ),
-        moe_layers=(True,),
         dense_intermediate_size=0,
         dtype="float32",
+        weight_format=WEIGHT_FORMATS["float32"],
+        expert_format=WEIGHT_FORMATS["float32"],
     )
 
 

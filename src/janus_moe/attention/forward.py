@@ -99,9 +99,9 @@ def _layers(
     """The layers of one micro-batch; it yields while the experts have its rows."""
     step, port = part
     hidden = model.embed(step)
-    for layer, is_moe in enumerate(model.spec.moe_layers):
+    for layer, kind in enumerate(model.spec.layers):
         hidden, normed = model.attention(layer, hidden, step, cache)
-        if not is_moe:
+        if kind.mlp == "dense":
             hidden = hidden + model.dense(layer, normed)
             continue
         ticket, shared = _dispatch(model, layer, normed, port, log)

@@ -18,6 +18,7 @@ from janus_moe.experts.scheduling import Rule
 from janus_moe.kernels.grouped_experts import grouped_experts
 from janus_moe.policy.activation import LayerCost
 from janus_moe.spec import ModelSpec
+from janus_moe.torch_dtypes import TORCH_DTYPES
 
 WEIGHT_BYTES = 64 * 2**20  # of the experts that are measured: more than caches hold
 MOST_EXPERTS = 64
@@ -77,7 +78,7 @@ def measure(spec: ModelSpec, num_threads: int) -> LayerCost:
 
 def _seconds(spec: ModelSpec, num_experts: int, tokens_per_expert: int) -> float:
     """Of one layer in which each of the experts gets so many tokens; the fastest of some runs."""
-    dtype, width, size = getattr(torch, spec.dtype), spec.moe.intermediate_size, spec.hidden_size
+    dtype, width, size = TORCH_DTYPES[spec.dtype], spec.moe.intermediate_size, spec.hidden_size
     gate_up = torch.full((num_experts, 2 * width, size), 0.01, dtype=dtype)
     down = torch.full((num_experts, size, width), 0.01, dtype=dtype)
     slot_ids = torch.arange(num_experts, dtype=torch.int32).repeat(tokens_per_expert)[:, None]

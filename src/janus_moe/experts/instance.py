@@ -26,6 +26,7 @@ from janus_moe.model.expert_block import ExpertModel
 from janus_moe.policy.placement import Placement
 from janus_moe.policy.statistics import RoutingWindow
 from janus_moe.spec import InstanceId
+from janus_moe.torch_dtypes import TORCH_DTYPES
 from janus_moe.tracing import SpanLog
 from janus_moe.transport import ExpertPort, ReplyMetadata, Ticket, Work
 
@@ -145,7 +146,7 @@ class ExpertInstance:
     def warm_up(self) -> None:
         """Compiles what compiles on first use, for one token and for many."""
         spec, layer = self.model.spec, self.layers[0]
-        dtype = getattr(torch, spec.dtype)
+        dtype = TORCH_DTYPES[spec.dtype]
         self._epoch.schedulers[0].warm_up()
         for num_tokens in WARM_UP_TOKENS:
             hidden = torch.ones(num_tokens, spec.hidden_size, dtype=dtype, device=self._device)

@@ -13,7 +13,15 @@ from janus_moe.families.common import (
     rope_spec,
     yarn_softmax_scale,
 )
-from janus_moe.spec import Dtype, MlaSpec, ModelSpec, MoeSpec, RouterSpec
+from janus_moe.spec import (
+    WEIGHT_FORMATS,
+    Dtype,
+    LayerSpec,
+    MlaSpec,
+    ModelSpec,
+    MoeSpec,
+    RouterSpec,
+)
 
 LORA_NORM_EPS = 1e-6  # fixed in the architecture, whatever rms_norm_eps says
 
@@ -32,27 +40,29 @@ def mla_moe_spec(
     return ModelSpec(
         family=config.model_type,
         hidden_size=config.hidden_size,
-        num_layers=layers,
         vocab_size=config.vocab_size,
         max_position=config.max_position_embeddings,
         rms_norm_eps=config.rms_norm_eps,
         tie_embeddings=config.tie_word_embeddings,
-        attention=_attention(config),
-        rope=rope_spec(config, config.qk_rope_head_dim, rope_layout),
+        attention=(_attention(config, rope_layout),),
+        layers=tuple(
+            LayerSpec(mlp="moe" if layer >= first_moe else "dense") for layer in range(layers)
+        ),
         moe=MoeSpec(
             num_experts=config.n_routed_experts,
             intermediate_size=config.moe_intermediate_size,
             router=router,
             shared_intermediate_size=config.moe_intermediate_size * (config.n_shared_experts or 0),
         ),
-        moe_layers=tuple(layer >= first_moe for layer in range(layers)),
         dense_intermediate_size=config.intermediate_size if first_moe else 0,
         dtype=dtype,
+        weight_format=WEIGHT_FORMATS[dtype],
+        expert_format=WEIGHT_FORMATS[dtype],
         eos_token_ids=eos_ids(config.eos_token_id),
     )
 
 
-def _attention(config: Any) -> MlaSpec:
+def _attention(config: Any, rope_layout: RopeLayout) -> MlaSpec:
     key_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
     return MlaSpec(
         num_heads=config.num_attention_heads,
@@ -63,6 +73,7 @@ def _attention(config: Any) -> MlaSpec:
         value_head_dim=config.v_head_dim,
         scale=yarn_softmax_scale(config, key_dim**-0.5),
         bias=config.attention_bias,
+        rope=rope_spec(config, config.qk_rope_head_dim, rope_layout),
         lora_norm_eps=LORA_NORM_EPS,
     )
 

@@ -13,7 +13,15 @@ from janus_moe.families.common import (
     require_value,
     rope_spec,
 )
-from janus_moe.spec import Dtype, GqaSpec, ModelSpec, MoeSpec, RouterSpec
+from janus_moe.spec import (
+    WEIGHT_FORMATS,
+    Dtype,
+    GqaSpec,
+    LayerSpec,
+    ModelSpec,
+    MoeSpec,
+    RouterSpec,
+)
 
 MODEL_TYPE = "qwen3_moe"
 TENSOR_NAMES = {**COMMON_NAMES, **GQA_NAMES}
@@ -38,17 +46,15 @@ def spec_from_config(config: Any, dtype: Dtype) -> ModelSpec:
     )
     moe_layers = tuple(_is_moe(config, layer) for layer in range(config.num_hidden_layers))
     require(any(moe_layers), "no layer is a mixture of experts")
-    attention = _attention(config)
     return ModelSpec(
         family=MODEL_TYPE,
         hidden_size=config.hidden_size,
-        num_layers=config.num_hidden_layers,
         vocab_size=config.vocab_size,
         max_position=config.max_position_embeddings,
         rms_norm_eps=config.rms_norm_eps,
         tie_embeddings=config.tie_word_embeddings,
-        attention=attention,
-        rope=rope_spec(config, attention.head_dim, "halves"),
+        attention=(_attention(config),),
+        layers=tuple(LayerSpec(mlp="moe" if is_moe else "dense") for is_moe in moe_layers),
         moe=MoeSpec(
             num_experts=config.num_experts,
             intermediate_size=config.moe_intermediate_size,
@@ -58,9 +64,10 @@ def spec_from_config(config: Any, dtype: Dtype) -> ModelSpec:
                 normalize=config.norm_topk_prob,
             ),
         ),
-        moe_layers=moe_layers,
         dense_intermediate_size=0 if all(moe_layers) else config.intermediate_size,
         dtype=dtype,
+        weight_format=WEIGHT_FORMATS[dtype],
+        expert_format=WEIGHT_FORMATS[dtype],
         eos_token_ids=eos_ids(config.eos_token_id),
     )
 
@@ -84,4 +91,5 @@ def _attention(config: Any) -> GqaSpec:
         scale=head_dim**-0.5,
         qk_norm=True,
         bias=config.attention_bias,
+        rope=rope_spec(config, head_dim, "halves"),
     )

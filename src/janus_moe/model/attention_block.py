@@ -11,25 +11,29 @@ import torch
 from torch import Tensor
 
 from janus_moe.errors import CheckpointError
-from janus_moe.kernels.gqa_layer import GqaLayerWeights, gqa_layer
 from janus_moe.kernels.linear import linear
 from janus_moe.kernels.rms_norm import rms_norm
+from janus_moe.model.attention_kinds import AttentionHalf, load_attention
 from janus_moe.model.checkpoint import Checkpoint, OnBytes, ignore_bytes
-from janus_moe.model.gqa import load_gqa_layer
 from janus_moe.model.kv_cache import KvCache, StepInput
-from janus_moe.model.layers import SwigluMlp, rotation_table
 from janus_moe.model.loading import Loader
-from janus_moe.model.mla import MlaAttention
-from janus_moe.spec import GqaSpec, ModelSpec
+from janus_moe.model.mlp import SwigluMlp
+from janus_moe.model.rotation import Rotations
+from janus_moe.spec import ModelSpec
 
 __all__ = ["AttentionModel", "KvCache", "StepInput"]
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayer:
-    """One layer's share; `dense` in layers without experts, `shared` where there is one."""
+    """One layer's share of an attention instance.
 
-    attention: GqaLayerWeights | MlaAttention
+    attention: its attention half.
+    dense: the MLP; None means that the layer has routed experts.
+    shared: the shared expert; None means that there is none.
+    """
+
+    attention: AttentionHalf
     dense: SwigluMlp | None
     shared: SwigluMlp | None
 
@@ -38,8 +42,11 @@ class AttentionLayer:
 class AttentionModel:
     """Weights of one attention instance.
 
-    embedding, lm_head: [vocab, hidden], the same tensor when tied.
-    rotation_table: [max_len, rotary_dim / 2] complex64.
+    spec: the model.
+    embedding: [vocab, hidden].
+    layers: [layers] their shares.
+    final_norm: [hidden], before the LM head.
+    lm_head: [vocab, hidden], the embedding's tensor when tied.
     """
 
     spec: ModelSpec
@@ -47,7 +54,6 @@ class AttentionModel:
     layers: tuple[AttentionLayer, ...]
     final_norm: Tensor
     lm_head: Tensor
-    rotation_table: Tensor
 
     @classmethod
     def load(
@@ -58,23 +64,26 @@ class AttentionModel:
         on_bytes: OnBytes = ignore_bytes,
         max_len: int | None = None,
     ) -> AttentionModel:
-        """on_bytes: called with the bytes of each tensor; `attention_bytes(spec)` in total.
+        """The weights of an attention instance.
 
-        max_len: longest sequence served; the model's own limit when None.
+        on_bytes: told the bytes of each tensor; `attention_bytes(spec)` in total.
+        max_len: longest sequence served; None means the model's own limit.
         """
         device = torch.device(device)
         loader = Loader(spec, checkpoint, device, on_bytes)
         embedding = loader.tensor("embed")
+        rotations = Rotations(max_len or spec.max_position, device)
         tied = spec.tie_embeddings
         if tied:
             _check_tied(loader, checkpoint, embedding)
         return cls(
             spec=spec,
             embedding=embedding,
-            layers=tuple(_load_layer(loader, spec, layer) for layer in range(spec.num_layers)),
+            layers=tuple(
+                _load_layer(loader, spec, layer, rotations) for layer in range(spec.num_layers)
+            ),
             final_norm=loader.tensor("final_norm"),
             lm_head=embedding if tied else loader.tensor("lm_head"),
-            rotation_table=rotation_table(spec.rope, max_len or spec.max_position, device),
         )
 
     def embed(self, step: StepInput) -> Tensor:
@@ -84,14 +93,12 @@ class AttentionModel:
     def attention(
         self, layer: int, hidden: Tensor, step: StepInput, cache: KvCache
     ) -> tuple[Tensor, Tensor]:
-        """hidden plus the attention of `layer`, and its normalised rows, which the MLP sees, be it
-        routed, shared or dense: [tokens, hidden] each. Extends the cache."""
-        block = self.layers[layer].attention
-        rotation = step.rotation(self.rotation_table)
-        keys, values = cache.keys[layer], cache.values[layer]
-        if isinstance(block, GqaLayerWeights):
-            return gqa_layer(hidden, block, rotation, keys, values, step.slot_mapping, step.batch)
-        return block(hidden, rotation, step, keys)
+        """The attention half of a layer, which extends the cache.
+
+        Returns the residual stream and its normalised rows, which the MLP sees, be it routed,
+        shared or dense: [tokens, hidden] each.
+        """
+        return self.layers[layer].attention(hidden, step, cache.layers[layer])
 
     def dense(self, layer: int, normed: Tensor) -> Tensor:
         """The MLP of a layer without experts, [tokens, hidden]."""
@@ -110,18 +117,14 @@ class AttentionModel:
         return linear(normed, self.lm_head).float()
 
 
-def _load_layer(loader: Loader, spec: ModelSpec, layer: int) -> AttentionLayer:
-    eps = spec.rms_norm_eps
-    attention: GqaLayerWeights | MlaAttention
-    if isinstance(spec.attention, GqaSpec):
-        attention = load_gqa_layer(loader, spec.attention, spec.rope, eps, layer)
-    else:
-        attention = MlaAttention.load(loader, spec.attention, spec.rope, eps, layer)
-    is_moe = spec.moe_layers[layer]
-    has_shared = is_moe and spec.moe.shared_intermediate_size > 0
+def _load_layer(
+    loader: Loader, spec: ModelSpec, layer: int, rotations: Rotations
+) -> AttentionLayer:
+    is_dense = spec.layers[layer].mlp == "dense"
+    has_shared = not is_dense and spec.moe.shared_intermediate_size > 0
     return AttentionLayer(
-        attention=attention,
-        dense=None if is_moe else SwigluMlp.load(loader, "dense", layer),
+        attention=load_attention(loader, spec, layer, rotations),
+        dense=SwigluMlp.load(loader, "dense", layer) if is_dense else None,
         shared=SwigluMlp.load(loader, "shared", layer) if has_shared else None,
     )
 

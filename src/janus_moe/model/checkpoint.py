@@ -6,7 +6,7 @@ Opening reads headers only. Each worker reads just the tensors it owns. Knows no
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,12 @@ from janus_moe.spec import ModelSpec
 
 OnBytes = Callable[[int], None]
 
-READABLE_DTYPES = ("F32", "BF16", "F16")
+STORED_DTYPES: Mapping[str, torch.dtype] = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+}
+"""Safetensors' names of the dtypes that can be read."""
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
@@ -95,10 +100,10 @@ def _check_entry(info: TensorInfo, entry: Entry) -> None:
             f"{entry.file}: {info.name} has shape {list(entry.shape)}, config.json asks for "
             f"{list(info.shape)}"
         )
-    if entry.dtype not in READABLE_DTYPES:
+    if entry.dtype not in STORED_DTYPES:
         raise CheckpointError(
             f"{entry.file}: {info.name} is stored as {entry.dtype}, which is not supported; "
-            f"convert the checkpoint to bfloat16 (readable are {', '.join(READABLE_DTYPES)})"
+            f"convert the checkpoint to bfloat16 (readable are {', '.join(STORED_DTYPES)})"
         )
 
 

@@ -20,11 +20,13 @@ from janus_moe.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class ExpertLayer:
-    """One MoE layer's share of an instance.
+    """One MoE layer's share of an expert instance.
 
-    router: [experts, hidden] over all logical experts; router_bias: [experts] float32.
-    slots: logical expert in each slot at the start. gate_up: [slots + spare, 2 * width, hidden],
-    gate above up; down: [slots + spare, hidden, width].
+    router: [experts, hidden], of all logical experts.
+    router_bias: [experts] float32, added for the choice only; None means none.
+    slots: [slots] logical expert in each slot at the start.
+    gate_up: [slots + spare, 2 * width, hidden], gate above up.
+    down: [slots + spare, hidden, width].
     """
 
     router: Tensor
@@ -36,7 +38,11 @@ class ExpertLayer:
 
 @dataclass(frozen=True, slots=True)
 class ExpertModel:
-    """Weights of one expert instance. layers: model layer id -> its share."""
+    """Weights of one expert instance.
+
+    spec: the model.
+    layers: model layer id -> its share.
+    """
 
     spec: ModelSpec
     layers: Mapping[int, ExpertLayer]
@@ -51,9 +57,10 @@ class ExpertModel:
         on_bytes: OnBytes = ignore_bytes,
         spare_slots: int = 0,
     ) -> ExpertModel:
-        """slots_per_layer: [moe layers][slots] logical expert ids; an expert may have several.
+        """The weights of an expert instance.
 
-        on_bytes: called with the bytes of each tensor; `expert_pool_bytes` in total.
+        slots_per_layer: [moe layers][slots] logical expert ids; an expert may have several.
+        on_bytes: told the bytes of each tensor; `expert_pool_bytes` in total.
         spare_slots: more room per layer, to be filled later.
         """
         loader = Loader(spec, checkpoint, torch.device(device), on_bytes)
@@ -64,16 +71,21 @@ class ExpertModel:
         )
 
     def route(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(expert_ids [tokens, top_k] int32, weights [tokens, top_k] float32) of model layer
-        `layer` for hidden [tokens, hidden]."""
+        """What the gate of a layer chooses for tokens.
+
+        hidden: [tokens, hidden].
+
+        Returns expert ids [tokens, top_k] int32 and weights [tokens, top_k] float32.
+        """
         weights = self.layers[layer]
         return route(hidden, weights.router, weights.router_bias, self.spec.moe.router)
 
     def compute(self, layer: int, hidden: Tensor, slot_ids: Tensor, weights: Tensor) -> Tensor:
         """Weighted sums over this instance's slots, [tokens, hidden] float32.
 
-        hidden: [tokens, hidden]; slot_ids: [tokens, top_k] int32, -1 where another instance
-        computes; weights: [tokens, top_k] float32.
+        hidden: [tokens, hidden].
+        slot_ids: [tokens, top_k] int32; -1 where another instance computes.
+        weights: [tokens, top_k] float32.
         """
         experts = self.layers[layer]
         return grouped_experts(hidden, experts.gate_up, experts.down, slot_ids, weights)
@@ -82,9 +94,8 @@ class ExpertModel:
 def _load_layer(
     loader: Loader, spec: ModelSpec, layer: int, slots: Sequence[int], spare: int
 ) -> ExpertLayer:
-    width, hidden = spec.moe.intermediate_size, spec.hidden_size
-    gate_up = loader.empty(len(slots) + spare, 2 * width, hidden)
-    down = loader.empty(len(slots) + spare, hidden, width)
+    width = spec.moe.intermediate_size
+    gate_up, down = loader.experts(layer, len(slots) + spare)
     for slot, expert in enumerate(slots):
         loader.into(gate_up[slot, :width], "expert_gate", layer, expert)
         loader.into(gate_up[slot, width:], "expert_up", layer, expert)

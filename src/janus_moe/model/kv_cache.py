@@ -1,4 +1,7 @@
-"""Paged memory of past keys and values, and what one step says about where tokens lie in it."""
+"""Paged memory of past tokens, and what one step says about where tokens lie in it.
+
+Kinds of attention say what a token keeps; this module knows none of them.
+"""
 
 from __future__ import annotations
 
@@ -8,47 +11,44 @@ import torch
 from torch import Tensor
 
 from janus_moe.kernels.paged_attention import AttentionBatch
-from janus_moe.model.loading import TORCH_DTYPES
-from janus_moe.spec import GqaSpec, ModelSpec
+from janus_moe.spec import ModelSpec
+from janus_moe.torch_dtypes import TORCH_DTYPES
 
 
 @dataclass(frozen=True, slots=True)
 class KvCache:
-    """Per layer, what attention reads as keys and as values.
+    """The caches of all layers.
 
-    GQA: keys and values [blocks, block_size, kv_heads, head_dim].
-    MLA: one latent cache [blocks, block_size, 1, kv_lora_rank + rope_head_dim] that is both;
-    values are its first kv_lora_rank columns.
+    layers: [layers][tensors of the kind's `cache_shapes`] [blocks, block_size, heads, width],
+        rows of past tokens.
     """
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    layers: tuple[tuple[Tensor, ...], ...]
 
     @classmethod
     def allocate(
         cls, spec: ModelSpec, num_blocks: int, block_size: int, device: torch.device | str
     ) -> KvCache:
-        attention = spec.attention
+        """Room for `num_blocks` blocks of `block_size` tokens in every layer, all zero."""
+        dtype = TORCH_DTYPES[spec.dtype]
 
-        def layers(heads: int, width: int) -> tuple[Tensor, ...]:
-            shape = (num_blocks, block_size, heads, width)
-            dtype = TORCH_DTYPES[spec.dtype]
-            return tuple(
-                torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.num_layers)
+        def zeros(heads: int, width: int) -> Tensor:
+            return torch.zeros(num_blocks, block_size, heads, width, dtype=dtype, device=device)
+
+        return cls(
+            tuple(
+                tuple(zeros(*shape) for shape in spec.attention_of(layer).cache_shapes)
+                for layer in range(spec.num_layers)
             )
-
-        if isinstance(attention, GqaSpec):
-            width = attention.head_dim
-            return cls(layers(attention.num_kv_heads, width), layers(attention.num_kv_heads, width))
-        latents = layers(1, attention.cache_row)
-        return cls(latents, latents)
+        )
 
 
 @dataclass(slots=True)
 class StepInput:
     """The tokens of one step of one attention instance.
 
-    token_ids: [tokens] int64. positions: [tokens] int64, place in its sequence.
+    token_ids: [tokens] int64.
+    positions: [tokens] int64, place in its sequence.
     slot_mapping: [tokens] int64, block * block_size + offset where its cache row goes.
     batch: which tokens belong to which sequence, and the sequences' blocks.
     """
@@ -57,13 +57,18 @@ class StepInput:
     positions: Tensor
     slot_mapping: Tensor
     batch: AttentionBatch
-    _rotation: Tensor | None = field(default=None, init=False, repr=False)
+    _rotations: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def rotation(self, table: Tensor) -> Tensor:
-        """[tokens, 1, rotary_dim / 2]: rows of the table at `positions`, the same in every layer.
+        """Rows of a table at `positions`, the same in every layer that rotates by it.
 
-        Gathered at first use; a captured graph needs a StepInput of its own.
+        table: [positions, rotary_dim / 2] complex64, which outlives the step.
+
+        Returns [tokens, 1, rotary_dim / 2] complex64, gathered at first use; a captured graph
+        needs a StepInput of its own.
         """
-        if self._rotation is None:
-            self._rotation = table.index_select(0, self.positions).unsqueeze(1)
-        return self._rotation
+        found = self._rotations.get(id(table))
+        if found is None:
+            found = table.index_select(0, self.positions).unsqueeze(1)
+            self._rotations[id(table)] = found
+        return found

@@ -1,4 +1,7 @@
-"""Reads tensors by role into memory laid out for computing: several projections as one matrix."""
+"""Reads tensors by role into memory laid out for computing: several projections as one matrix.
+
+It knows which format a tensor is held in, not how anything is computed with it.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,8 @@ from torch import Tensor
 
 from janus_moe.model.checkpoint import Checkpoint, OnBytes, ignore_bytes
 from janus_moe.model.tensors import TensorInfo, TensorTable
-from janus_moe.spec import Dtype, ModelSpec
-
-TORCH_DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from janus_moe.spec import ModelSpec
+from janus_moe.torch_dtypes import torch_dtype
 
 
 class Loader:
@@ -25,16 +27,19 @@ class Loader:
         device: torch.device,
         on_bytes: OnBytes = ignore_bytes,
     ) -> None:
+        """Nothing is read yet.
+
+        on_bytes: told the bytes in memory of each tensor that is read.
+        """
         self.device = device
-        self.dtype = TORCH_DTYPES[spec.dtype]
         self._checkpoint = checkpoint
         self._table = TensorTable(spec)
         self._on_bytes = on_bytes
 
     def tensor(self, role: str, layer: int = 0) -> Tensor:
-        """One tensor, in the dtype it is held in."""
+        """One tensor, in the format it is held in."""
         info = self._info(role, layer)
-        return self._checkpoint.read(info.name, TORCH_DTYPES[info.dtype], self.device)
+        return self._checkpoint.read(info.name, torch_dtype(info.format), self.device)
 
     def rows(self, roles: Sequence[str], layer: int, orders: Sequence[Any] = ()) -> Tensor:
         """Several weights [rows, columns] (or biases [rows]) one below another as one tensor.
@@ -43,7 +48,7 @@ class Loader:
         """
         infos = [self._info(role, layer) for role in roles]
         height = sum(info.shape[0] for info in infos)
-        target = self.empty(height, *infos[0].shape[1:])
+        target = self.empty(infos[0], height, *infos[0].shape[1:])
         begin = 0
         for info, order in zip(infos, orders or [None] * len(infos), strict=True):
             stored = self._checkpoint.view(info.name)
@@ -60,8 +65,22 @@ class Loader:
         """What the checkpoint calls a tensor."""
         return self._table.info(role, layer).name
 
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(*shape, dtype=self.dtype, device=self.device)
+    def experts(self, layer: int, num_slots: int) -> tuple[Tensor, Tensor]:
+        """Uninitialised memory for experts of a layer.
+
+        Returns gate and up [slots, 2 * width, hidden], gate above up, and down
+        [slots, hidden, width].
+        """
+        up, down = (self._table.info(role, layer) for role in ("expert_up", "expert_down"))
+        width, hidden = up.shape
+        return (
+            self.empty(up, num_slots, 2 * width, hidden),
+            self.empty(down, num_slots, hidden, width),
+        )
+
+    def empty(self, like: TensorInfo, *shape: int) -> Tensor:
+        """Uninitialised memory in the format that a tensor is held in."""
+        return torch.empty(*shape, dtype=torch_dtype(like.format), device=self.device)
 
     def _info(self, role: str, layer: int, expert: int = 0) -> TensorInfo:
         info = self._table.info(role, layer, expert)

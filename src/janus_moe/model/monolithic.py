@@ -20,9 +20,9 @@ def forward(
     experts: together they hold every logical expert; of several replicas the first computes.
     """
     hidden = model.embed(step)
-    for layer, is_moe in enumerate(model.spec.moe_layers):
+    for layer, kind in enumerate(model.spec.layers):
         hidden, normed = model.attention(layer, hidden, step, cache)
-        if is_moe:
+        if kind.mlp == "moe":
             hidden = hidden + moe(model, experts, layer, normed)
         else:
             hidden = hidden + model.dense(layer, normed)

@@ -16,17 +16,21 @@ import torch
 from torch import Tensor
 
 from janus_moe.errors import CheckpointError
-from janus_moe.model.checkpoint import Checkpoint
+from janus_moe.model.checkpoint import STORED_DTYPES, Checkpoint
 from janus_moe.model.expert_block import ExpertModel
 from janus_moe.model.safetensors_header import DTYPE_SIZES, Entry, file_version
 from janus_moe.model.tensors import TensorTable
 
-_STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some rows of one tensor and where they go. num_bytes: in the file."""
+    """Some rows of one tensor and where they go.
+
+    entry: the tensor in its file.
+    target: [rows, columns], where the rows go.
+    first_row: of the tensor in the file.
+    num_bytes: bytes of the rows in the file.
+    """
 
     entry: Entry
     target: Tensor
@@ -35,7 +39,7 @@ class Piece:
 
     def load(self) -> None:
         """Raises CheckpointError; the target may then be partly written."""
-        stored = torch.frombuffer(self._read(), dtype=_STORED_DTYPES[self.entry.dtype])
+        stored = torch.frombuffer(self._read(), dtype=STORED_DTYPES[self.entry.dtype])
         rows = stored.view(self.target.shape)
         if rows.dtype == self.target.dtype == torch.float32 and self.target.device.type == "cpu":
             np.copyto(self.target.numpy(), rows.numpy())  # one thread, whatever torch may use
@@ -69,9 +73,10 @@ def expert_pieces(
     slot: int,
     max_bytes: int,
 ) -> Iterator[Piece]:
-    """What fills physical slot `slot` of model layer `layer` with `expert`, in order.
+    """What fills a slot of a model layer with an expert, in order.
 
-    max_bytes: of a piece, except where a single row has more.
+    slot: physical slot.
+    max_bytes: of a piece in the file, except where a single row has more.
     """
     table, weights = TensorTable(model.spec), model.layers[layer]
     width = model.spec.moe.intermediate_size

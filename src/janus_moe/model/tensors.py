@@ -1,34 +1,36 @@
 """Which tensors a model has, with their names, shapes and owners, from its spec alone.
 
-The one place that says this: validation, loading and memory planning all ask it.
+The one place that says this: validation, loading and memory planning all ask it. It knows neither
+files nor torch.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from janus_moe.families import find_family
-from janus_moe.spec import DTYPE_BYTES, Dtype, GqaSpec, MlaSpec, ModelSpec
+from janus_moe.spec import WEIGHT_FORMATS, ModelSpec, Shape, WeightFormat
 
-Shape = tuple[int, ...]
+EXPERT_ROLES = ("expert_gate", "expert_up", "expert_down")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor of a checkpoint and what it is held as.
 
-    dtype: of the copy in memory, not of the file.
+    name: what the checkpoint calls it.
+    shape: of its values.
+    format: of the copy in memory, not of the file.
     """
 
     name: str
     shape: Shape
-    dtype: Dtype
+    format: WeightFormat
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+        return self.format.num_bytes(self.shape)
 
 
 class TensorTable:
@@ -38,25 +40,53 @@ class TensorTable:
         self._spec = spec
         self._names = find_family(spec.family).tensor_names
         self._shapes = _shapes(spec)
+        self._attention = [kind.tensors(spec.hidden_size) for kind in spec.attention]
 
     def info(self, role: str, layer: int = 0, expert: int = 0) -> TensorInfo:
+        """The tensor with this role in a layer, and of an expert where experts have one each."""
         name = self._names[role].format(layer=layer, expert=expert)
-        return TensorInfo(name, self._shapes[role], self._dtype(role))
+        shape = self._shapes.get(role) or self._attention_of(layer)[role]
+        return TensorInfo(name, shape, self._format(role, shape))
 
-    def _dtype(self, role: str) -> Dtype:
+    def global_roles(self) -> tuple[str, ...]:
+        """What an attention instance holds beside its layers."""
+        head = () if self._spec.tie_embeddings else ("lm_head",)
+        return ("embed", "final_norm", *head)
+
+    def layer_roles(self, layer: int) -> tuple[str, ...]:
+        """What an attention instance holds of one layer."""
+        roles = ("input_norm", "mlp_norm", *self._attention_of(layer))
+        if self._spec.layers[layer].mlp == "dense":
+            return (*roles, "dense_gate", "dense_up", "dense_down")
+        if self._spec.moe.shared_intermediate_size:
+            return (*roles, "shared_gate", "shared_up", "shared_down")
+        return roles
+
+    def router_roles(self) -> tuple[str, ...]:
+        """What every expert instance holds of an MoE layer beside experts."""
+        return ("router", "router_bias") if self._spec.moe.router.correction_bias else ("router",)
+
+    def _attention_of(self, layer: int) -> dict[str, Shape]:
+        return dict(self._attention[self._spec.layers[layer].attention])
+
+    def _format(self, role: str, shape: Shape) -> WeightFormat:
+        spec = self._spec
+        if role in EXPERT_ROLES:
+            return spec.expert_format
         if role == "router_bias":
-            return "float32"
-        if role == "router" and self._spec.moe.router.logits_dtype == "float32":
-            return "float32"
-        return self._spec.dtype
+            return WEIGHT_FORMATS["float32"]
+        if role == "router":
+            logits = spec.moe.router.logits_dtype
+            return WEIGHT_FORMATS[spec.dtype if logits == "model" else logits]
+        return WEIGHT_FORMATS[spec.dtype] if len(shape) == 1 else spec.weight_format
 
 
 def attention_tensors(spec: ModelSpec) -> Iterator[TensorInfo]:
     """Everything one attention instance holds."""
     table = TensorTable(spec)
-    yield from map(table.info, global_roles(spec))
+    yield from map(table.info, table.global_roles())
     for layer in range(spec.num_layers):
-        for role in layer_roles(spec, layer):
+        for role in table.layer_roles(layer):
             yield table.info(role, layer)
 
 
@@ -64,7 +94,7 @@ def router_tensors(spec: ModelSpec) -> Iterator[TensorInfo]:
     """The gates of all MoE layers, which every expert instance holds."""
     table = TensorTable(spec)
     for layer in spec.moe_layer_ids:
-        for role in router_roles(spec):
+        for role in table.router_roles():
             yield table.info(role, layer)
 
 
@@ -72,7 +102,7 @@ def expert_tensors(spec: ModelSpec, layer: int, experts: Iterable[int]) -> Itera
     """The weights of some experts of one layer."""
     table = TensorTable(spec)
     for expert in experts:
-        for role in ("expert_gate", "expert_up", "expert_down"):
+        for role in EXPERT_ROLES:
             yield table.info(role, layer, expert)
 
 
@@ -84,44 +114,14 @@ def all_tensors(spec: ModelSpec) -> Iterator[TensorInfo]:
         yield from expert_tensors(spec, layer, range(spec.moe.num_experts))
 
 
-def global_roles(spec: ModelSpec) -> tuple[str, ...]:
-    return ("embed", "final_norm") if spec.tie_embeddings else ("embed", "final_norm", "lm_head")
-
-
-def router_roles(spec: ModelSpec) -> tuple[str, ...]:
-    return ("router", "router_bias") if spec.moe.router.correction_bias else ("router",)
-
-
-def layer_roles(spec: ModelSpec, layer: int) -> tuple[str, ...]:
-    """What an attention instance holds of one layer."""
-    roles = ("input_norm", "mlp_norm", *attention_roles(spec.attention))
-    if not spec.moe_layers[layer]:
-        return (*roles, "dense_gate", "dense_up", "dense_down")
-    if spec.moe.shared_intermediate_size:
-        return (*roles, "shared_gate", "shared_up", "shared_down")
-    return roles
-
-
-def attention_roles(attention: GqaSpec | MlaSpec) -> tuple[str, ...]:
-    if isinstance(attention, GqaSpec):
-        norms = ["q_norm", "k_norm"] if attention.qk_norm else []
-        biases = ["q_bias", "k_bias", "v_bias", "o_bias"] if attention.bias else []
-        return ("q", "k", "v", "o", *norms, *biases)
-    if attention.q_lora_rank is None:
-        biases = ["kv_a_bias", "o_bias"] if attention.bias else []
-        return ("q", "kv_a", "kv_a_norm", "kv_b", "o", *biases)
-    biases = ["q_a_bias", "kv_a_bias", "o_bias"] if attention.bias else []
-    return ("q_a", "q_a_norm", "q_b", "kv_a", "kv_a_norm", "kv_b", "o", *biases)
-
-
 def _shapes(spec: ModelSpec) -> dict[str, Shape]:
+    """Role -> shape of all that is no attention."""
     hidden, moe = spec.hidden_size, spec.moe
     shapes: dict[str, Shape] = {
         "embed": (spec.vocab_size, hidden),
         "lm_head": (spec.vocab_size, hidden),
         "router": (moe.num_experts, hidden),
         "router_bias": (moe.num_experts,),
-        "o_bias": (hidden,),
     }
     shapes |= dict.fromkeys(("final_norm", "input_norm", "mlp_norm"), (hidden,))
     for mlp, width in (
@@ -131,39 +131,4 @@ def _shapes(spec: ModelSpec) -> dict[str, Shape]:
     ):
         shapes |= dict.fromkeys((f"{mlp}_gate", f"{mlp}_up"), (width, hidden))
         shapes[f"{mlp}_down"] = (hidden, width)
-    attention = spec.attention
-    if isinstance(attention, GqaSpec):
-        return shapes | _gqa_shapes(attention, hidden)
-    return shapes | _mla_shapes(attention, hidden)
-
-
-def _gqa_shapes(gqa: GqaSpec, hidden: int) -> dict[str, Shape]:
-    query, key = gqa.num_heads * gqa.head_dim, gqa.num_kv_heads * gqa.head_dim
-    return {
-        "q": (query, hidden),
-        "k": (key, hidden),
-        "v": (key, hidden),
-        "o": (hidden, query),
-        "q_bias": (query,),
-        "k_bias": (key,),
-        "v_bias": (key,),
-        "q_norm": (gqa.head_dim,),
-        "k_norm": (gqa.head_dim,),
-    }
-
-
-def _mla_shapes(mla: MlaSpec, hidden: int) -> dict[str, Shape]:
-    query = mla.num_heads * (mla.nope_head_dim + mla.rope_head_dim)
-    rank = mla.q_lora_rank or 0
-    return {
-        "q": (query, hidden),
-        "q_a": (rank, hidden),
-        "q_a_bias": (rank,),
-        "q_a_norm": (rank,),
-        "q_b": (query, rank),
-        "kv_a": (mla.cache_row, hidden),
-        "kv_a_bias": (mla.cache_row,),
-        "kv_a_norm": (mla.kv_lora_rank,),
-        "kv_b": (mla.num_heads * (mla.nope_head_dim + mla.value_head_dim), mla.kv_lora_rank),
-        "o": (hidden, mla.num_heads * mla.value_head_dim),
-    }
+    return shapes

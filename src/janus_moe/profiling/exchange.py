@@ -26,6 +26,7 @@ from janus_moe.profiling.exchange_times import (
     spread,
 )
 from janus_moe.spec import EXCHANGE_PLANS, InstanceId, Spec
+from janus_moe.torch_dtypes import TORCH_DTYPES
 from janus_moe.transport import AttentionPort, ExchangeLayout, GlooExchange, ReplyMetadata, WaitRule
 from janus_moe.transport.network.plan_selection import FixedPlan, PlanChooser, PlanSource
 from janus_moe.transport.network.rendezvous import FolderRendezvous, Rendezvous
@@ -141,7 +142,7 @@ class _Driver:
         self._switch = _Switch(FixedPlan("1pc"), [])
         end.source = self._switch
         self.port: AttentionPort = end.attention_port(self._index, rule)
-        dtype = getattr(torch, order.layout.dtype)
+        dtype = TORCH_DTYPES[order.layout.dtype]
         self._hidden = torch.zeros(order.layout.max_tokens, order.layout.hidden_size, dtype=dtype)
         self._chosen = ""
 

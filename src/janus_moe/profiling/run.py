@@ -90,7 +90,7 @@ async def attention_tables(plan: ProfilePlan, jobs: Sequence[Job]) -> AttentionT
         return AttentionTables(
             layer=await _grid(plan, pool, "attention", tokens, plan.contexts),
             head=await _grid(plan, pool, "head", tokens),
-            dense=None if all(spec.moe_layers) else await _grid(plan, pool, "dense", tokens),
+            dense=await _grid(plan, pool, "dense", tokens) if spec.num_dense_layers else None,
             shared=await _grid(plan, pool, "shared", tokens)
             if spec.moe.shared_intermediate_size
             else None,

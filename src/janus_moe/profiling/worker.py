@@ -28,6 +28,7 @@ from janus_moe.model.expert_block import ExpertModel
 from janus_moe.policy.placement import initial_placement
 from janus_moe.profiling.plan import COLD_BYTES, Job, TimingTask
 from janus_moe.spec import ModelSpec
+from janus_moe.torch_dtypes import TORCH_DTYPES
 
 CACHE_BYTES = 512 * 2**20
 """KV cache to read from; sequences share blocks beyond it, and no cache of a CPU holds so much."""
@@ -54,8 +55,8 @@ class AttentionBench:
         per_block = max(1, spec.kv_bytes_per_token * job.block_size)
         self._num_blocks = max(256, CACHE_BYTES // per_block)
         self._cache = KvCache.allocate(spec, self._num_blocks, job.block_size, self._device)
-        for layer in {id(t): t for t in (*self._cache.keys, *self._cache.values)}.values():
-            layer.normal_()  # memory that was never written is all one page, and in every cache
+        for tensor in itertools.chain.from_iterable(self._cache.layers):
+            tensor.normal_()  # memory that was never written is all one page, and in every cache
 
     def call(self, cell: TimingTask) -> tuple[Call, int]:
         tokens = cell.sizes[0]
@@ -66,10 +67,10 @@ class AttentionBench:
         if cell.operation == "head":
             row = SamplingRow(SamplingParams(temperature=0.0), (0,), 1, 0)
             return (lambda: choose_tokens(self._model.logits(hidden), [row] * tokens)), 1
-        layers = [i for i, moe in enumerate(self._spec.moe_layers) if moe]
+        layers = self._spec.moe_layer_ids
         if cell.operation == "shared":
             return (lambda: [self._model.shared(i, hidden) for i in layers]), len(layers)
-        others = [i for i, moe in enumerate(self._spec.moe_layers) if not moe]
+        others = [i for i, kind in enumerate(self._spec.layers) if kind.mlp == "dense"]
         return (lambda: [self._model.dense(i, hidden) for i in others]), len(others)
 
     def _attention(self, hidden: torch.Tensor, step: StepInput) -> None:
@@ -78,7 +79,7 @@ class AttentionBench:
             _ = after + normed
 
     def _hidden(self, tokens: int) -> torch.Tensor:
-        dtype = getattr(torch, self._spec.dtype)
+        dtype = TORCH_DTYPES[self._spec.dtype]
         return torch.randn(tokens, self._spec.hidden_size, device=self._device).to(dtype)
 
     def _step(self, tokens: int, context: int) -> StepInput:
@@ -106,7 +107,7 @@ class ExpertBench:
         self._device = torch.device(job.device)
         self._spec = spec = _some_layers(job.spec, job.num_instances)
         placement = initial_placement(
-            num_layers=len(spec.moe_layer_ids),
+            num_layers=spec.num_moe_layers,
             num_experts=spec.moe.num_experts,
             num_instances=job.num_instances,
             redundant_experts=0,
@@ -144,7 +145,7 @@ class ExpertBench:
         self._schedulers[number].schedule(expert_ids)
 
     def _hidden(self, tokens: int) -> torch.Tensor:
-        dtype = getattr(torch, self._spec.dtype)
+        dtype = TORCH_DTYPES[self._spec.dtype]
         return torch.randn(tokens, self._spec.hidden_size, device=self._device).to(dtype)
 
 
@@ -153,7 +154,7 @@ def _some_layers(spec: ModelSpec, num_instances: int) -> ModelSpec:
     first = spec.moe_layer_ids[0]
     per_layer = max(1, spec.expert_bytes * spec.moe.num_experts // num_instances)
     layers = min(spec.num_layers, first + max(2, -(-COLD_BYTES // per_layer)))
-    return msgspec.structs.replace(spec, num_layers=layers, moe_layers=spec.moe_layers[:layers])
+    return msgspec.structs.replace(spec, layers=spec.layers[:layers])
 
 
 def seconds_of(bench: Bench, cell: TimingTask, device: str) -> float:

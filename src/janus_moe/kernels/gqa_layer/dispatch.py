@@ -4,7 +4,7 @@ import torch
 
 from janus_moe.kernels.gqa_layer.fused import gqa_layer_fused
 from janus_moe.kernels.gqa_layer.reference import gqa_layer_reference
-from janus_moe.kernels.gqa_layer.weights import GqaLayerWeights
+from janus_moe.kernels.gqa_layer.tensors import GqaTensors
 from janus_moe.kernels.paged_attention import AttentionBatch
 
 FUSED_MAX_TOKENS = 256  # beyond, the calls that it saves are nothing beside the work
@@ -12,7 +12,7 @@ FUSED_MAX_TOKENS = 256  # beyond, the calls that it saves are nothing beside the
 
 def gqa_layer(
     hidden: torch.Tensor,
-    weights: GqaLayerWeights,
+    weights: GqaTensors,
     rotation: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,

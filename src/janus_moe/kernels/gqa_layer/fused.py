@@ -15,7 +15,7 @@ import torch
 from janus_moe.kernels.cpu.jit import at_most, helper, kernel, num_workers, parallel_region
 from janus_moe.kernels.cpu.rows import new_counters
 from janus_moe.kernels.cpu.tiles import claim, out_of_line, pointer
-from janus_moe.kernels.gqa_layer.weights import GqaLayerWeights
+from janus_moe.kernels.gqa_layer.tensors import GqaTensors
 from janus_moe.kernels.linear.streaming import project_units
 from janus_moe.kernels.paged_attention import AttentionBatch
 from janus_moe.kernels.paged_attention.streaming import attend_units, first_ranges, merge_units
@@ -28,7 +28,7 @@ _NO_NORM = np.empty((0, 0), np.float32)
 
 def gqa_layer_fused(
     hidden: torch.Tensor,
-    weights: GqaLayerWeights,
+    weights: GqaTensors,
     rotation: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,

@@ -2,7 +2,7 @@
 
 import torch
 
-from janus_moe.kernels.gqa_layer.weights import GqaLayerWeights
+from janus_moe.kernels.gqa_layer.tensors import GqaTensors
 from janus_moe.kernels.linear import linear
 from janus_moe.kernels.paged_attention import AttentionBatch, paged_attention
 from janus_moe.kernels.rms_norm import rms_norm
@@ -11,7 +11,7 @@ from janus_moe.kernels.rotate_and_cache import rotate_and_cache
 
 def gqa_layer_reference(
     hidden: torch.Tensor,
-    weights: GqaLayerWeights,
+    weights: GqaTensors,
     rotation: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,

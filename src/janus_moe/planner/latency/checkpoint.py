@@ -81,27 +81,28 @@ def facts_of_config(config: Mapping[str, Any], name: str, source: str) -> ModelF
 def facts_of_spec(spec: ModelSpec, name: str) -> ModelFacts:
     """Facts of what the engine runs, in the dtype it runs in."""
     attention: GqaFacts | MlaFacts
-    if isinstance(spec.attention, MlaSpec):
+    (kind,) = spec.attention
+    if isinstance(kind, MlaSpec):
         attention = MlaFacts(
-            num_heads=spec.attention.num_heads,
-            q_lora_rank=spec.attention.q_lora_rank,
-            kv_lora_rank=spec.attention.kv_lora_rank,
-            nope_head_dim=spec.attention.nope_head_dim,
-            rope_head_dim=spec.attention.rope_head_dim,
-            value_head_dim=spec.attention.value_head_dim,
+            num_heads=kind.num_heads,
+            q_lora_rank=kind.q_lora_rank,
+            kv_lora_rank=kind.kv_lora_rank,
+            nope_head_dim=kind.nope_head_dim,
+            rope_head_dim=kind.rope_head_dim,
+            value_head_dim=kind.value_head_dim,
         )
     else:
         attention = GqaFacts(
-            num_heads=spec.attention.num_heads,
-            num_kv_heads=spec.attention.num_kv_heads,
-            head_dim=spec.attention.head_dim,
+            num_heads=kind.num_heads,
+            num_kv_heads=kind.num_kv_heads,
+            head_dim=kind.head_dim,
         )
     return ModelFacts(
         name=name,
         title=name,
         source="checkpoint",
         num_layers=spec.num_layers,
-        num_dense_layers=spec.num_layers - len(spec.moe_layer_ids),
+        num_dense_layers=spec.num_dense_layers,
         hidden_size=spec.hidden_size,
         attention=attention,
         num_experts=spec.moe.num_experts,

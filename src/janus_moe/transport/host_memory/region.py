@@ -28,6 +28,7 @@ from torch import Tensor
 
 from janus_moe.errors import ConfigError, ExchangeClosed
 from janus_moe.spec import DTYPE_BYTES, Dtype, PoolShape, Spec
+from janus_moe.torch_dtypes import TORCH_DTYPES
 from janus_moe.transport.base import WaitRule
 from janus_moe.transport.lockstep.control_block import ControlBlock, control_block_bytes
 from janus_moe.transport.lockstep.ports import LockstepAttention, LockstepExpert, Wiring
@@ -35,7 +36,6 @@ from janus_moe.transport.lockstep.reply_metadata import ExchangeMetadata
 from janus_moe.transport.lockstep.wakeup import EventFdWakeup
 
 _ALIGNMENT = 64
-_TORCH_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class ShmLayout(Spec, frozen=True):
@@ -171,7 +171,7 @@ class _Batch:
     def __init__(self, layout: ShmLayout, memory: memoryview) -> None:
         shape = (layout.max_total, layout.hidden_size)
         count, offset = shape[0] * shape[1], layout.batch_offset
-        self.dtype = _TORCH_DTYPES[layout.dtype]
+        self.dtype = TORCH_DTYPES[layout.dtype]
         self.tensor = torch.frombuffer(memory, dtype=self.dtype, count=count, offset=offset).view(
             shape
         )

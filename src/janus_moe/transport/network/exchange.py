@@ -17,6 +17,7 @@ from janus_moe.planner.latency.link_fit import COEFFICIENTS
 from janus_moe.planner.latency.links import tcp_links
 from janus_moe.policy.exchange_choice import ChoiceRule
 from janus_moe.spec import EXCHANGE_PLANS, Dtype, ExchangePlanName, InstanceId, PoolShape, Spec
+from janus_moe.torch_dtypes import TORCH_DTYPES
 from janus_moe.transport.base import WaitRule
 from janus_moe.transport.exchange_plans import Topology
 from janus_moe.transport.exchange_plans.counts import RowBytes
@@ -34,7 +35,6 @@ from janus_moe.transport.network.rendezvous import Rendezvous
 CONNECT_TIMEOUT_S = 60.0
 GUESSING = ChoiceRule(reach=4.0)
 """Where links were not measured, more plans are tried."""
-_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class ExchangeLayout(Spec, frozen=True):
@@ -88,7 +88,7 @@ class ExchangeLayout(Spec, frozen=True):
     @property
     def row_bytes(self) -> RowBytes:
         size = self.hidden_size
-        return RowBytes(dispatch=size * _DTYPES[self.dtype].itemsize, reply=4 * size)
+        return RowBytes(dispatch=size * TORCH_DTYPES[self.dtype].itemsize, reply=4 * size)
 
     def rank(self, instance: InstanceId) -> int:
         first = 0 if instance.pool == "attention" else self.shape.attention
@@ -112,7 +112,7 @@ class NetworkExchange:
             layout.max_message_rows,
             layout.hidden_size,
             layout.shape.expert,
-            _DTYPES[layout.dtype],
+            TORCH_DTYPES[layout.dtype],
         )
         rank, topology, host_peers = (
             layout.rank(instance),
@@ -130,14 +130,14 @@ class NetworkExchange:
         self._check_mine(InstanceId(pool="attention", number=index))
         layout = self.layout
         result = torch.empty(layout.max_tokens, layout.hidden_size)
-        dtype = _DTYPES[layout.dtype]
+        dtype = TORCH_DTYPES[layout.dtype]
         return NetworkAttention(index, self._endpoint, self.source, rule, result, dtype)
 
     def expert_port(self, index: int, rule: WaitRule) -> NetworkExpert:
         self._check_mine(InstanceId(pool="expert", number=index))
         layout = self.layout
         max_total = layout.shape.attention * layout.max_tokens
-        batch = torch.empty(max_total, layout.hidden_size, dtype=_DTYPES[layout.dtype])
+        batch = torch.empty(max_total, layout.hidden_size, dtype=TORCH_DTYPES[layout.dtype])
         self._port = NetworkExpert(index, self._endpoint, rule, batch)
         return self._port
 

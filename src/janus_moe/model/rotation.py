@@ -1,20 +1,15 @@
-"""Building blocks of the attention side: normalisation, rotary embedding, gated MLP.
+"""Rotary embedding as complex factors: one table for each kind of rotation.
 
 Rotation multiplies complex numbers, for which the two halves of a pair must be neighbours. Models
 that pair dimension i with i + d/2 get their projections' rows reordered on loading; scores do not
-notice, because queries and keys are reordered alike.
+notice, because queries and keys are reordered alike. This module knows no architecture.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from janus_moe.kernels.linear import linear
-from janus_moe.model.loading import Loader
 from janus_moe.spec import RopeSpec
 
 
@@ -34,22 +29,16 @@ def rotation_table(rope: RopeSpec, max_len: int, device: torch.device) -> Tensor
     return torch.polar(torch.full_like(angles, rope.attention_factor), angles)
 
 
-@dataclass(frozen=True, slots=True)
-class SwigluMlp:
-    """down(silu(gate(x)) * up(x)).
+class Rotations:
+    """The tables of a model, each made once; layers that rotate alike share one."""
 
-    gate_up: [2 * width, hidden], gate above up; down: [hidden, width].
-    """
+    def __init__(self, max_len: int, device: torch.device) -> None:
+        """A model without tables yet, for sequences of up to `max_len` tokens."""
+        self._max_len, self._device = max_len, device
+        self._tables: dict[RopeSpec, Tensor] = {}
 
-    gate_up: Tensor
-    down: Tensor
-
-    @classmethod
-    def load(cls, loader: Loader, kind: str, layer: int) -> SwigluMlp:
-        """kind: "dense" or "shared"."""
-        gate_up = loader.rows((f"{kind}_gate", f"{kind}_up"), layer)
-        return cls(gate_up, loader.tensor(f"{kind}_down", layer))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        gate, up = linear(x, self.gate_up).chunk(2, dim=-1)
-        return linear(F.silu(gate).mul_(up), self.down)
+    def of(self, rope: RopeSpec) -> Tensor:
+        """[max_len, rotary_dim / 2] complex64."""
+        if rope not in self._tables:
+            self._tables[rope] = rotation_table(rope, self._max_len, self._device)
+        return self._tables[rope]
