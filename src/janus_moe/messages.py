@@ -1,7 +1,9 @@
 """Control messages between the engine and its workers: what is said, not how it travels.
 
-Encoded with msgspec (MessagePack, strict types, unknown fields and tags rejected). Tensors never
-travel here; activations have the transport, weights come from the checkpoint.
+Instances are addressed by their ids. Ranks appear only as positions, and only where a message or
+the worker's membership says whose. Encoded with msgspec (MessagePack, strict types,
+unknown fields and tags rejected). Tensors never travel here; activations have the transport,
+weights come from the checkpoint.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How tokens are chosen and when a sequence ends. Defaults as in OpenAI's API.
 
     temperature: 0 is greedy.
-    top_k: 0 keeps all. top_p, min_p: 1.0 and 0.0 keep all.
-    seed: fixed seed gives the same tokens whatever else is in the batch.
+    top_k: 0 keeps all.
+    top_p: 1.0 keeps all.
+    min_p: 0.0 keeps all.
+    seed: a fixed seed gives the same tokens whatever else is in the batch; None draws one.
     logprobs: number of alternatives per produced token; None for no log-probabilities at all.
     prompt_logprobs: the same for prompt tokens (echo).
     stop_token_ids: end the sequence, besides the model's end-of-sequence ids.
@@ -186,8 +190,10 @@ class Stop(Message, frozen=True):
 
 
 class StorePut(Message, frozen=True):
-    """A value by which instances find each other, such as an address of the transport: from the
-    worker that has it to the engine, from there to all workers."""
+    """A value by which instances find each other, such as an address of the transport.
+
+    It goes from the worker that has it to the engine, and from there to all workers.
+    """
 
     key: str
     value: bytes
@@ -205,7 +211,10 @@ class Hello(Message, frozen=True):
 
 
 class Progress(Message, frozen=True):
-    """Start-up progress of one instance; bytes are 0 for stages without any."""
+    """Start-up progress of one instance.
+
+    done_bytes: bytes of weights that are loaded; 0 in stages without any.
+    """
 
     instance: InstanceId
     stage: str
@@ -219,12 +228,21 @@ class Ready(Message, frozen=True):
 
 
 class StepDone(Message, frozen=True):
-    """One step of one attention instance: new tokens and its load. Without a step (step_seconds 0)
-    only the load.
+    """One step of one attention instance, or only its load.
 
+    outputs: what the step produced, by request.
+    num_running: requests in its batch.
+    num_waiting: requests that it has not begun.
+    kv_usage: used share of its KV blocks, 0 to 1.
+    num_preemptions: since its start.
+    step_seconds: duration of the step; 0 without a step.
+    dispatch_seconds, combine_seconds: waiting at the exchange, summed over the layers.
+    scheduler_seconds: of the slowest expert instance's scheduler, summed over the layers.
+    activity: what the expert instances did in the step; None without a step.
     epoch: steps that begin from now on have this placement or a later one, and this instance has
-    none under way with an earlier one. exchange_plan: of the step's messages over the network, ""
-    for none. notices: sentences for the log.
+        none under way with an earlier one.
+    exchange_plan: of the step's messages over the network; "" for none.
+    notices: sentences for the log.
     """
 
     instance: InstanceId
@@ -246,7 +264,9 @@ class StepDone(Message, frozen=True):
 class ExpertLoad(Message, frozen=True):
     """What routing did lately, over a window of batches.
 
-    num_batches, num_tokens: [moe layers]. tokens: [moe layers][experts] tokens routed to each.
+    num_batches: [moe layers] batches.
+    num_tokens: [moe layers] tokens of those batches.
+    tokens: [moe layers][experts] tokens routed to each.
     changed: what came before has just been forgotten, because routing has changed.
     """
 
@@ -272,7 +292,11 @@ class EpochFailed(Message, frozen=True):
 
 
 class Traced(Message, frozen=True):
-    """Answers `Trace`. now_ns: the host's clock. spans: what was recorded, when it was stopped."""
+    """Answers `Trace`.
+
+    now_ns: the host's clock, in nanoseconds.
+    spans: what was recorded, once it has stopped.
+    """
 
     instance: InstanceId
     now_ns: int

@@ -29,7 +29,11 @@ WARM_STEPS = 3
 
 @dataclass(frozen=True, slots=True)
 class InstanceTrace:
-    """instance, host: whose. spans: on the clock of the engine's host."""
+    """What one instance recorded.
+
+    host: name of the host that runs it.
+    spans: on the clock of the engine's host.
+    """
 
     instance: InstanceId
     host: str

@@ -64,7 +64,7 @@ class Engine:
     placement_controller: what moves experts between the instances.
 
     Before `run` the status is "loading" and requests are refused. When a worker is lost `run`
-    raises, and whoever ran it marks the engine "dead".
+    raises, and the service that ran it marks the engine "dead".
     """
 
     def __init__(

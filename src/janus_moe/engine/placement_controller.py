@@ -24,8 +24,11 @@ switching  all is loaded; steps under way end with the old epoch, the next ones 
 class RebalanceStatus:
     """The rebalance under way, or the latest one.
 
-    target_epoch: epoch at its end. step, num_steps: epochs so far and in all.
+    target_epoch: epoch at its end.
+    step: epochs so far.
+    num_steps: epochs in all.
     error: why the latest one was given up, a sentence for people; the epoch before that one serves.
+        None when it was not.
     """
 
     state: RebalanceState = "idle"
@@ -36,7 +39,7 @@ class RebalanceStatus:
 
 
 class PlacementController(Protocol):
-    """The running expert instances."""
+    """Where the experts of a running service are, and the means to move them."""
 
     @property
     def placement(self) -> Placement:

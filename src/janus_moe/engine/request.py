@@ -1,7 +1,7 @@
-"""The engine's record of one request: the only copy of prompt and produced tokens that must
-survive a worker. Turns new tokens into text and decides about stop strings.
+"""The engine's record of one request, which turns new tokens into text and looks for stop strings.
 
-Knows nothing of HTTP or of how workers are reached.
+It holds the only copy of prompt and produced tokens that must survive a worker. Knows nothing
+of HTTP or of how workers are reached.
 """
 
 from __future__ import annotations
@@ -40,8 +40,11 @@ class RequestRecord:
     finished: bool = False
 
     def push(self, new: NewTokens) -> bool:
-        """Takes what a step produced; True when a stop string ended the request just now, so
-        that the worker, which does not know it yet, must be told."""
+        """Takes what a step produced.
+
+        True when a stop string ended the request just now: the worker does not know it yet and
+        must be told.
+        """
         if self.finished:
             return False
         reason: FinishReason | None = None

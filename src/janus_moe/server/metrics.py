@@ -1,7 +1,7 @@
 """Prometheus metrics under vLLM's names, and Janus's own, in a registry of their own.
 
-Counts of the engine come from its snapshot when somebody asks; times of requests are recorded by
-the routes as chunks arrive.
+Counts of the engine come from its snapshot at the time of the scrape; times of requests are
+recorded by the routes as chunks arrive.
 """
 
 from __future__ import annotations
