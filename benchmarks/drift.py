@@ -1,6 +1,6 @@
 """How fast live rebalancing follows a change of topic.
 
-    python -m benchmarks.drift [--before 300 --after 1000] [--json FILE] [--plot FILE.png]
+    python -m benchmarks.drift [--before 300 --after 1000] [--json FILE.json]
 
 The model is synthetic (`benchmarks.support.topical_model`): its two topics have other favourite
 experts in every layer. 2 attention and 4 expert instances in processes of their own, 80 slots for
@@ -29,21 +29,21 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
-from benchmarks.drift_serving import Log, fitted_slots, serve_change
-from benchmarks.placement import even_split
-from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.activation import METHODS, even_split
+from benchmarks.support.program import Result, flag, main
+from benchmarks.support.report import print_table
 from benchmarks.support.topical_model import NUM_TOPICS, make_checkpoint, prompt
+from benchmarks.support.topical_service import Log, fitted_slots, serve_change
 from msgspec import to_builtins
 from numpy.typing import NDArray
-from paper.pictures import legend_below, picture
 
 from janus_moe import LLM
 from janus_moe.config import EngineConfig
 from janus_moe.planner.simulation.routing_replay import mean_max_activated, observe, plan_placement
-from janus_moe.policy.placement import PlacementMethod, even_capacity
+from janus_moe.policy.placement import even_capacity
 from janus_moe.policy.routing_trace import RoutingTrace
 
 REPLICAS = 16  # of 64 experts
@@ -53,31 +53,23 @@ SHOWN = (
     *("round", "rebalancing", "before", "worst", "at the end"),
     *("steps to recover", "s to recover", "epochs", "p50 ms", "p99 ms"),
 )
-COLOURS = {"on": "#bb2222", "off": "#888888", "bound": "#3377bb"}
+REBALANCING = ("on", "off", "bound")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--streams", type=int, default=16)
-    parser.add_argument("--before", type=int, default=400, help="steps before the change")
-    parser.add_argument("--after", type=int, default=1600, help="steps after it")
-    parser.add_argument("--interval", type=float, default=1.0, help="--rebalance-interval")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path, help="write a picture (needs matplotlib)")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> Result:
     with tempfile.TemporaryDirectory() as scratch:
         model = make_checkpoint(Path(scratch) / "topical")
         offline = offline_table(model)
-        print("Recorded routing of the second topic, exact, mean a_max; planned on ...")
-        print_table(offline)
-        result = asyncio.run(measure(model, options))
-    print_table([{key: run[key] for key in SHOWN} for run in result["runs"]])
-    print(result["summary"])
-    if options.json:
-        write_json(options.json, {"machine": machine_facts(), "offline": offline, **result})
-    if options.plot:
-        plot(result["runs"], options.plot)
+        print_table(offline, "Routing of the second topic, exact, mean a_max; planned on ...")
+        runs, num_answers = asyncio.run(serve_all(model, options))
+    print_table([{key: run[key] for key in SHOWN} for run in runs])
+    return {
+        "running_mean_steps": RUNNING,
+        **verdict(runs),
+        "different answers per probe": num_answers / NUM_TOPICS,
+        "offline": offline,
+        "runs": runs,
+    }
 
 
 def settings(model: Path, interval_s: float) -> EngineConfig:
@@ -96,33 +88,30 @@ def settings(model: Path, interval_s: float) -> EngineConfig:
     )
 
 
-async def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """All rounds; the placements that they start from are found first, by services of their own."""
+async def serve_all(model: Path, options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
+    """Runs all rounds; services of their own find the placements that they start from.
+
+    Returns a row of each run, and how many different answers the probes got.
+    """
     planned = [await fitted_slots(settings(model, 0.0), topic, options.streams) for topic in (0, 1)]
     runs: list[dict[str, Any]] = []
     answers: set[tuple[int, tuple[int, ...]]] = set()
     for number in range(options.rounds):
-        for name in ("bound", "off", "on") if number % 2 else ("on", "off", "bound"):
+        for name in REBALANCING[::-1] if number % 2 else REBALANCING:
             start = planned[1 if name == "bound" else 0]
-            interval_s = options.interval if name == "on" else 0.0
-            log = await serve_change(settings(model, interval_s), start, options)
+            config = settings(model, options.interval if name == "on" else 0.0)
+            log = await serve_change(config, start, options.streams, options.before, options.after)
             answers |= log.answers
             runs.append({"round": number, "rebalancing": name, **summary(log)})
             print({key: runs[-1].get(key) for key in SHOWN}, flush=True)
     level = median(run["at the end"] for run in runs if run["rebalancing"] == "bound")
     for run in runs:
         run |= recovery(run, level)
-    return {
-        "streams": options.streams,
-        "rebalance_interval_s": options.interval,
-        "running_mean_steps": RUNNING,
-        "summary": verdict(runs) | {"different answers per probe": len(answers) / NUM_TOPICS},
-        "runs": runs,
-    }
+    return runs, len(answers)
 
 
 def summary(log: Log) -> dict[str, Any]:
-    """Levels, times between tokens after the change, and the curve, every tenth step of it."""
+    """Returns levels, times between tokens after the change, and every tenth step of the curve."""
     max_activated, change = np.array(log.max_activated), log.changed_at
     gaps_ms = [1e3 * gap for when, gap in log.gaps if when > log.changed_s]
     switches = np.flatnonzero(np.diff(log.epochs)) + 1 - change
@@ -141,7 +130,10 @@ def summary(log: Log) -> dict[str, Any]:
 
 
 def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of the latest `RUNNING` steps, of fewer at the start."""
+    """Averages the latest `RUNNING` steps, fewer at the start.
+
+    values: [steps].
+    """
     total = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - RUNNING)
@@ -150,8 +142,11 @@ def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def recovery(run: dict[str, Any], level: float) -> dict[str, float | None]:
-    """The first running mean of steps after the change alone that is close to `level`; None: none
-    is. Worst: the highest of them."""
+    """Finds the first running mean of steps after the change alone that is close to `level`.
+
+    worst: the highest of these means.
+    steps to recover, s to recover: until the first that is close; None means that none is.
+    """
     after = [
         (step, second, mean)
         for step, second, mean in zip(
@@ -165,7 +160,7 @@ def recovery(run: dict[str, Any], level: float) -> dict[str, float | None]:
 
 
 def verdict(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the rounds."""
+    """Returns medians over the rounds."""
 
     def of(name: str, key: str) -> float | None:
         values = [run[key] for run in runs if run["rebalancing"] == name]
@@ -178,7 +173,7 @@ def verdict(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if (one["round"], one["rebalancing"], other["rebalancing"]) == (other["round"], "on", "off")
     ]
     return {
-        **{f"a_max at the end, {name}": of(name, "at the end") for name in COLOURS},
+        **{f"a_max at the end, {name}": of(name, "at the end") for name in REBALANCING},
         "worst mean of 64 steps, on": of("on", "worst"),
         **{f"steps to recover, {name}": of(name, "steps to recover") for name in ("on", "bound")},
         "s to recover, on": of("on", "s to recover"),
@@ -187,7 +182,7 @@ def verdict(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def offline_table(model: Path) -> list[dict[str, Any]]:
-    """Mean a_max of the second topic's tokens, under `exact`, per pool, batch size and method."""
+    """Returns mean a_max of the second topic's tokens by pool, batch size and method, `exact`."""
     traces = [record(model, topic) for topic in range(NUM_TOPICS)]
     seen, judged = [observe(trace) for trace in traces], traces[1]
     rows, rng = [], np.random.default_rng(0)
@@ -200,7 +195,7 @@ def offline_table(model: Path) -> list[dict[str, Any]]:
             ]
             row: dict[str, Any] = {"instances": pool, "batch": size}
             row["even"] = even_split([ids for layer in batches for ids in layer], pool)
-            for method in get_args(PlacementMethod):
+            for method in METHODS:
                 for where, own in zip(("the other", "it"), seen, strict=True):
                     placement = plan_placement(own, capacity, method, size)
                     row[f"{method}, {where}"] = mean_max_activated(batches, placement, "exact")
@@ -209,7 +204,7 @@ def offline_table(model: Path) -> list[dict[str, Any]]:
 
 
 def record(model: Path, topic: int) -> RoutingTrace:
-    """Routing of 64 completions of one topic, by the engine itself."""
+    """Lets the engine itself record the routing of 64 completions of one topic."""
     path = model / f"topic-{topic}.jrt"
     prompts = [prompt(topic, 12, seed) for seed in range(64)]
     config = to_builtins(settings(model, 0.0)) | {"record_routing": str(path)}
@@ -218,28 +213,13 @@ def record(model: Path, topic: int) -> RoutingTrace:
     return RoutingTrace.load(path)
 
 
-def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
-    labels = {"on": "rebalancing", "off": "no rebalancing", "bound": "planned on the second topic"}
-    with picture(path, size=(9, 4.3), bottom=0.07) as (figure, [[axes]]):
-        for name, colour in COLOURS.items():
-            for number, run in enumerate(r for r in runs if r["rebalancing"] == name):
-                start = RUNNING // 10 + 1  # not the means of fewer steps
-                label = None if number else labels[name]
-                axes.plot(
-                    run["steps"][start:], run["running mean"][start:], c=colour, lw=1.2, label=label
-                )
-        epochs = next(r for r in runs if r["rebalancing"] == "on")
-        for number, step in enumerate(epochs["new epochs at steps after the change"]):
-            label = None if number else "new epoch, first round"
-            axes.axvline(step, color=COLOURS["on"], ls=":", lw=0.7, alpha=0.6, label=label)
-        axes.axvline(0, color="black", lw=1, label="first topic, then second topic")
-        axes.set_xlabel("steps after the change of topic")
-        axes.set_ylabel("activated experts of the busiest\ninstance, mean of 64 steps")
-        title = "Synthetic model, 2 attention and 4 expert instances, 80 slots for 64 experts"
-        axes.set_title(title, fontsize=10)
-        axes.grid(alpha=0.25)
-        legend_below(figure, axes, columns=5, fontsize=8)
-
-
 if __name__ == "__main__":
-    main()
+    main(
+        __doc__,
+        measure,
+        flag("--streams", type=int, default=16),
+        flag("--before", type=int, default=400, help="steps before the change"),
+        flag("--after", type=int, default=1600, help="steps after it"),
+        flag("--interval", type=float, default=1.0, help="--rebalance-interval"),
+        flag("--rounds", type=int, default=3),
+    )

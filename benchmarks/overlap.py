@@ -1,6 +1,6 @@
 """What it saves to compute the shared expert while the exchange is in flight.
 
-    python -m benchmarks.overlap [--json FILE.json] [--rates 0.2 1]
+    python -m benchmarks.overlap [--json FILE.json] [--rates 0.2 1 10]
 
 Two attention and two expert instances on two hosts (network namespaces, needs root). Each attention
 instance computes for a given time (a matrix product, repeated) either before `dispatch`, or between
@@ -11,6 +11,9 @@ the difference; what is more than the computation is noise. Experts answer at on
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -18,25 +21,78 @@ from typing import Any
 
 import msgspec
 import torch
-from benchmarks.exchange import Order, first_answer, live
-from benchmarks.exchange_adaptive import layout_of
-from benchmarks.support.hosts import HostsUnavailable, Link, network
-from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.exchange_runs import first_answer, layout_of
+from benchmarks.support.hosts import Link, network
+from benchmarks.support.program import Result, flag, main
 
-from janus_moe.transport import AttentionPort
+from janus_moe.errors import ExchangeClosed
+from janus_moe.spec import InstanceId
+from janus_moe.transport import AttentionPort, ExchangeLayout, GlooExchange, ReplyMetadata, WaitRule
+from janus_moe.transport.network.rendezvous import FolderRendezvous
 
 SHAPE = "2A+2E"
 LAYERS = 20
+RULE = WaitRule(timeout_s=60.0)
+NOTE = ReplyMetadata(routing_digest=1, activated=2)
 
 
-class TimedOrder(Order, frozen=True):
-    """compute_s: of each layer."""
+class Order(msgspec.Struct, frozen=True):
+    """What the process of one instance is told.
 
+    meeting: folder in which the instances find each other.
+    tokens: of each attention instance, one batch size after the other.
+    compute_s: seconds of computation in each layer.
+    """
+
+    layout: ExchangeLayout
+    instance: InstanceId
+    meeting: str
+    bind: str
+    tokens: tuple[int, ...]
+    steps: int
     compute_s: float
 
 
-def drive(port: AttentionPort, order: TimedOrder) -> list[dict[str, Any]]:
-    """Median milliseconds of a layer by tokens, for both orders; the first step warms up."""
+def measure(options: argparse.Namespace) -> Result:
+    rows = [row for gbps in options.rates for row in measure_link(gbps, options)]
+    return {"shape": SHAPE, "rows": rows}
+
+
+def measure_link(gbps: float, options: argparse.Namespace) -> list[dict[str, Any]]:
+    layout = layout_of(SHAPE, 2 * max(options.tokens))
+    layout = msgspec.structs.replace(layout, plan="2pc-sharded")
+
+    def order(instance: InstanceId, meeting: str, bind: str) -> Order:
+        tokens, compute_s = tuple(options.tokens), options.compute_ms / 1e3
+        return Order(layout, instance, meeting, bind, tokens, options.steps, compute_s)
+
+    with network(1 + max(layout.topology.nodes), Link(gbps)) as hosts:
+        rows = first_answer("benchmarks.overlap", layout, hosts, order)
+    return [{"gbps": gbps, **row} for row in rows]
+
+
+def live() -> None:
+    """Runs one instance until the last layer; an attention instance prints its times."""
+    torch.set_num_threads(1)
+    order = msgspec.json.decode(sys.argv[1], type=Order)
+    meeting = FolderRendezvous(Path(order.meeting))
+    end = GlooExchange(order.layout, order.instance, meeting, order.bind)
+    number = order.instance.number
+    with contextlib.suppress(ExchangeClosed):
+        if order.instance.pool == "attention":
+            print(json.dumps(drive(end.attention_port(number, RULE), order)))
+            time.sleep(0.5)  # the others end with the last layer too
+        else:
+            port = end.expert_port(number, RULE)
+            while True:
+                work = port.accept()
+                if work is not None:
+                    port.reply(work, work.hidden.float(), NOTE)
+    end.close()
+
+
+def drive(port: AttentionPort, order: Order) -> list[dict[str, Any]]:
+    """Times layers of both kinds in turns, by tokens; the first step warms up."""
     weight = torch.randn(256, 256)
     products = products_in(order.compute_s, weight)
     rows = []
@@ -72,7 +128,7 @@ def drive(port: AttentionPort, order: TimedOrder) -> list[dict[str, Any]]:
 
 
 def products_in(seconds: float, weight: torch.Tensor) -> int:
-    """How many products take so long here, at best."""
+    """Returns how many products take so long here, at best."""
     best = float("inf")
     for _ in range(20):
         started = time.perf_counter()
@@ -86,50 +142,12 @@ def compute(weight: torch.Tensor, products: int) -> None:
         torch.mm(weight, weight)
 
 
-def measure(gbps: float, options: argparse.Namespace) -> list[dict[str, Any]]:
-    layout = layout_of(SHAPE, 2 * max(options.tokens))
-    layout = msgspec.structs.replace(layout, plan="2pc-sharded")
-    with network(1 + max(layout.topology.nodes), Link(gbps)) as hosts:
-        rows = first_answer(
-            "benchmarks.overlap",
-            layout,
-            list(hosts),
-            lambda instance, meeting, bind: TimedOrder(
-                layout,
-                instance,
-                meeting,
-                bind,
-                tuple(options.tokens),
-                options.steps,
-                options.compute_ms / 1e3,
-            ),
-        )
-    return [{"gbps": gbps, **row} for row in rows]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, help="JSON with machine, commit and all figures")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.2, 1.0, 10.0])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[8, 32, 128], help="per instance")
-    parser.add_argument("--compute-ms", type=float, default=2.0, help="of each layer")
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--order", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.order:
-        live(msgspec.json.decode(options.order, type=TimedOrder), drive)
-        return
-    rows: list[dict[str, Any]] = []
-    for gbps in options.rates:
-        try:
-            rows += measure(gbps, options)
-        except HostsUnavailable as error:
-            raise SystemExit(f"benchmarks.overlap: {error}") from None
-    print_table(rows)
-    if options.json:
-        facts = {"benchmark": "overlap", "shape": SHAPE, "machine": machine_facts()}
-        write_json(options.json, {**facts, "rows": rows})
-
-
 if __name__ == "__main__":
-    main()
+    main(
+        __doc__,
+        measure,
+        flag("--rates", type=float, nargs="+", default=[0.2, 1.0, 10.0], help="Gb/s"),
+        flag("--tokens", type=int, nargs="+", default=[8, 32, 128], help="per instance"),
+        flag("--compute-ms", type=float, default=2.0, help="of each layer"),
+        flag("--steps", type=int, default=8),
+    )

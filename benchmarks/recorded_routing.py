@@ -1,12 +1,12 @@
-"""Every policy on every placement with the recorded routing of the bundled model (figure 13), and
-what the scheduler costs on it (figure 15).
+"""Every policy on every placement with the recorded routing of the bundled model.
 
-The engine itself records the model's routing (`--record-routing`) on the held-out files of its
-corpus, file after file; half of the files to plan placements on, the other half to judge them by.
-A batch is tokens drawn at random from a half, as in decode steps of unrelated requests (the
-paper's section 5). Synthetic routing of the same shape stands beside it, drawn anew for each half.
+    python -m benchmarks.recorded_routing [--quick] [--json FILE.json] [--traces FOLDER]
 
-    python -m benchmarks.recorded_routing [--quick] [--json FILE] [--traces DIRECTORY]
+Claims: see `benchmarks.support.activation`. The engine itself records the routing
+(`--record-routing`) on the held-out files of the model's corpus, file after file: half of the files
+to plan placements on, the other half to judge them by. A batch is tokens drawn at random from a
+half, as in decode steps of unrelated requests. Synthetic routing of the same shape stands beside
+it, drawn anew for each half.
 
 Placements `coactivation` and `eplb` follow the token counts. `janus` follows P(active) at the batch
 size it is judged at, as a rebalance of a running service does.
@@ -23,18 +23,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from benchmarks.bound import bound_rows, print_bounds
-from benchmarks.placement import KINDS, METHODS, POLICIES, claims, even_split
-from benchmarks.scheduling import alternate, compiled_call, python_call
-from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.activation import (
+    KINDS,
+    METHODS,
+    POLICIES,
+    Ids,
+    claims,
+    even_split,
+    print_bounds,
+    print_claims,
+)
+from benchmarks.support.program import Result, flag, main
 from examples.bundled_model.corpus import encode_files, read_standard_library, split_corpus
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from janus_moe import LLM
 from janus_moe.model.source import resolve_model
 from janus_moe.planner.simulation.routing_replay import mean_max_activated, observe, plan_placement
-from janus_moe.policy.activation import Scheduler
 from janus_moe.policy.placement import even_capacity
 from janus_moe.policy.routing_trace import RoutingTrace
 from janus_moe.policy.statistics import RoutingStatistics
@@ -43,17 +48,20 @@ from janus_moe.policy.synthetic import SyntheticRouter
 POOLS = (6, 8, 12, 16, 32)
 REPLICATIONS = (1.0, 1.125, 1.25, 1.5)
 BATCH_SIZES = tuple(2**power for power in range(13))  # 1 to 4096
-COST_POOLS = (6, 8, 16)  # 48 slots divide evenly among them
 WINDOW = 1024  # tokens of a prompt; the model has seen no more
 PLANNED_ON_TOKENS = 65_536  # of synthetic routing
 
-Ids = NDArray[np.int32]
 Batch = Callable[[int, int, np.random.Generator], Ids]
 """(layer, tokens, rng) -> [tokens, top_k] ids."""
 
 
 class Source(NamedTuple):
-    """Routing to plan on and routing to judge by. kind: "recorded" or the synthetic router."""
+    """Routing to plan on and routing to judge by.
+
+    kind: "recorded" or the synthetic router's.
+    seen: statistics of the routing to plan on.
+    batch: draws from the routing to judge by.
+    """
 
     kind: str
     seen: RoutingStatistics
@@ -69,7 +77,7 @@ class Source(NamedTuple):
 
 
 def record(folder: Path, num_tokens: int) -> tuple[RoutingTrace, RoutingTrace]:
-    """Two traces of the bundled model, on disjoint halves of the held-out files."""
+    """Two traces of the bundled model are returned, of disjoint halves of the held-out files."""
     tokenizer = Tokenizer.from_file(str(resolve_model("bundled") / "tokenizer.json"))
     files = encode_files(tokenizer, split_corpus(read_standard_library()).held_out)
     traces = []
@@ -124,100 +132,48 @@ def grid(source: Source, num_batches: int) -> Iterator[dict[str, Any]]:
             }
 
 
-def cost_rows(source: Source, slices: int) -> list[dict[str, Any]]:
-    """Microseconds per layer call on recorded batches of the first MoE layer, 1.5 replicas."""
-    rows, rng = [], np.random.default_rng(4)
-    for pool in COST_POOLS:
-        slots = 3 * source.num_experts // (2 * pool)
-        layout = plan_placement(source.seen, [slots] * pool, "janus", 64).layer_layout(0)
-        for size in BATCH_SIZES[::2]:
-            batches = np.stack([source.batch(0, size, rng) for _ in range(16)])
-            schedulers = {policy: Scheduler(layout, policy) for policy in POLICIES}
-            runs = {f"{p} python": python_call(s.rewrite, batches) for p, s in schedulers.items()}
-            runs |= {
-                f"{p} compiled": compiled_call(s, batches)
-                for p, s in schedulers.items()
-                if p != "token-split"
-            }
-            for name, (least, median) in alternate(runs, slices).items():
-                policy, where = name.split(" ")
-                rows.append(
-                    {
-                        "experts": source.num_experts,
-                        "instances": pool,
-                        "slots": slots,
-                        "batch": size,
-                        "policy": policy,
-                        "where": where,
-                        "min_us": round(least, 3),
-                        "median_us": round(median, 3),
-                    }
-                )
-    return rows
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    default = Path("benchmarks/results/recorded_routing.json")
-    parser.add_argument("--json", type=Path, default=default)
-    parser.add_argument("--quick", action="store_true", help="fewer tokens, batches and slices")
-    parser.add_argument("--traces", type=Path, help="keep the recorded files here, or use those")
-    options = parser.parse_args()
-    num_tokens, num_batches, slices = (8192, 8, 10) if options.quick else (49_152, 48, 60)
+def measure(options: argparse.Namespace) -> Result:
+    num_tokens, num_batches = (8192, 8) if options.quick else (49_152, 48)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.traces or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         planned_on, judged_by = record(folder, num_tokens)
-    recording_s = time.perf_counter() - began
-    print(f"recorded {planned_on.num_tokens} + {judged_by.num_tokens} tokens, {recording_s:.0f} s")
-    real = recorded(planned_on, judged_by)
     shape = (judged_by.num_experts, judged_by.top_k)
-    sources = [real, *(synthetic(kind, *shape) for kind in KINDS)]
-    rows = [row for source in sources for row in grid(source, num_batches)]
+    real = recorded(planned_on, judged_by)
+    rows = [
+        row
+        for source in (real, *(synthetic(kind, *shape) for kind in KINDS))
+        for row in grid(source, num_batches)
+    ]
+    print_bounds(rows)
     verdicts = {
         name: claims([r for r in rows if (r["kind"] == "recorded") is (name == "recorded")])
         for name in ("recorded", "synthetic")
     }
-    shown = ("token-split/eplb", "aebs/coactivation", "exact/eplb", "exact/janus")
-    print("Mean a_max on recorded routing, 1.25 replicas per expert")
-    print_table(
-        [
-            {key: row[key] for key in ("instances", "batch", "even")}
-            | {name: row["a_max"][name] for name in shown}
-            for row in rows
-            if row["kind"] == "recorded"
-            and row["replication"] == 1.25
-            and row["batch"] in (4, 16, 64)
-        ]
-    )
-    print_bounds(bound_rows(rows))
     for name, own in verdicts.items():
-        for verdict in own:
-            print(f"{name}: {verdict['claim']}: {verdict['measured']} ({verdict['target']})")
-            for miss in verdict["misses"]:
-                print(f"    {miss}")
-    write_json(
-        options.json,
-        {
-            "machine": machine_facts(),
-            "seconds": time.perf_counter() - began,
-            "recorded": {
-                "model": "bundled",
-                "text": "held-out files of its corpus; placements planned on every second one",
-                "planned_on_tokens": planned_on.num_tokens,
-                "judged_by_tokens": judged_by.num_tokens,
-                "layers": judged_by.num_layers,
-            },
-            "experts": shape[0],
-            "top_k": shape[1],
-            "batches_per_layer_and_cell": num_batches,
-            "grid": rows,
-            "claims": verdicts,
-            "cost": cost_rows(real, slices),
+        print_claims(own, f"Claims, {name}")
+    return {
+        "seconds": time.perf_counter() - began,
+        "recorded": {
+            "model": "bundled",
+            "text": "held-out files of its corpus; placements planned on every second one",
+            "planned_on_tokens": planned_on.num_tokens,
+            "judged_by_tokens": judged_by.num_tokens,
+            "layers": judged_by.num_layers,
         },
-    )
+        "experts": shape[0],
+        "top_k": shape[1],
+        "batches_per_layer_and_cell": num_batches,
+        "grid": rows,
+        "claims": verdicts,
+    }
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        __doc__,
+        measure,
+        flag("--quick", action="store_true", help="fewer tokens and batches"),
+        flag("--traces", type=Path, help="keep the recorded files here, or use those"),
+    )

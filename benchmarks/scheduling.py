@@ -1,10 +1,10 @@
-"""The activation scheduler: optimality against a max-flow oracle, and what one call costs.
+"""What one call of the activation scheduler costs.
 
-Cost is per layer call on one thread: finding the activated set, scheduling, rewriting the ids;
-inside compiled code and as called from Python. Policies alternate, so that a busy machine slows
-all alike; the minimum of many slices is the figure, the median stands beside it.
+    python -m benchmarks.scheduling [--quick] [--json FILE.json]
 
-    python -m benchmarks.scheduling [--quick] [--json FILE]           (the oracle needs scipy)
+Claims: see `TARGETS`. Cost is per layer call on one thread: finding the activated set, scheduling,
+rewriting the ids; inside compiled code and as called from Python. Policies alternate, so that a
+busy machine slows all alike; the minimum of many slices is the figure, the median stands beside it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
-from benchmarks.scheduling_oracle import check_optimality
-from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.program import Result, flag, main
+from benchmarks.support.report import print_table
 from numpy.typing import NDArray
 
 from janus_moe.policy.activation import (
@@ -185,38 +184,25 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/scheduling.json"))
-    parser.add_argument("--quick", action="store_true", help="fewer cases and slices")
-    options = parser.parse_args()
-    cases, slices, batches = (2000, 20, 4) if options.quick else (20_000, 200, 20)
-    optimality = check_optimality(cases)
-    print(f"Optimality: {optimality}")
+def measure(options: argparse.Namespace) -> Result:
+    slices, batches = (20, 4) if options.quick else (200, 20)
     costs = cost_rows(slices)
-    print("us per layer call (minimum), set + schedule + rewrite")
-    print_table([r for r in costs if r["experts"] == 256 and r["batch"] in (64, 1024)])
+    shown = [r for r in costs if r["experts"] == 256 and r["batch"] in (64, 1024)]
+    print_table(shown, "us per layer call: set + schedule + rewrite")
     table = verdicts(costs)
-    print_table(table)
+    print_table(table, "Claims")
     counting = statistics_rows(slices)
-    print("Statistics: us per recorded layer batch, co-activation of every so-manieth token")
-    print_table(counting)
+    print_table(counting, "us per recorded layer batch; co-activation of every stride-th token")
     aware = token_aware_rows(batches)
-    print("Costliest instance in units of one expert's reading, a token costs 0.015 of it")
-    print_table(aware)
-    write_json(
-        options.json,
-        {
-            "machine": machine_facts(),
-            "routing": "synthetic topics",
-            "optimality": optimality,
-            "cost": costs,
-            "targets": table,
-            "statistics": counting,
-            "token_aware": aware,
-        },
-    )
+    print_table(aware, "Costliest instance in reads of an expert; a token costs 0.015 of one")
+    return {
+        "routing": "synthetic topics",
+        "cost": costs,
+        "targets": table,
+        "statistics": counting,
+        "token_aware": aware,
+    }
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure, flag("--quick", action="store_true", help="fewer cases and slices"))

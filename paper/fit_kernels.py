@@ -19,14 +19,14 @@ slower in a model, where their weights are cold.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.program import Result, flag, main
 from numpy.typing import NDArray
 
 from janus_moe.planner.latency.coefficients import Coefficients, LinkLaw, OpLaw
@@ -48,7 +48,12 @@ START = OpLaw(
 
 @dataclass(frozen=True)
 class Rows:
-    """Measured operations as a law sees them, and their shapes, which divide them into folds."""
+    """Measured operations as a law sees them; all arrays are [rows].
+
+    seconds: measured.
+    num_bytes, flops, depth, units, wide: as `OpLaw.seconds` takes them.
+    shapes: of the operands; they divide the rows into folds.
+    """
 
     seconds: Array
     num_bytes: Array
@@ -285,12 +290,7 @@ def fit_device(tables: Path, device: str) -> tuple[Coefficients, list[dict[str, 
     return Coefficients(device=device, source=SOURCE, laws=laws, intra=intra), lines
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--tables", type=Path, required=True, help="folder with one per device")
-    parser.add_argument("--json", type=Path, help="write the errors here")
-    parser.add_argument("--write", action="store_true", help="replace the shipped coefficients")
-    options = parser.parse_args(arguments)
+def measure(options: argparse.Namespace) -> Result:
     report = []
     for device in DEVICES:
         coefficients, lines = fit_device(options.tables / device, device)
@@ -299,10 +299,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             text = msgspec.json.format(msgspec.json.encode(coefficients), indent=1)
             (DATA / "coefficients").mkdir(exist_ok=True)
             (DATA / "coefficients" / f"{device}.json").write_bytes(text + b"\n")
-    print_table(report)
-    if options.json:
-        write_json(options.json, {"machine": machine_facts(), "source": SOURCE, "rows": report})
+    return {"source": SOURCE, "rows": report}
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        __doc__,
+        measure,
+        flag("--tables", type=Path, required=True, help="folder with one per device"),
+        flag("--write", action="store_true", help="replace the shipped coefficients"),
+    )

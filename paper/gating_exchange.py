@@ -1,20 +1,16 @@
-"""Gating on the attention or on the expert side, one phase or two: the exchange alone, measured.
-
-    python -m paper.gating_exchange [--json FILE.json] [--rates 1] [--shapes 2A+2E+2E]
+"""The exchange alone with gating on either side, in one phase or two, measured.
 
 The communication part of the paper's figure 12, between network namespaces (needs root). AGate
 sends a row only where one of its k experts is (uniform routing), packed; its metadata (3 % of the
 bytes) and the time to compute its programs are left out, in its favour. EGate sends every row
 everywhere. All variants take turns in one run; times are lower quartiles at attention instance 0.
+What experts and schedulers cost is not known here.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +19,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from benchmarks.exchange_adaptive import DTYPE, HIDDEN, layout_of
-from benchmarks.support.hosts import HostsUnavailable, Link, network
-from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.exchange_runs import first_answer, layout_of
+from benchmarks.support.hosts import Link, network
 
 from janus_moe.profiling.exchange_times import distinct_plans, spread
 from janus_moe.spec import ExchangePlanName, InstanceId
@@ -45,7 +40,12 @@ TIMEOUT_S = 120.0
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What one process is told; batches: tokens of all attention instances."""
+    """What the process of one instance is told.
+
+    meeting: folder in which the instances find each other.
+    batches: tokens of all attention instances, one size after the other.
+    budget_s: seconds for each of them.
+    """
 
     layout: ExchangeLayout
     instance: InstanceId
@@ -56,7 +56,7 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Node:
-    """One instance that runs the programs of any plan and gating."""
+    """An instance that runs the programs of any plan and gating."""
 
     def __init__(self, order: Order) -> None:
         layout, self.topology = order.layout, order.layout.topology
@@ -102,8 +102,10 @@ class Node:
         return time.perf_counter() - started
 
 
-def live(order: Order) -> None:
+def live() -> None:
+    """Runs one instance until all have measured; attention instance 0 prints its times."""
     torch.set_num_threads(1)
+    order = msgspec.json.decode(sys.argv[1], type=Order)
     node, rows = Node(order), []
     for batch in order.batches:
         tokens = spread(batch, order.layout.shape.attention)
@@ -144,51 +146,17 @@ def live(order: Order) -> None:
 
 
 def measure(shape: str, link: Link, batches: Sequence[int], budget_s: float) -> list[Any]:
+    """Returns rows of tokens, plan, gating and microseconds.
+
+    shape: see `layout_of`.
+    batches: tokens of all attention instances.
+    budget_s: seconds for each of them.
+    """
     layout = layout_of(shape, max(batches))
-    instances = [InstanceId(pool="attention", number=i) for i in range(layout.shape.attention)]
-    instances += [InstanceId(pool="expert", number=e) for e in range(layout.shape.expert)]
-    nodes = layout.topology.nodes
-    with contextlib.ExitStack() as stack:
-        hosts = stack.enter_context(network(1 + max(nodes), link))
-        meeting = stack.enter_context(tempfile.TemporaryDirectory())
-        processes = []
-        for instance, node in zip(instances, nodes, strict=True):
-            host = hosts[node]
-            order = Order(layout, instance, meeting, host.address, tuple(batches), budget_s)
-            told = msgspec.json.encode(order).decode()
-            command = [sys.executable, "-m", "paper.gating_exchange", "--order", told]
-            processes.append(host.popen(command, stdout=-1, text=True))
-        rows: list[Any] = json.loads(processes[0].communicate(timeout=1200)[0])
-        for process in processes:
-            process.wait(30)
-        return rows
 
+    def order(instance: InstanceId, meeting: str, bind: str) -> Order:
+        return Order(layout, instance, meeting, bind, tuple(batches), budget_s)
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, help="JSON with machine, commit and all figures")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.2, 1.0])
-    parser.add_argument("--shapes", nargs="+", default=["2A+2E+2E"])
-    parser.add_argument("--batches", type=int, nargs="+", default=[4, 16, 64, 256, 512])
-    parser.add_argument("--budget", type=float, default=5.0, help="seconds per batch size")
-    parser.add_argument("--order", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.order:
-        live(msgspec.json.decode(options.order, type=Order))
-        return
-    rows: list[dict[str, Any]] = []
-    for rate in options.rates:
-        for shape in options.shapes:
-            try:
-                found = measure(shape, Link(rate), options.batches, options.budget)
-            except HostsUnavailable as error:
-                raise SystemExit(f"paper.gating_exchange: {error}") from None
-            rows += [{"gbps": rate, "shape": shape, **row} for row in found]
-            print_table(rows[-len(found) :])
-    if options.json:
-        facts = {"benchmark": "exchange_gating", "hidden": HIDDEN, "dtype": DTYPE, "top_k": TOP_K}
-        write_json(options.json, {**facts, "machine": machine_facts(), "rows": rows})
-
-
-if __name__ == "__main__":
-    main()
+    with network(1 + max(layout.topology.nodes), link) as hosts:
+        rows: list[Any] = first_answer("paper.gating_exchange", layout, hosts, order)
+    return rows

@@ -1,7 +1,8 @@
-"""Claim: under the published assumptions the planner takes the published shapes, within intervals
-of the objective that are printed; without them it says what the hardware would do.
+"""The planner takes the published shapes under the published assumptions, for objectives it prints.
 
     python -m paper.shapes --json paper/results/shapes.json
+
+Without those assumptions it says what the hardware would do.
 
 DeepSeek-V2 in bfloat16 on 4 nodes x 8 H100, 27 slots, 16 tokens in and 256 out (arXiv 2512.13525,
 section 7). First the two constants of the `paper` calibration are fitted to the published points,
@@ -14,11 +15,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.program import Result, main
+from benchmarks.support.report import print_table
 
 from janus_moe.planner.latency import Oracle
 from janus_moe.planner.search.activation import (
@@ -49,46 +50,39 @@ PICKS = {64: "1A6E", 256: "2A6E", 512: "4A6E"}
 RATIOS = {"sglang": 4.7, "sglang-dp": 4.7, "megascale-infer": 2.2, "xdeepserve": 3.3}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+def measure(_: argparse.Namespace) -> Result:
     spread, amax_error = fit_routing()
     constants = fit_constants()
-    print(f"routing: log-normal spread {spread:.1f}, {amax_error:.1%} from figure 17 (rms)")
     print(
-        f"fit: {1e3 * constants[0]:.2f} ms per layer, {1e6 * constants[1]:.1f} us per layer and "
-        f"token of an attention instance; shipped: {1e3 * LAYER_S:.2f} and {1e6 * TOKEN_S:.1f}"
+        f"shipped: {1e3 * LAYER_S:.2f} ms per layer, {1e6 * TOKEN_S:.1f} us per layer and token of "
+        "an attention instance"
     )
     points = [published_row(point) for point in PUBLISHED]
-    print_table(points)
     oracles = {
         "honest": Oracle.build(MODEL, SYSTEM),
         "constant only": constant_only(),
         "paper": calibrated(Oracle.build(MODEL, SYSTEM), "paper"),
     }
-    cells: list[dict[str, Any]] = []
-    for name, oracle in oracles.items():
-        for batch in (*PICKS, 1024):
-            cells += [cell(name, oracle, batch, ms) for ms in OBJECTIVES_MS]
-    print_table(cells)
+    cells = [
+        cell(name, oracle, batch, ms)
+        for name, oracle in oracles.items()
+        for batch in (*PICKS, 1024)
+        for ms in OBJECTIVES_MS
+    ]
     intervals = [interval(oracles["paper"], batch, shape) for batch, shape in PICKS.items()]
-    print_table(intervals)
     peaks = [peak(name, [c for c in cells if c["calibration"] == name]) for name in oracles]
-    print_table(peaks)
-    if arguments.json:
-        content = {
-            "machine": machine_facts(),
-            "planners": {name: config.lines() for name, config in CONFIGS.items()},
-            "routing_spread": spread,
-            "routing_rms_error": amax_error,
-            "fitted": {"layer_s": constants[0], "token_s": constants[1]},
-            "published": points,
-            "cells": cells,
-            "intervals": intervals,
-            "peak_ratios": peaks,
-        }
-        write_json(arguments.json, content)
+    for table in (points, cells, intervals, peaks):
+        print_table(table)
+    return {
+        "planners": {name: config.lines() for name, config in CONFIGS.items()},
+        "routing_spread": spread,
+        "routing_rms_error": amax_error,
+        "fitted": {"layer_s": constants[0], "token_s": constants[1]},
+        "published": points,
+        "cells": cells,
+        "intervals": intervals,
+        "peak_ratios": peaks,
+    }
 
 
 def question(oracle: Oracle, batch: float, tpot_ms: float, spread: float) -> Problem:
@@ -110,7 +104,7 @@ def question(oracle: Oracle, batch: float, tpot_ms: float, spread: float) -> Pro
 
 
 def fit_routing() -> tuple[float, float]:
-    """(spread, rms relative error) of the activated experts of six instances."""
+    """Returns (spread, rms relative error) of the activated experts of six instances."""
     batches = np.array(list(PUBLISHED_AMAX), np.float64)
     published = np.array(list(PUBLISHED_AMAX.values()))
 
@@ -125,14 +119,14 @@ def fit_routing() -> tuple[float, float]:
 
 
 def tpot_of(oracle: Oracle, point: PublishedPoint, spread: float) -> float:
-    """The best exchange plan of a published shape at its batch."""
+    """Returns the seconds of a published shape at its batch, with its best exchange plan."""
     search = PoolSearch(question(oracle, point.batch, 1e4, spread), paper_style())
     shapes = search.shapes(np.array([point.num_attention]), np.array([point.num_expert]))
     return min(float(one.tpot_s(np.array([float(point.batch)]))[0]) for one in shapes)
 
 
 def fit_constants() -> tuple[float, float]:
-    """(per layer, per layer and token of an attention instance) in seconds, least squares."""
+    """Returns seconds (per layer, per layer and token of an attention instance), least squares."""
     honest = Oracle.build(MODEL, SYSTEM)
     layers = honest.model.num_layers
     rows = [[1.0, point.batch / point.num_attention] for point in PUBLISHED]
@@ -142,7 +136,7 @@ def fit_constants() -> tuple[float, float]:
 
 
 def constant_only() -> Oracle:
-    """The mean of what the published points miss, per layer, whatever the batch."""
+    """Makes an oracle with the mean of what the published points miss, whatever the batch."""
     honest = Oracle.build(MODEL, SYSTEM)
     missing = [p.tpot_s - tpot_of(honest, p, ROUTING_SPREAD) for p in PUBLISHED]
     each = float(np.mean(missing)) / honest.model.num_layers
@@ -165,7 +159,7 @@ def published_row(point: PublishedPoint) -> dict[str, Any]:
 
 
 def cell(name: str, oracle: Oracle, batch: int, tpot_ms: float) -> dict[str, Any]:
-    """What every planner chooses."""
+    """Makes a row of what every planner chooses."""
     ask = question(oracle, batch, tpot_ms, ROUTING_SPREAD)
     row: dict[str, Any] = {"calibration": name, "batch": batch, "objective_ms": tpot_ms}
     for planner in CONFIGS:
@@ -183,7 +177,7 @@ def shape_of(answer: Answer) -> str:
 
 
 def interval(oracle: Oracle, batch: int, shape: str) -> dict[str, Any]:
-    """The objectives, in whole milliseconds, for which `shape` is what janus chooses."""
+    """Finds the objectives, in whole milliseconds, for which janus chooses `shape`."""
     style: PoolStyle = paper_style()
     chosen = []
     for ms in range(60, 301):
@@ -199,7 +193,7 @@ def interval(oracle: Oracle, batch: int, shape: str) -> dict[str, Any]:
 
 
 def peak(name: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """The largest ratio of tokens/s/GPU over each baseline, where both are possible."""
+    """Finds the largest ratio of tokens/s/GPU over each baseline, where both are possible."""
     row: dict[str, Any] = {"calibration": name}
     for baseline, published in RATIOS.items():
         found = [
@@ -213,4 +207,4 @@ def peak(name: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)

@@ -1,16 +1,11 @@
-"""Draws what `benchmarks.placement` measured (needs matplotlib).
-
-python -m paper.measured.activation [--json FILE] [--directory docs/figures]
-"""
+"""Pictures of activated experts of the busiest instance: policies, placements, drift."""
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from paper.measured.results import BENCHMARKS, Rows, read, select
 from paper.pictures import legend_below, picture
 
 LINES = {
@@ -20,13 +15,56 @@ LINES = {
     "aebs/coactivation": ("aebs on coactivation (paper)", "#3377bb", "D"),
     "exact/janus": ("exact on janus (default)", "#bb2222", "o"),
 }
+ROUTING = {"recorded": "recorded", "topics": "topics (synthetic)", "zipf": "zipf (synthetic)"}
+KINDS = ("uniform", "zipf", "topics", "bursty")
+REPLICATION = 1.25
+TICKS = (1, 4, 16, 64, 256, 1024, 4096)
 
 
-def select(rows: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
-    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+def synthetic(path: Path) -> None:
+    """Rows of pools, columns of synthetic routing."""
+    content, pools = read(BENCHMARKS, "placement"), (8, 16, 32)
+    sharing: dict[str, Any] = {"bottom": 0.035, "sharex": True, "sharey": "row"}
+    with picture(path, len(pools), len(KINDS), size=(14, 8.6), **sharing) as (figure, grid):
+        for row, pool in zip(grid, pools, strict=True):
+            for axes, kind in zip(row, KINDS, strict=True):
+                panel(axes, content["grid"], kind, pool, f"{kind} (synthetic)")
+            row[0].set_ylabel("busiest instance:\nactivated experts")
+        finish(figure, grid, f"{shape_of(content)}; synthetic routing")
 
 
-def over_batch(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+def recorded(path: Path) -> None:
+    """A row for each kind of routing, a column for each pool."""
+    content = read(BENCHMARKS, "recorded_routing")
+    pools = sorted({row["instances"] for row in content["grid"]})
+    sharing: dict[str, Any] = {"bottom": 0.035, "sharex": True, "sharey": "col"}
+    with picture(path, len(ROUTING), len(pools), size=(15, 8), **sharing) as (figure, grid):
+        for row, (kind, title) in zip(grid, ROUTING.items(), strict=True):
+            for axes, pool in zip(row, pools, strict=True):
+                panel(axes, content["grid"], kind, pool, title)
+            row[0].set_ylabel("busiest instance:\nactivated experts")
+        judged = "placements planned on other files than they are judged by"
+        finish(figure, grid, f"Bundled model, {shape_of(content)}; {judged}")
+
+
+def panel(axes: Any, rows: Rows, kind: str, pool: int, title: str) -> None:
+    over_batch(axes, select(rows, kind=kind, instances=pool, replication=REPLICATION))
+    axes.set_title(f"{title}, {pool} expert instances", fontsize=9)
+
+
+def finish(figure: Any, grid: Any, note: str) -> None:
+    for axes in grid[-1]:
+        axes.set_xlabel("tokens in the batch")
+    legend_below(figure, grid[0][0], columns=6)
+    figure.suptitle(note, fontsize=11)
+
+
+def shape_of(content: dict[str, Any]) -> str:
+    shape = f"{content['experts']} experts, top-{content['top_k']}"
+    return f"{shape}, {REPLICATION} replicas per expert"
+
+
+def over_batch(axes: Any, rows: Rows) -> None:
     sizes = [row["batch"] for row in rows]
     for name, (label, colour, marker) in LINES.items():
         values = [row["a_max"][name] for row in rows]
@@ -34,29 +72,14 @@ def over_batch(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     even = [row["even"] for row in rows]
     axes.plot(sizes, even, label="even split (bound)", color="black", ls=":", lw=1)
     axes.set_xscale("log", base=4)
-    axes.set_xticks([1, 4, 16, 64, 256, 1024, 4096], ["1", "4", "16", "64", "256", "1024", "4096"])
+    axes.set_xticks(TICKS, [f"{n // 1024}k" if n >= 1024 else str(n) for n in TICKS])
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
 
 
-def a_max_figure(rows: Sequence[dict[str, Any]], path: Path, note: str) -> None:
-    """Paper, figure 13: rows of pools, columns of synthetic routing."""
-    kinds, pools = ("uniform", "zipf", "topics", "bursty"), (8, 16, 32)
-    sharing: dict[str, Any] = {"bottom": 0.035, "sharex": True, "sharey": "row"}
-    with picture(path, len(pools), len(kinds), size=(14, 8.6), **sharing) as (figure, grid):
-        for row, pool in enumerate(pools):
-            for column, kind in enumerate(kinds):
-                axes = grid[row][column]
-                over_batch(axes, select(rows, kind=kind, instances=pool, replication=1.25))
-                axes.set_title(f"{kind} (synthetic), {pool} expert instances", fontsize=9)
-            grid[row][0].set_ylabel("busiest instance:\nactivated experts")
-        for axes in grid[-1]:
-            axes.set_xlabel("tokens in the batch")
-        legend_below(figure, grid[0][0], columns=6)
-        figure.suptitle(note, fontsize=11)
-
-
-def drift_figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def drift(path: Path) -> None:
+    """Placements planned on other topics beside ones planned on these."""
+    rows = read(BENCHMARKS, "placement")["drift"]
     methods, colours = ("janus", "coactivation", "eplb"), ("#bb2222", "#3377bb", "#888888")
     with picture(path, size=(8, 3.8)) as (_, [[axes]]):
         for index, row in enumerate(rows):
@@ -80,21 +103,3 @@ def drift_figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
         )
         axes.set_ylim(top=16)
         axes.legend(fontsize=7, ncol=3, loc="upper center")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/placement.json"))
-    parser.add_argument("--directory", type=Path, default=Path("docs/figures"))
-    options = parser.parse_args()
-    content = json.loads(options.json.read_text(encoding="utf-8"))
-    note = (
-        f"{content['experts']} experts, top-{content['top_k']}, 1.25 replicas per expert; "
-        "synthetic routing"
-    )
-    a_max_figure(content["grid"], options.directory / "a_max.png", note)
-    drift_figure(content["drift"], options.directory / "drift.png")
-
-
-if __name__ == "__main__":
-    main()

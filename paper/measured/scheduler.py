@@ -1,18 +1,13 @@
-"""Draws what `benchmarks.scheduling` measured (needs matplotlib).
-
-python -m paper.measured.scheduler [--json FILE] [--directory docs/figures]
-"""
+"""Picture of what the activation scheduler costs."""
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from paper.measured.results import BENCHMARKS, read
 from paper.pictures import legend_below, picture
 
+TOP_K = 8
 COLOURS = {
     "exact": "#bb2222",
     "aebs": "#3377bb",
@@ -23,8 +18,10 @@ COLOURS = {
 }
 
 
-def cost_figure(rows: Sequence[dict[str, Any]], path: Path, processor: str, top_k: int = 8) -> None:
-    """Paper, figure 15: time of one layer call over the batch size."""
+def cost(path: Path) -> None:
+    """Time of one layer call over the batch size."""
+    content = read(BENCHMARKS, "scheduling")
+    rows, processor = content["cost"], content["machine"]["processor"]
     shapes = list(dict.fromkeys((r["experts"], r["instances"], r["slots"]) for r in rows))
     size = (4.0 * len(shapes), 3.9)
     with picture(path, 1, len(shapes), size=size, bottom=0.11, sharey=True) as (figure, grid):
@@ -49,22 +46,8 @@ def cost_figure(rows: Sequence[dict[str, Any]], path: Path, processor: str, top_
             axes.set_yscale("log")
             sizes = sorted({r["batch"] for r in own})
             axes.set_xticks(sizes, [str(size) for size in sizes])
-            axes.set_xlabel(f"tokens in the batch, top-{top_k}")
+            axes.set_xlabel(f"tokens in the batch, top-{TOP_K}")
             axes.grid(alpha=0.25)
         grid[0][0].set_ylabel("us per layer call")
         legend_below(figure, grid[0][0], columns=5, fontsize=8)
         figure.suptitle(f"Set + schedule + rewrite, one thread, {processor}", fontsize=10)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/scheduling.json"))
-    parser.add_argument("--directory", type=Path, default=Path("docs/figures"))
-    options = parser.parse_args()
-    content = json.loads(options.json.read_text(encoding="utf-8"))
-    path = options.directory / "scheduler_cost.png"
-    cost_figure(content["cost"], path, content["machine"]["processor"])
-
-
-if __name__ == "__main__":
-    main()

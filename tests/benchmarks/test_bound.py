@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.bound import FILES, bound_row, bound_rows
+from benchmarks.support.activation import bound_row, bound_rows
+
+FILES = [Path(f"benchmarks/results/{name}.json") for name in ("placement", "recorded_routing")]
 
 
 def cell(bound: float, ours: float, theirs: float, **changes: Any) -> dict[str, Any]:

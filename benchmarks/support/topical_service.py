@@ -1,11 +1,13 @@
-"""The services of `benchmarks.drift`: streams whose topic changes, and what they saw."""
+"""Services of the topical model: streams whose topic changes, and what they saw.
+
+How well a placement fits a topic is not judged here.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import time
-from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,11 +27,14 @@ Slots = tuple[tuple[tuple[int, ...], ...], ...]
 
 @dataclass(slots=True)
 class Log:
-    """Per step of attention instance 0: when, mean a_max of its layers, epoch.
+    """What streams and steps of attention instance 0 have shown.
 
+    times, max_activated, epochs: of each step: when, mean over layers, placement.
     gaps: (when, seconds since the same stream's token before) of the tokens of all streams.
-    answers: (topic, tokens) of greedy requests, the same two again and again; num_probes: how many.
-    changed_at: the step at which the topic changed; changed_s: when.
+    answers: (topic, tokens) of greedy requests, the same two again and again.
+    num_probes: greedy requests.
+    changed_at: step at which the topic changed.
+    changed_s: when it changed.
     """
 
     times: list[float] = field(default_factory=list)
@@ -55,7 +60,7 @@ class Log:
 
 
 class Streams:
-    """Short completions one after another, `count` at a time, and a greedy probe beside them."""
+    """Short completions one after another, `count` at a time, run beside a greedy probe."""
 
     def __init__(self, service: Service, log: Log, count: int, topic: int) -> None:
         self.topic = topic
@@ -101,7 +106,7 @@ class Streams:
 
 
 async def fitted_slots(config: EngineConfig, topic: int, streams: int) -> Slots:
-    """What a rebalance chooses once the service has seen nothing but this topic."""
+    """Returns what a rebalance chooses once the service has seen nothing but this topic."""
     async with _logged(config) as (service, log):
         load = Streams(service, log, streams, topic)
         await load.until(OBSERVED_STEPS)
@@ -109,17 +114,22 @@ async def fitted_slots(config: EngineConfig, topic: int, streams: int) -> Slots:
         return service.rebalancer._propose().target.slots
 
 
-async def serve_change(config: EngineConfig, start: Slots, options: Namespace) -> Log:
-    """Serves the first topic from the placement `start` on, then the second."""
+async def serve_change(
+    config: EngineConfig, start: Slots, num_streams: int, before: int, after: int
+) -> Log:
+    """Serves the first topic from the placement `start` on, then the second.
+
+    before, after: steps with each of them.
+    """
     async with _logged(config) as (service, log):
         await _settled(service)  # the schedule may have moved something already
         await service.rebalancer.rebalance(start)
         await _settled(service)
         log.forget()
-        load = Streams(service, log, options.streams, topic=0)
-        await load.until(options.before)
+        load = Streams(service, log, num_streams, topic=0)
+        await load.until(before)
         log.changed_at, log.changed_s, load.topic = len(log.max_activated), time.perf_counter(), 1
-        await load.until(log.changed_at + options.after)
+        await load.until(log.changed_at + after)
         await load.stop()
         return log
 

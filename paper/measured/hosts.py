@@ -1,16 +1,11 @@
-"""Draws what `benchmarks.cluster` measured (needs matplotlib).
-
-python -m paper.measured.cluster [--json FILE] [--out FILE.png]
-"""
+"""Picture of services across hosts, by exchange plan."""
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from paper.measured.results import BENCHMARKS, Rows, read
 from paper.pictures import picture
 
 LINES = {
@@ -23,7 +18,7 @@ LINES = {
 TICKS_MS = (20, 50, 100, 200, 500, 1000)
 
 
-def over_batch(axes: Any, rows: Sequence[dict[str, Any]], value: str) -> None:
+def over_batch(axes: Any, rows: Rows, value: str) -> None:
     for plan, (colour, marker) in LINES.items():
         found = [row for row in rows if row["plan"] == plan]
         batches, values = [row["batch"] for row in found], [row[value] for row in found]
@@ -35,8 +30,9 @@ def over_batch(axes: Any, rows: Sequence[dict[str, Any]], value: str) -> None:
     axes.grid(alpha=0.25)
 
 
-def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """A column per hosts and rate: time per token, and the same over that of 1pc."""
+def services(path: Path) -> None:
+    """A column for each layout and rate: time per token, and the same over that of 1pc."""
+    rows = read(BENCHMARKS, "cluster")["rows"]
     cells = list(dict.fromkeys((row["hosts"], row["gbps"]) for row in rows))
     with picture(path, 2, len(cells), size=(3.4 * len(cells), 5.6)) as (_, grid):
         for column, (hosts, gbps) in enumerate(cells):
@@ -54,15 +50,3 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         grid[0][0].set_ylabel("time per output token, ms")
         grid[1][0].set_ylabel("over that of 1pc, in turns")
         grid[1][0].legend(fontsize=7, loc="lower left")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/cluster.json"))
-    parser.add_argument("--out", type=Path, default=Path("docs/figures/cluster.png"))
-    options = parser.parse_args()
-    draw(json.loads(options.json.read_text(encoding="utf-8"))["rows"], options.out)
-
-
-if __name__ == "__main__":
-    main()
