@@ -22,9 +22,10 @@ ActivationPolicy = Literal["exact", "aebs", "metro", "random", "token-split", "t
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a model is served, apart from HTTP."""
 
-    model: Annotated[str, Meta(description="local folder, Hugging Face id, or 'bundled'")] = (
-        "bundled"
-    )
+    model: Annotated[
+        str,
+        Meta(description="local folder, Hugging Face id, or 'bundled'", extra={"positional": True}),
+    ] = "bundled"
     tokenizer: Annotated[
         str | None, Meta(description="folder or id of the tokenizer, if not the model's own")
     ] = None
@@ -200,7 +201,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which hosts run a service, and how they get in; without `hosts` it is this one alone."""
+    """Which hosts run a service, and how they get in.
+
+    Without `hosts` it is this one alone.
+    """
 
     hosts: Annotated[
         str | None,

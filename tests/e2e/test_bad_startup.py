@@ -113,7 +113,8 @@ def test_recording_where_it_cannot_be_written(
 def test_unknown_setting_in_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = tmp_path / "janus.yaml"
     settings.write_text("expert-instances: 2\nexpert-instnaces: 3\n")
-    assert "expert_instnaces" in refuse(capsys, "--config", str(settings))
+    said = "expert-instnaces; did you mean expert-instances?"
+    assert said in refuse(capsys, "--config", str(settings))
 
 
 def test_taken_port(qwen3: Model, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,12 @@
-"""`janus serve --cluster FILE.yaml`: hosts in a file, as settings."""
+"""`--cluster FILE.yaml`: hosts in a file, as settings. It does not know what starts there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from janus_moe.cli.flags import read_yaml
+import msgspec
+
+from janus_moe.cli.flags import Values, flag, read_yaml
 from janus_moe.cluster.hosts.shares import parse_hosts, shape_of
 from janus_moe.errors import ConfigError
 
@@ -17,8 +18,22 @@ KEYS = {
 }
 
 
+class ClusterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Hosts from a file, instead of the flags below."""
+
+    cluster: Annotated[str | None, flag("hosts, listen and secret-file", metavar="FILE.yaml")] = (
+        None
+    )
+
+
+def complete(values: Values) -> Values:
+    """Returns settings with those of the cluster file under them, and the pool sizes they imply."""
+    path = values.get("cluster")
+    return with_shape({**(read_cluster_file(path) if path else {}), **values})
+
+
 def read_cluster_file(path: str) -> dict[str, Any]:
-    """Settings by field name; `hosts` may be a list of names or a mapping of names to counts."""
+    """Returns settings by field name; `hosts` may be a list, or a mapping of names to counts."""
     content = read_yaml(path, "--cluster")
     if unknown := sorted(key for key in content if key not in KEYS):
         known = ", ".join(key.replace("_", "-") for key in KEYS)
@@ -35,7 +50,7 @@ def read_cluster_file(path: str) -> dict[str, Any]:
     return values
 
 
-def with_shape(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_shape(values: Values) -> Values:
     """Adds the pool sizes that the hosts' counts add up to, where no setting gives them."""
     hosts = values.get("hosts")
     shape = shape_of(parse_hosts(hosts)) if isinstance(hosts, str) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -10,6 +9,8 @@ import sys
 from pathlib import Path
 
 import psutil
+
+from janus_moe.cli.flags import Command
 
 PACKAGES = (
     "janus-moe",
@@ -28,11 +29,7 @@ PACKAGES = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No flags."""
-
-
-def run(arguments: argparse.Namespace) -> int:
+def run() -> int:
     """Prints one fact per line; nothing secret, no paths."""
     for name, value in facts().items():
         print(f"{name:<20}{value}")
@@ -82,3 +79,6 @@ def _cuda(torch: object) -> str:
     if not cuda.is_available():
         return "none"
     return f"{cuda.device_count()} x {cuda.get_device_name(0)}"
+
+
+COMMAND = Command(options=(), run=run)

@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from typing import Annotated, Any
 
 import msgspec
 
 from janus_moe.cli.console import StartupView
-from janus_moe.cli.flags import add_flags, split
+from janus_moe.cli.flags import Command, flag
 from janus_moe.config import EngineConfig
 from janus_moe.llm import LLM, Completion
 
-SAMPLING_FLAGS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "sampling_seed")
+
+class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is completed, and how tokens are chosen."""
+
+    prompt: Annotated[tuple[str, ...], flag("text to complete; may be repeated", repeated=True)]
+    stop: Annotated[tuple[str, ...], flag("text to stop at; may be repeated", repeated=True)] = ()
+    max_tokens: Annotated[int, flag("tokens of each completion at most")] = 64
+    temperature: Annotated[float, flag("0 is greedy")] = 0.0
+    top_k: Annotated[int, flag("keep so many tokens; 0: all")] = 0
+    top_p: Annotated[float, flag("keep this share of the probability")] = 1.0
+    min_p: Annotated[float, flag("keep tokens of this share of the likeliest one's")] = 0.0
+    sampling_seed: Annotated[int | None, flag("same seed, same tokens")] = None
+    json: Annotated[bool, flag("one JSON object per prompt")] = False
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Parameters by the names that `LLM.generate` has for them."""
+        names = ("max_tokens", "temperature", "top_k", "top_p", "min_p")
+        return {"seed": self.sampling_seed, **{name: getattr(self, name) for name in names}}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Prompts, sampling, and the engine's own flags."""
-    parser.add_argument(
-        "--prompt", action="append", required=True, help="text to complete; may be repeated"
-    )
-    parser.add_argument("--stop", action="append", default=[], help="text to stop at")
-    parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--min-p", type=float, default=0.0)
-    parser.add_argument("--sampling-seed", type=int, help="same seed, same tokens")
-    parser.add_argument("--json", action="store_true", help="one JSON object per prompt")
-    add_flags(parser, EngineConfig)
-
-
-def run(arguments: argparse.Namespace) -> int:
+def run(options: GenerateOptions, engine: EngineConfig) -> int:
     """Prints each completion after its prompt; everything else goes to standard error."""
-    values = dict(vars(arguments))
-    prompts, stop, as_json = values.pop("prompt"), values.pop("stop"), values.pop("json")
-    sampling = {name.removeprefix("sampling_"): values.pop(name) for name in SAMPLING_FLAGS}
-    (settings,) = split(values, [EngineConfig])
     view = StartupView()
-    with LLM(on_plan=view.plan, on_progress=view.progress, **settings) as engine:
-        view.say("ready", f"prompts to complete: {len(prompts)}")
-        for completion in engine.generate(prompts, stop, **sampling):
-            print(_as_json(completion) if as_json else f"{completion.prompt}{completion.text}")
+    settings = msgspec.structs.asdict(engine)
+    with LLM(on_plan=view.plan, on_progress=view.progress, **settings) as llm:
+        view.say("ready", f"prompts to complete: {len(options.prompt)}")
+        for one in llm.generate(options.prompt, options.stop, **options.sampling):
+            print(_as_json(one) if options.json else f"{one.prompt}{one.text}")
             sys.stdout.flush()
     return 0
 
@@ -50,3 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _as_json(completion: Completion) -> str:
     fields = ("prompt", "text", "token_ids", "finish_reason")
     return json.dumps(msgspec.to_builtins({name: getattr(completion, name) for name in fields}))
+
+
+COMMAND = Command(options=(GenerateOptions, EngineConfig), run=run)

@@ -2,60 +2,86 @@
 
 from __future__ import annotations
 
-import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 from janus_moe import __version__
+from janus_moe.cli.flags import Command, UsageError, parse
 from janus_moe.errors import JanusError
 
 COMMANDS = {
     "serve": "serve a model over an OpenAI-compatible HTTP API",
     "worker": "make this machine a host of a service",
     "generate": "complete prompts without a server",
-    "plan": "how many GPUs of each pool a service needs, and whether to have pools",
-    "simulate": "replay recorded routing, or requests through deployments that scale",
-    "profile": "measure a model on this machine for planning",
-    "profile exchange": "measure what messages between instances and hosts cost",
-    "trace": "write what every instance does when, for a few steps, as a Chrome trace",
-    "collect-env": "print what this machine and installation are, for bug reports",
+    "plan": "how many GPUs of each pool, and whether to have pools",
+    "simulate trace": "play requests through deployments that scale",
+    "simulate routing": "replay recorded routing through policies and placements",
+    "profile": "measure a model on this machine, for plan and simulate",
+    "profile exchange": "measure messages between instances and hosts",
+    "trace": "write what every instance does when, as a Chrome trace",
+    "collect-env": "print facts about machine and installation for bug reports",
 }
 MODULE_NAME = str.maketrans("- ", "__")
+USAGE_STATUS = 2
+INTERRUPTED_STATUS = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `janus ARGV` and returns the exit status: 0, 1 (failed) or 2 (bad usage)."""
+    """Runs `janus ARGV` and returns the exit status: 0, 1 (failed), 2 (bad usage) or 130."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
-    name = " ".join(arguments[:words])
-    if name not in COMMANDS:
-        overview = _overview()
-        if name and not name.startswith("-"):
-            overview.error(f"there is no command {name!r}; commands are {', '.join(COMMANDS)}")
-        overview.parse_args(arguments)
-        overview.print_help()
-        return 2
-    module = importlib.import_module(f"janus_moe.cli.{name.translate(MODULE_NAME)}")
-    parser = argparse.ArgumentParser(prog=f"janus {name}", description=COMMANDS[name])
-    module.add_arguments(parser)
+    name, prog = _command(arguments), "janus"
     try:
-        status: int = module.run(parser.parse_args(arguments[words:]))
+        if name is None:
+            return _overview(arguments)
+        prog = f"janus {name}"
+        module = importlib.import_module(f"janus_moe.cli.{name.translate(MODULE_NAME)}")
+        command: Command = module.COMMAND
+        own = arguments[len(name.split()) :]
+        return command.run(*parse(prog, COMMANDS[name], command, own))
+    except UsageError as error:
+        print(f"{prog}: {error} (`{prog} --help` lists all)", file=sys.stderr)
+        return USAGE_STATUS
     except JanusError as error:
-        print(f"janus {name}: {error}", file=sys.stderr)
+        print(f"{prog}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130
-    return status
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED_STATUS
 
 
-def _overview() -> argparse.ArgumentParser:
-    lines = [f"  janus {name:<14}{text}" for name, text in COMMANDS.items()]
-    parser = argparse.ArgumentParser(
-        prog="janus",
-        description="MoE models with attention and experts on separate worker pools.",
-        epilog="commands:\n" + "\n".join(lines) + "\n\n`janus COMMAND --help` lists its flags.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"janus {__version__}")
-    return parser
+def _command(arguments: Sequence[str]) -> str | None:
+    """Returns the command that the arguments begin with, of two words where there is one."""
+    for words in (2, 1):
+        if (name := " ".join(arguments[:words])) in COMMANDS:
+            return name
+    return None
+
+
+def _overview(arguments: Sequence[str]) -> int:
+    """Answers a command line without a command: help, version, or which command was meant."""
+    first = arguments[0] if arguments else ""
+    if first in ("-V", "--version"):
+        print(f"janus {__version__}")
+        return 0
+    below = [name for name in COMMANDS if name.startswith(f"{first} ")]
+    if (
+        first
+        and not first.startswith("-")
+        and not (below and arguments[1:] in (["-h"], ["--help"]))
+    ):
+        if below:
+            raise UsageError(f"say {' or '.join(f'`janus {name}`' for name in below)}")
+        near = difflib.get_close_matches(first, COMMANDS, n=1)
+        meant = f"did you mean `janus {near[0]}`?" if near else f"they are {', '.join(COMMANDS)}"
+        raise UsageError(f"there is no command {first!r}; {meant}")
+    if first not in ("", "-h", "--help", *(name.split()[0] for name in below)):
+        raise UsageError(f"{first} before a command; write `janus COMMAND {first}`")
+    width = max(map(len, COMMANDS)) + 2
+    print("usage: janus COMMAND [flags]\n")
+    print("MoE models with attention and experts on separate worker pools.\n")
+    for name in below or COMMANDS:
+        print(f"  {name:<{width}}{COMMANDS[name]}")
+    print("\n`janus COMMAND --help` lists its flags, `janus --version` shows the version.")
+    return 0 if first else USAGE_STATUS

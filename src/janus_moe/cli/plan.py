@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Annotated
 
+import msgspec
 from rich.console import Console
 
 from janus_moe.cli import plan_report
+from janus_moe.cli.flags import Command, flag
 from janus_moe.cli.prices import priced
-from janus_moe.config import parse_human_int
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle, device_names, model_names
 from janus_moe.planner.latency.precision import Format
@@ -20,6 +20,7 @@ from janus_moe.planner.search.paper import Calibration, calibrated, note
 from janus_moe.planner.search.problem import (
     Batching,
     Concurrency,
+    CostObjective,
     MonolithicStyle,
     PoolStyle,
     Prefill,
@@ -34,157 +35,152 @@ from janus_moe.planner.search.sampled import from_trace
 from janus_moe.policy.routing_trace import RoutingTrace
 
 DEFAULT_GPUS = 1024
-MIN_WIDTH = 150
-"""Columns that the tables need, also in a pipe."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Names as in AIConfigurator where it has them."""
-    asked = parser.add_argument_group("what is asked")
-    asked.add_argument(
-        "--model",
-        required=True,
-        help=f"{', '.join(model_names())}, a Hugging Face id of these, or a folder",
-    )
-    asked.add_argument("--system", default="h200_sxm", help=", ".join(device_names()))
-    asked.add_argument("--expert-system", help="devices of the expert pool, if others")
-    asked.add_argument("--isl", type=_count, default=1024, help="input tokens (default: 1024)")
-    asked.add_argument("--osl", type=_count, default=512, help="output tokens (default: 512)")
-    asked.add_argument("--tpot", type=float, default=50.0, help="ms per token (default: 50)")
-    asked.add_argument("--ttft", type=float, help="mean ms to the first token, queue included")
-    load = asked.add_mutually_exclusive_group()
-    load.add_argument("--target-request-rate", type=float, metavar="R", help="requests per second")
-    load.add_argument("--target-concurrency", type=float, metavar="C", help="requests at once")
-    asked.add_argument("--total-gpus", type=_count, metavar="N", help="at most so many GPUs")
-    asked.add_argument("--objective", choices=("gpus", "price"), default="gpus")
-    asked.add_argument(
-        "--gpu-price", metavar="H100=2.5,H20=1.2", help="dollars per hour, for --objective price"
-    )
-    detail = parser.add_argument_group("details")
-    formats = get_args(Format)
-    detail.add_argument("--weights", choices=formats, help="default: as published")
-    detail.add_argument("--expert-weights", choices=formats)
-    detail.add_argument("--kv-cache-dtype", choices=formats, default="bfloat16")
-    detail.add_argument("--slots", type=_count, metavar="C", help="experts per instance and layer")
-    detail.add_argument("--trace", type=Path, help="routing that `--record-routing` wrote")
-    detail.add_argument(
-        "--routing-spread",
-        type=float,
-        default=0.0,
-        metavar="S",
-        help="without a trace: spread of the experts' log popularity (default: 0, uniform)",
-    )
-    detail.add_argument(
-        "--prefill",
-        choices=get_args(Prefill),
-        default="included",
-        help="excluded: other devices compute the prompts (default: included)",
-    )
-    detail.add_argument(
-        "--max-num-batched-tokens",
-        type=_count,
-        default=2048,
-        help="prompt tokens in a step of an attention instance (default: 2048)",
-    )
-    detail.add_argument(
-        "--calibration",
-        choices=get_args(Calibration),
-        default="honest",
-        help="paper: adds constants that reproduce figures of arXiv 2512.13525",
-    )
-    output = parser.add_argument_group("output")
-    output.add_argument("--top-n", type=_count, default=5, help="shapes to list (default: 5)")
-    output.add_argument("--strict-sla", action="store_true", help="fail where nothing meets it all")
-    output.add_argument(
-        "--explain", "--detail", action="store_true", help="where time and memory go"
-    )
-    output.add_argument("--save-dir", type=Path, help="writes settings, figures and plots there")
-    output.add_argument("--json", type=Path, help="writes all figures there")
+class PlanQuestion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is asked."""
+
+    model: Annotated[
+        str,
+        flag(
+            f"{', '.join(model_names())}, a Hugging Face id of these, or a folder", positional=True
+        ),
+    ]
+    system: Annotated[str, flag(", ".join(device_names()), metavar="DEVICE")] = "h200_sxm"
+    expert_system: Annotated[
+        str | None, flag("devices of the expert pool, if others", metavar="DEVICE")
+    ] = None
+    isl: Annotated[int, flag("input tokens of a request")] = 1024
+    osl: Annotated[int, flag("output tokens of a request")] = 512
+    tpot: Annotated[float, flag("ms per output token at most", metavar="MS")] = 50.0
+    ttft: Annotated[
+        float | None, flag("mean ms to the first token, queue included", metavar="MS")
+    ] = None
+    target_request_rate: Annotated[float | None, flag("requests per second", metavar="R")] = None
+    target_concurrency: Annotated[float | None, flag("requests at once", metavar="C")] = None
+    total_gpus: Annotated[int | None, flag("at most so many GPUs")] = None
+    objective: Annotated[CostObjective, flag("what is least")] = "gpus"
+    gpu_price: Annotated[
+        str | None,
+        flag("dollars per hour, for --objective price", metavar="H100=2.5,H20=1.2"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.isl < 1:
+            raise ConfigError(f"--isl must be 1 or more tokens, got {self.isl}")
+        if self.ttft is not None and not 0 < self.ttft < float("inf"):
+            raise ConfigError(f"--ttft must be above 0 ms, got {self.ttft:g}")
+        if None not in (self.target_request_rate, self.target_concurrency):
+            raise ConfigError(
+                "--target-request-rate and --target-concurrency both say how much is asked for; "
+                "leave out one"
+            )
 
 
-def run(arguments: argparse.Namespace) -> int:
+class PlanDetails(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Details of model and service."""
+
+    weights: Annotated[Format | None, flag("default: as published")] = None
+    expert_weights: Annotated[Format | None, flag("default: as --weights")] = None
+    kv_cache_dtype: Annotated[Format, flag("of the KV cache")] = "bfloat16"
+    slots: Annotated[int | None, flag("experts per instance and layer", metavar="C")] = None
+    trace: Annotated[Path | None, flag("routing that `--record-routing` wrote")] = None
+    routing_spread: Annotated[
+        float,
+        flag("without a trace: spread of the experts' log popularity; 0: uniform", metavar="S"),
+    ] = 0.0
+    prefill: Annotated[Prefill, flag("excluded: other devices compute the prompts")] = "included"
+    max_num_batched_tokens: Annotated[
+        int, flag("prompt tokens in a step of an attention instance")
+    ] = 2048
+    calibration: Annotated[
+        Calibration, flag("paper: adds constants that reproduce figures of arXiv 2512.13525")
+    ] = "honest"
+
+
+class PlanOutput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is shown and written."""
+
+    top_n: Annotated[int, flag("shapes to list")] = 5
+    strict_sla: Annotated[bool, flag("fail where nothing meets it all")] = False
+    explain: Annotated[bool, flag("where time and memory go", alias="--detail")] = False
+    save_dir: Annotated[
+        Path | None, flag("write settings, figures and plots there", metavar="FOLDER")
+    ] = None
+    json: Annotated[Path | None, flag("write all figures there")] = None
+
+
+def run(question: PlanQuestion, details: PlanDetails, output: PlanOutput) -> int:
     """0: there is a plan. 1: there is none, and `--strict-sla` asked for one."""
-    problem = problem_of(arguments)
-    style = PoolStyle(slots=arguments.slots)
-    plan = recommend(problem, style, MonolithicStyle(), arguments.top_n)
+    problem = problem_of(question, details)
+    style = PoolStyle(slots=details.slots)
+    plan = recommend(problem, style, MonolithicStyle(), output.top_n)
     report = plan_report.PlanReport(
-        plan=plan,
-        style=style,
-        model=arguments.model,
-        note=note(arguments.calibration),
+        plan=plan, style=style, model=question.model, note=note(details.calibration)
     )
-    console = Console(highlight=False, soft_wrap=True, width=max(Console().width, MIN_WIDTH))
-    report.show(console, arguments.explain)
-    if arguments.json:
-        _write(arguments.json, json.dumps(report.as_json(), indent=1) + "\n")
-    if arguments.save_dir:
-        for path in report.save(arguments.save_dir):
-            console.print(f"wrote {path}")
-    if arguments.strict_sla and plan.best is None:
-        return 1
-    return 0
+    report.show(Console(highlight=False), output.explain)
+    if output.json:
+        _write(output.json, json.dumps(report.as_json(), indent=1) + "\n")
+    if output.save_dir:
+        for path in report.save(output.save_dir):
+            print(f"wrote {path}")
+    return 1 if output.strict_sla and plan.best is None else 0
 
 
-def problem_of(arguments: argparse.Namespace) -> Problem:
-    """The question; raises ConfigError for what cannot be asked."""
+def problem_of(question: PlanQuestion, details: PlanDetails) -> Problem:
+    """Returns what the planner is asked; raises ConfigError for what cannot be asked."""
     oracle = Oracle.build(
-        arguments.model,
-        arguments.system,
-        arguments.expert_system,
-        weights=arguments.weights,
-        expert_weights=arguments.expert_weights,
-        kv_format=arguments.kv_cache_dtype,
+        question.model,
+        question.system,
+        question.expert_system,
+        weights=details.weights,
+        expert_weights=details.expert_weights,
+        kv_format=details.kv_cache_dtype,
     )
-    if arguments.isl < 1:
-        raise ConfigError(f"--isl must be 1 or more tokens, got {arguments.isl}")
-    if arguments.gpu_price is not None:
-        oracle = priced(oracle, arguments.gpu_price)
-    workload = RequestLengths(isl=arguments.isl, osl=arguments.osl)
+    if question.gpu_price is not None:
+        oracle = priced(oracle, question.gpu_price)
+    workload = RequestLengths(isl=question.isl, osl=question.osl)
     positions = oracle.model.max_position
     if positions and workload.isl + workload.osl > positions:
         raise ConfigError(
-            f"--isl {arguments.isl} and --osl {arguments.osl} are "
-            f"{arguments.isl + arguments.osl} tokens, but {oracle.model.title} has {positions} "
+            f"--isl {question.isl} and --osl {question.osl} are "
+            f"{question.isl + question.osl} tokens, but {oracle.model.title} has {positions} "
             "positions; ask for less"
         )
-    ttft_s = None if arguments.ttft is None else arguments.ttft / 1e3
-    if ttft_s is not None and not 0 < ttft_s < float("inf"):
-        raise ConfigError(f"--ttft must be above 0 ms, got {arguments.ttft:g}")
-    demand = _demand(arguments, workload)
-    if isinstance(demand, Saturate) and arguments.total_gpus is None:
+    demand = _demand(question, workload)
+    if isinstance(demand, Saturate) and question.total_gpus is None:
         raise ConfigError(
             "say how much is asked for: --target-request-rate R, --target-concurrency C, or "
             "--total-gpus N for as much as N GPUs can serve"
         )
-    gpus = DEFAULT_GPUS if arguments.total_gpus is None else arguments.total_gpus
     return Problem(
-        oracle=calibrated(oracle, arguments.calibration),
-        activation=_activation(arguments, oracle),
+        oracle=calibrated(oracle, details.calibration),
+        activation=_activation(details, oracle),
         workload=workload,
         demand=demand,
-        tpot_s=arguments.tpot / 1e3,
-        max_gpus=gpus,
-        objective=arguments.objective,
-        batching=Batching(max_prompt_tokens=arguments.max_num_batched_tokens),
-        prefill=arguments.prefill,
-        ttft_s=ttft_s,
+        tpot_s=question.tpot / 1e3,
+        max_gpus=DEFAULT_GPUS if question.total_gpus is None else question.total_gpus,
+        objective=question.objective,
+        batching=Batching(max_prompt_tokens=details.max_num_batched_tokens),
+        prefill=details.prefill,
+        ttft_s=None if question.ttft is None else question.ttft / 1e3,
     )
 
 
-def _demand(arguments: argparse.Namespace, workload: RequestLengths) -> ServiceDemand:
-    if arguments.target_request_rate is not None:
-        return Rate(arguments.target_request_rate * workload.osl)
-    if arguments.target_concurrency is not None:
-        return Concurrency(arguments.target_concurrency)
+def _demand(question: PlanQuestion, workload: RequestLengths) -> ServiceDemand:
+    if question.target_request_rate is not None:
+        return Rate(question.target_request_rate * workload.osl)
+    if question.target_concurrency is not None:
+        return Concurrency(question.target_concurrency)
     return Saturate()
 
 
-def _activation(arguments: argparse.Namespace, oracle: Oracle) -> ActivationSource:
+def _activation(details: PlanDetails, oracle: Oracle) -> ActivationSource:
     model = oracle.model
-    if arguments.trace is not None:
-        return from_trace(RoutingTrace.load(arguments.trace), f"routing of {arguments.trace.name}")
-    if arguments.routing_spread:
-        return lognormal(model.num_experts, model.top_k, arguments.routing_spread)
+    if details.trace is not None:
+        return from_trace(RoutingTrace.load(details.trace), f"routing of {details.trace.name}")
+    if details.routing_spread:
+        return lognormal(model.num_experts, model.top_k, details.routing_spread)
     return uniform(model.num_experts, model.top_k)
 
 
@@ -195,8 +191,4 @@ def _write(path: Path, text: str) -> None:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def _count(text: str) -> int:
-    try:
-        return parse_human_int(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+COMMAND = Command(options=(PlanQuestion, PlanDetails, PlanOutput), run=run)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -25,8 +25,8 @@ from janus_moe.planner.search.ratio import closed_form, cross_check, linear_time
 from janus_moe.planner.search.recommend import Recommendation, on_one_device, wanted_text
 from janus_moe.planner.search.serve_settings import serve_yaml
 
-_WORDS = ("shape", "exchange")
-_PLAIN: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "pad_edge": False}
+_WORDS = ("shape", "exchange", "part", "purpose")
+_PLAIN: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +55,19 @@ class PlanReport:
         if plan.infeasible is not None:
             console.print(f"[bold red]not possible[/]: {plan.infeasible.reason}")
             if plan.infeasible.nearest is not None:
-                console.print(self._table("nearest", [plan.infeasible.nearest]))
+                self._show_deployments(console, "nearest", [plan.infeasible.nearest])
             return
         assert plan.verdict is not None
         listed = [*plan.pools, *([plan.monolithic] if plan.monolithic else [])]
-        console.print(self._table("deployments, best pools first", listed))
+        title = "deployments: the best pools"
+        if plan.monolithic is not None:
+            title += f", and {plan.monolithic.shape} in one piece"
+        self._show_deployments(console, title, listed)
         console.print(f"[bold]verdict: {plan.verdict.headline}[/]")
+        reasons = Table.grid(padding=(0, 1))
         for reason in plan.verdict.reasons:
-            console.print(f"  - {reason}")
+            reasons.add_row("  -", reason)
+        console.print(reasons)
         best = plan.best
         assert best is not None
         self._warn_of_chunks(console, best)
@@ -154,33 +159,38 @@ class PlanReport:
             f"{1e3 * problem.tpot_s:g} ms per token{first}; {problem.activation.name}; {prompts}."
         )
 
-    def _table(self, title: str, deployments: Sequence[Deployment]) -> Table:
-        prices = [self._dollars(one) for one in deployments]
-        priced = any(price is not None for price, _ in prices)
-        table = Table(title=title, **_PLAIN)
-        names = ["shape", "GPUs", "batch", "TPOT ms", "tok/s", "/GPU", "/user"]
-        names += ["a_max", "slots", "exchange", "micro", "TTFT ms", "confidence"]
-        for name in names + (["$/h", "$/Mtok"] if priced else []):
-            table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=True)
-        for one, price in zip(deployments, prices, strict=True):
-            cells = [
-                one.shape + (", one piece" if one.kind == "monolithic" else ""),
-                str(one.gpus),
-                f"{one.copies * one.batch:,.0f}",
-                f"{1e3 * one.tpot_s:.1f}",
-                f"{one.tokens_per_s:,.0f}",
-                f"{one.tokens_per_s_per_gpu:,.0f}",
-                f"{one.tokens_per_s_per_user:.1f}",
-                f"{one.activated:.1f}",
-                str(one.slots),
-                one.plan,
-                str(one.micro_batches),
-                f"{1e3 * self._first_token_s(one):,.0f}",
-                step_estimate(self._problem_of(one), one).tpot.confidence,
-            ]
-            shown = ["-" if value is None else f"{value:,.2f}" for value in price]
-            table.add_row(*cells, *(shown if priced else []))
-        return table
+    def _show_deployments(
+        self, console: Console, title: str, deployments: Sequence[Deployment]
+    ) -> None:
+        """Prints two tables that each fit 80 columns: what deployments serve, and how."""
+        console.print(_table_of(title, [self._served(one) for one in deployments]))
+        console.print(_table_of("how they work", [self._how(one) for one in deployments]))
+
+    def _served(self, one: Deployment) -> dict[str, str]:
+        return {
+            "shape": one.shape,
+            "GPUs": str(one.gpus),
+            "batch": f"{one.copies * one.batch:,.0f}",
+            "TPOT ms": f"{1e3 * one.tpot_s:.1f}",
+            "TTFT ms": f"{1e3 * self._first_token_s(one):,.0f}",
+            "tok/s": f"{one.tokens_per_s:,.0f}",
+            "/GPU": f"{one.tokens_per_s_per_gpu:,.0f}",
+            "/user": f"{one.tokens_per_s_per_user:.1f}",
+        }
+
+    def _how(self, one: Deployment) -> dict[str, str]:
+        per_hour, per_million = self._dollars(one)
+        cells = {
+            "shape": one.shape,
+            "exchange": one.plan,
+            "micro": str(one.micro_batches),
+            "slots": str(one.slots),
+            "a_max": f"{one.activated:.1f}",
+            "confidence": step_estimate(self._problem_of(one), one).tpot.confidence,
+        }
+        if per_hour is not None and per_million is not None:
+            cells |= {"$/h": f"{per_hour:,.2f}", "$/Mtok": f"{per_million:,.2f}"}
+        return cells
 
     def _warn_of_chunks(self, console: Console, one: Deployment) -> None:
         """TPOT is a mean: where a step with prompts alone is longer, bursts of them show."""
@@ -198,27 +208,36 @@ class PlanReport:
         problem = self._problem_of(one)
         step = step_estimate(problem, one)
         layers = problem.oracle.model.num_moe_layers
-        table = Table(title=f"{one.shape}: where a step goes", **_PLAIN)
-        for name in ("part", "us per step", "us per layer and micro-batch", "share", "confidence"):
-            table.add_column(name, justify="left" if name == "part" else "right")
-        for part, micros, share, confidence in step.explain():
-            per_layer = step.layer.get(part)
-            shown = "" if per_layer is None else f"{1e6 * per_layer.seconds:,.1f}"
-            table.add_row(part, f"{micros:,.0f}", shown, f"{share:.1%}", confidence)
-        table.add_row("all", f"{1e6 * step.tpot.seconds:,.0f}", "", "", step.tpot.confidence)
-        console.print(table)
+        rows = [
+            {
+                "part": part,
+                "us per step": f"{micros:,.0f}",
+                "us per layer": f"{1e6 * step.layer[part].seconds:,.1f}"
+                if part in step.layer
+                else "",
+                "share": f"{share:.1%}",
+                "confidence": confidence,
+            }
+            for part, micros, share, confidence in step.explain()
+        ]
+        whole = {
+            "part": "all",
+            "us per step": f"{1e6 * step.tpot.seconds:,.0f}",
+            "us per layer": "",
+        }
+        rows.append({**whole, "share": "", "confidence": step.tpot.confidence})
+        console.print(_table_of(f"{one.shape}: where a step goes", rows))
         console.print(
-            f"dependencies alone take {1e6 * step.bound_s:,.0f} us; {layers} MoE layers; what "
-            "overlaps counts only where it is seen"
+            f"Dependencies alone take {1e6 * step.bound_s:,.0f} us; {layers} MoE layers; a layer's "
+            "times are those of one micro-batch; what overlaps counts only where it is seen."
         )
-        memory = Table(title=f"{one.shape}: GB on each instance", **_PLAIN)
         parts = memory_parts(problem, one)
-        memory.add_column("purpose")
-        for name, (instances, _) in parts.items():
-            memory.add_column(f"{name} (x{instances})", justify="right")
-        for purpose in next(iter(parts.values()))[1]:
-            memory.add_row(purpose, *(f"{own[purpose] / 1e9:,.2f}" for _, own in parts.values()))
-        console.print(memory)
+        needs = [
+            {"purpose": purpose}
+            | {f"{k} (x{n})": f"{own[purpose] / 1e9:,.2f}" for k, (n, own) in parts.items()}
+            for purpose in next(iter(parts.values()))[1]
+        ]
+        console.print(_table_of(f"{one.shape}: GB on each instance", needs))
         if one.kind == "pools":
             console.print(cross_check(problem, one))
 
@@ -267,3 +286,15 @@ class PlanReport:
         """Of one prompt alone where other devices compute prompts."""
         problem = self._problem_of(one)
         return one.ttft_s if problem.prefill == "included" else prefill_s(problem, one)
+
+
+def _table_of(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
+    """Returns a table of rows with the same columns; missing cells are dashes."""
+    table = Table(title=title, **_PLAIN)
+    names = dict.fromkeys(name for row in rows for name in row)
+    for name in names:
+        justify: Literal["left", "right"] = "left" if name in _WORDS else "right"
+        table.add_column(name, justify=justify)
+    for row in rows:
+        table.add_row(*(row.get(name, "-") for name in names))
+    return table

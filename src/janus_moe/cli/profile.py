@@ -2,52 +2,55 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import time
 from pathlib import Path
+from typing import Annotated, Literal
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from janus_moe.cli.flags import Command, flag
 from janus_moe.config import EngineConfig
 from janus_moe.planner.latency.profile import Profile, write_profile
 from janus_moe.profiling import plan_profile, run_profile
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to measure, and where to write it."""
-    parser.add_argument("model", nargs="?", default="bundled", help="folder, id or 'bundled'")
-    parser.add_argument("--tokenizer", help="folder or id, if not the model's own")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=0, help="per instance; 0: cores by the pool")
-    parser.add_argument("--max-batch", type=int, default=64, help="of one attention instance")
-    parser.add_argument(
-        "--max-instances", type=int, default=2, help="of one pool on this machine (default: 2)"
+class ProfileOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is measured, and where the figures go."""
+
+    model: Annotated[str, flag("local folder, Hugging Face id, or 'bundled'", positional=True)] = (
+        "bundled"
     )
-    parser.add_argument("--max-model-len", type=int, help="longest context; default: the model's")
-    parser.add_argument("--json", type=Path, default=Path("profile.json"), help="file to write")
+    tokenizer: Annotated[str | None, flag("folder or id, if not the model's own")] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], flag("weights, activations, KV cache")
+    ] = "auto"
+    device: Annotated[Literal["cpu", "cuda"], flag("what is measured")] = "cpu"
+    threads: Annotated[int, flag("per instance; 0: cores by the pool")] = 0
+    max_batch: Annotated[int, flag("sequences of one attention instance")] = 64
+    max_instances: Annotated[int, flag("of one pool on this machine")] = 2
+    max_model_len: Annotated[int | None, flag("longest context; default: the model's")] = None
+    json: Annotated[Path, flag("file to write")] = Path("profile.json")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(options: ProfileOptions) -> int:
     """Measures, writes and prints a summary."""
-    console, start = Console(), time.perf_counter()
+    console, start = Console(highlight=False), time.perf_counter()
     config = EngineConfig(
-        model=arguments.model,
-        tokenizer=arguments.tokenizer,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        threads=arguments.threads,
-        max_model_len=arguments.max_model_len,
+        model=options.model,
+        tokenizer=options.tokenizer,
+        dtype=options.dtype,
+        device=options.device,
+        threads=options.threads,
+        max_model_len=options.max_model_len,
     )
-    plan = plan_profile(
-        config, max_batch=arguments.max_batch, max_instances=arguments.max_instances
-    )
+    plan = plan_profile(config, max_batch=options.max_batch, max_instances=options.max_instances)
     profile = asyncio.run(run_profile(plan, console.print))
-    write_profile(arguments.json, profile)
+    write_profile(options.json, profile)
     console.print(_table(profile))
-    console.print(f"{arguments.json} written after {time.perf_counter() - start:.0f} s")
+    console.print(f"{options.json} written after {time.perf_counter() - start:.0f} s")
     return 0
 
 
@@ -70,3 +73,6 @@ def _table(profile: Profile) -> Table:
 def _first_to_last(values: tuple[float, ...]) -> str:
     """Of the smallest size and of the largest."""
     return f"{1e6 * values[0]:.0f} to {1e6 * values[-1]:.0f}"
+
+
+COMMAND = Command(options=(ProfileOptions,), run=run)

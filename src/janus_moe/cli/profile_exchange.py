@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Literal
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from janus_moe.cli.flags import Command, flag
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency.link_profile import LinkProfile, write_link_profile
 from janus_moe.profiling.exchange_run import orders_of, run_orders
@@ -25,57 +27,54 @@ LIMIT_S = 600.0
 UNITS = (("latency_s", 1e6, "us"), ("message_s", 1e6, "us"), ("s_per_byte", 1e9, "ns"))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where instances live, what to send, where to write."""
-    parser.add_argument(
-        "--attention-nodes", type=int, nargs="+", default=[0, 0], help="node of each instance"
-    )
-    parser.add_argument(
-        "--expert-nodes", type=int, nargs="+", default=[1, 1], help="node of each instance"
-    )
-    parser.add_argument("--hidden-size", type=int, default=1024)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument(
-        "--batches", type=int, nargs="+", default=[4, 16, 64, 256], help="tokens in all"
-    )
-    parser.add_argument("--budget", type=float, default=2.0, help="seconds per batch size")
-    parser.add_argument("--node", type=int, help="measure with other hosts: the node of this one")
-    parser.add_argument("--meeting", type=Path, help="with --node: a folder that all hosts share")
-    parser.add_argument("--bind", default="127.0.0.1", help="with --node: address of this host")
-    parser.add_argument("--json", type=Path, default=Path("links.json"), help="file to write")
+class ProfileExchangeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where instances live, what they send, and where the figures go."""
+
+    attention_nodes: Annotated[tuple[int, ...], flag("node of each instance")] = (0, 0)
+    expert_nodes: Annotated[tuple[int, ...], flag("node of each instance")] = (1, 1)
+    hidden_size: Annotated[int, flag("numbers in a row")] = 1024
+    dtype: Annotated[Literal["float32", "bfloat16"], flag("of the rows")] = "float32"
+    batches: Annotated[tuple[int, ...], flag("tokens in all")] = (4, 16, 64, 256)
+    budget: Annotated[float, flag("seconds per batch size")] = 2.0
+    node: Annotated[int | None, flag("measure with other hosts: the node of this one")] = None
+    meeting: Annotated[
+        Path | None, flag("with --node: a folder that all hosts share", metavar="FOLDER")
+    ] = None
+    bind: Annotated[str, flag("with --node: address of this host", metavar="ADDRESS")] = "127.0.0.1"
+    json: Annotated[Path, flag("file to write")] = Path("links.json")
+
+    def __post_init__(self) -> None:
+        if (self.node is None) != (self.meeting is None):
+            raise ConfigError("--node and --meeting go together: each host starts its instances")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(options: ProfileExchangeOptions) -> int:
     """Measures, and on the host of attention instance 0 writes and prints what it found."""
-    if (arguments.node is None) != (arguments.meeting is None):
-        raise ConfigError("--node and --meeting go together: each host starts its own instances")
     layout = ExchangeLayout(
-        shape=PoolShape(
-            attention=len(arguments.attention_nodes), expert=len(arguments.expert_nodes)
-        ),
-        hidden_size=arguments.hidden_size,
-        dtype=arguments.dtype,
-        max_tokens=-(-max(arguments.batches) // len(arguments.attention_nodes)),
-        attention_nodes=tuple(arguments.attention_nodes),
-        expert_nodes=tuple(arguments.expert_nodes),
+        shape=PoolShape(attention=len(options.attention_nodes), expert=len(options.expert_nodes)),
+        hidden_size=options.hidden_size,
+        dtype=options.dtype,
+        max_tokens=-(-max(options.batches) // len(options.attention_nodes)),
+        attention_nodes=options.attention_nodes,
+        expert_nodes=options.expert_nodes,
     )
-    console, start = Console(), time.perf_counter()
-    with _meeting(arguments.meeting) as meeting:
-        settings = {"batches": tuple(arguments.batches), "budget_s": arguments.budget}
-        orders = orders_of(layout, arguments.node, meeting, arguments.bind, **settings)
+    console, start = Console(highlight=False), time.perf_counter()
+    with _meeting(options.meeting) as meeting:
+        settings = {"batches": options.batches, "budget_s": options.budget}
+        orders = orders_of(layout, options.node, meeting, options.bind, **settings)
         if not orders:
-            raise ConfigError(f"no instance lives on node {arguments.node}")
+            raise ConfigError(f"no instance lives on node {options.node}")
         times = run_orders([(order, subprocess.Popen) for order in orders], LIMIT_S)
     if times is None:
         console.print("done; the host of attention instance 0 has the result")
         return 0
     profile = link_profile(layout, times, machine())
-    write_link_profile(arguments.json, profile)
+    write_link_profile(options.json, profile)
     console.print(_table(profile))
     if burst := profile.links.get("inter_burst_bytes", 0.0):
         console.print(f"between nodes, the first {burst / 1000:.0f} kB pass at once")
     console.print(
-        f"{arguments.json} written after {time.perf_counter() - start:.0f} s; error of batch sizes "
+        f"{options.json} written after {time.perf_counter() - start:.0f} s; error of batch sizes "
         f"left out of the fit: median {profile.median_error:.0%}, p90 {profile.p90_error:.0%}"
     )
     return 0
@@ -104,3 +103,6 @@ def _table(profile: LinkProfile) -> Table:
         ]
         table.add_row(where, *shown)
     return table
+
+
+COMMAND = Command(options=(ProfileExchangeOptions,), run=run)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import os
 import sys
 
-from janus_moe.cli.cluster_file import read_cluster_file, with_shape
+from janus_moe.cli import cluster_file
+from janus_moe.cli.cluster_file import ClusterFile
 from janus_moe.cli.console import StartupView, report_throughput
-from janus_moe.cli.flags import add_flags, build, read_yaml, split
+from janus_moe.cli.flags import Command, Values
 from janus_moe.cluster.hosts.gathering import gather_hosts, why
 from janus_moe.cluster.service import Service
 from janus_moe.config import ClusterConfig, EngineConfig, ServerConfig
@@ -20,46 +20,15 @@ from janus_moe.server.run import run_server
 LAST_WORDS_S = 1.0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of this command; MODEL may be given by position, by flag or in the file."""
-    parser.add_argument(
-        "model_argument", metavar="MODEL", nargs="?", help="same as --model; default: bundled"
-    )
-    parser.add_argument("--config", metavar="FILE.yaml", help="settings by name; flags override")
-    add_flags(parser, EngineConfig)
-    add_flags(parser, ServerConfig)
-    parser.add_argument("--cluster", metavar="FILE.yaml", help="hosts, listen and secret-file")
-    add_flags(parser, ClusterConfig)
-
-
-def run(arguments: argparse.Namespace) -> int:
+def run(engine: EngineConfig, server: ServerConfig, _: ClusterFile, cluster: ClusterConfig) -> int:
     """Serves until told to stop; 0 after a clean shutdown, 1 when the service was lost."""
-    configs = settings(arguments)
-    return asyncio.run(_run(*configs, StartupView()))
+    return asyncio.run(_run(engine, server, cluster, StartupView()))
 
 
-def settings(arguments: argparse.Namespace) -> tuple[EngineConfig, ServerConfig, ClusterConfig]:
-    """Defaults, then the files, then the flags."""
-    values = dict(vars(arguments))
-    path, model = values.pop("config", None), values.pop("model_argument", None)
-    cluster = values.pop("cluster", None)
-    merged = {
-        **(read_yaml(path) if path else {}),
-        **(read_cluster_file(cluster) if cluster else {}),
-        **values,
-    }
-    if model is not None:
-        merged["model"] = model
-    if key := os.environ.get("JANUS_API_KEY"):
-        merged.setdefault("api_key", key)
-    engine_values, server_values, cluster_values = split(
-        with_shape(merged), [EngineConfig, ServerConfig, ClusterConfig]
-    )
-    return (
-        build(EngineConfig, engine_values),
-        build(ServerConfig, server_values),
-        build(ClusterConfig, cluster_values),
-    )
+def complete(values: Values) -> Values:
+    """Returns settings with the key of the environment and what a cluster file implies."""
+    key = os.environ.get("JANUS_API_KEY")
+    return cluster_file.complete({**({"api_key": key} if key else {}), **values})
 
 
 async def _run(
@@ -108,3 +77,8 @@ async def _log(service: Service, ready: asyncio.Event, view: StartupView) -> Non
     await ready.wait()
     view.ready(service)
     await report_throughput(service.engine)
+
+
+COMMAND = Command(
+    options=(EngineConfig, ServerConfig, ClusterFile, ClusterConfig), run=run, complete=complete
+)

@@ -43,6 +43,8 @@ PANELS = (
     ("mean_step_ms", "mean step, ms"),
     ("attained", "share that met\nthe objectives"),
 )
+LABEL_WIDTH, COLUMN_WIDTH = 29, 17
+"""Columns of a terminal that row titles, and each policy, take up at most."""
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>janus simulate trace</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em }}
@@ -73,21 +75,25 @@ class Comparison:
     def show(self, console: Console, seconds: Sequence[float]) -> None:
         """seconds: that each simulation took."""
         console.print(self.heading)
-        table = Table()
-        table.add_column("")
-        for report in self.reports:
-            table.add_column(report.policy, justify="right")
-        for title, cells in self._rows():
-            table.add_row(title, *cells)
-        table.add_row("simulated in", *(f"{one:.1f} s" for one in seconds), style="dim")
-        console.print(table)
+        shown = max(1, (console.width - LABEL_WIDTH) // COLUMN_WIDTH)
+        for first in range(0, len(self.reports), shown):
+            console.print(self._table_of(seconds, slice(first, first + shown)))
         for report in self.reports:
             console.print(f"{report.policy}: {'; '.join(report.configuration)}", style="dim")
 
+    def _table_of(self, seconds: Sequence[float], columns: slice) -> Table:
+        """Returns a table of some of the policies, so many as a terminal has room for."""
+        table = Table()
+        table.add_column("", no_wrap=True)
+        for report in self.reports[columns]:
+            table.add_column(report.policy, justify="right", overflow="fold")
+        for title, cells in self._rows():
+            table.add_row(title, *cells[columns])
+        table.add_row("simulated in", *(f"{one:.1f} s" for one in seconds[columns]), style="dim")
+        return table
+
     def write(self, folder: Path | None, json: Path | None, plot: Path | None) -> list[Path]:
         """What is asked for; returns the files."""
-        if plot is not None:
-            _no_matplotlib(self.figure())
         files: dict[Path, str] = {}
         if folder is not None:
             files[folder / "report.html"] = self.page()
@@ -152,17 +158,12 @@ class Comparison:
         return figure
 
     def _rows(self) -> Iterator[tuple[str, list[str]]]:
-        """Without objectives that nobody has."""
+        """Yields titles and cells, without objectives that no policy was given."""
         for title, key, form in ROWS:
             values = [report.figures[key] for report in self.reports]
             if key != "slo_ttft_attainment" or values[0] is not None:
                 yield title, ["-" if value is None else form.format(value) for value in values]
         yield "last deployment", [report.decisions[-1].deployment for report in self.reports]
-
-
-def _no_matplotlib(figure: Any) -> None:
-    if figure is None:
-        raise ConfigError("--plot needs matplotlib: pip install 'janus-moe[bench]'")
 
 
 def _line(report: SimulationReport, key: str) -> tuple[list[float], list[float]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, get_args
 
+import msgspec
 from rich.console import Console
 
+from janus_moe.cli.extras import require_extra
+from janus_moe.cli.flags import Command, flag
 from janus_moe.cli.simulate_report import Comparison
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle, device_names
@@ -31,110 +33,124 @@ from janus_moe.policy.routing_trace import RoutingTrace
 from janus_moe.policy.synthetic import SyntheticKind, SyntheticRouter
 
 SYNTHETIC = "synthetic:"
+SYNTHETIC_NAMES = ", ".join(SYNTHETIC + name for name in get_args(ArrivalProcess))
 LOGGED_STEPS = 20_000
-MIN_WIDTH = 110
-"""Columns that the table needs, also in a pipe."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What arrives, what serves it, who decides."""
-    names = ", ".join(SYNTHETIC + name for name in get_args(ArrivalProcess))
-    parser.add_argument("trace", help=f"a trace file, or one of {names}")
-    parser.add_argument("--format", choices=get_args(TraceFormat), help="default: by first line")
-    parser.add_argument("--start", type=float, default=0.0, help="first second of the trace")
-    parser.add_argument("--duration", type=float, help="seconds (synthetic: default 3600)")
-    parser.add_argument("--speed", type=float, default=1.0, help="times the trace's own rate")
-    parser.add_argument("--rate", type=float, default=10.0, help="synthetic: mean requests/s")
-    parser.add_argument("--input-len", type=float, default=16.0, help="synthetic: mean tokens")
-    parser.add_argument("--output-len", type=float, default=256.0, help="synthetic: mean tokens")
-    parser.add_argument("--length-cv", type=float, default=0.0, help="synthetic: of both lengths")
-    parser.add_argument("--cv", type=float, default=3.0, help="synthetic:gamma: of gaps")
-    parser.add_argument("--peak", type=float, default=7.5, help="synthetic:diurnal: over the mean")
-    parser.add_argument("--model", required=True, help="name with facts, or a checkpoint folder")
-    parser.add_argument("--system", default="h100_sxm", choices=device_names())
-    parser.add_argument("--expert-system", choices=device_names(), help="default: as --system")
-    parser.add_argument("--policy", default="janus,sglang", help=f"some of {KNOWN}, with commas")
-    parser.add_argument("--max-gpus", type=int, default=64)
-    parser.add_argument(
-        "--slots-per-expert", type=float, help="of pools (default: planners choose; static: 1.25)"
-    )
-    parser.add_argument(
-        "--routing", default="topics", help="file of `--record-routing`, or a synthetic router"
-    )
-    parser.add_argument("--tpot", type=float, default=150.0, help="objective, ms")
-    parser.add_argument("--ttft", type=float, default=2000.0, help="objective, ms")
-    parser.add_argument("--headroom", type=float, default=1.3, help="rate provided for over seen")
-    parser.add_argument(
-        "--rate-quantile",
-        type=float,
-        metavar="Q",
-        help="provide for this quantile of the minutes looked back at if it is above the mean "
-        "(1: the busiest minute; default: the mean alone)",
-    )
-    parser.add_argument(
-        "--look-back", type=float, help="s of minutes to look back at (default: the interval)"
-    )
-    parser.add_argument(
-        "--tpot-margin", type=float, default=0.0, help="share of --tpot that plans leave free"
-    )
-    parser.add_argument("--interval", type=float, default=900.0, help="s between decisions")
-    parser.add_argument(
-        "--on-load",
-        type=float,
-        help="decide early at this many times the rate, or the requests under way",
-    )
-    parser.add_argument("--start-seconds", type=float, default=20.0, help="to start an instance")
-    parser.add_argument("--load-gbps", type=float, default=10.0, help="weights, GB/s per instance")
-    parser.add_argument("--move-gbps", type=float, default=25.0, help="replicas, GB/s")
-    parser.add_argument("--max-num-seqs", type=int, default=1024)
-    parser.add_argument("--max-num-batched-tokens", type=int, default=2048)
-    parser.add_argument("--block-size", type=int, default=16)
-    parser.add_argument("--exact", action="store_true", help="the engine's own policy code: slow")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-dir", type=Path, help="write report.html and report.json there")
-    parser.add_argument("--json", type=Path, help="write the reports")
-    parser.add_argument("--trace-out", type=Path, help="write a Chrome trace of the first policy")
-    parser.add_argument("--plot", type=Path, help="write a picture (needs matplotlib)")
+class Requests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What arrives."""
+
+    trace: Annotated[str, flag(f"a file, or {SYNTHETIC_NAMES}", positional=True)]
+    format: Annotated[TraceFormat | None, flag("default: by the first line")] = None
+    start: Annotated[float, flag("first second of the trace", metavar="S")] = 0.0
+    duration: Annotated[float | None, flag("seconds (synthetic: default 3600)", metavar="S")] = None
+    speed: Annotated[float, flag("times the trace's own rate")] = 1.0
+    rate: Annotated[float, flag("synthetic: mean requests per second", metavar="R")] = 10.0
+    input_len: Annotated[float, flag("synthetic: mean tokens", metavar="N")] = 16.0
+    output_len: Annotated[float, flag("synthetic: mean tokens", metavar="N")] = 256.0
+    length_cv: Annotated[float, flag("synthetic: coefficient of variation of both lengths")] = 0.0
+    cv: Annotated[float, flag("synthetic:gamma: coefficient of variation of the gaps")] = 3.0
+    peak: Annotated[float, flag("synthetic:diurnal: the highest rate over the mean")] = 7.5
 
 
-def run(arguments: argparse.Namespace) -> int:
+class Deployed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What serves them."""
+
+    model: Annotated[str, flag("name with facts, Hugging Face id, or a folder")]
+    system: Annotated[str, flag(", ".join(device_names()), metavar="DEVICE")] = "h100_sxm"
+    expert_system: Annotated[
+        str | None, flag("devices of the expert pool, if others", metavar="DEVICE")
+    ] = None
+    max_gpus: Annotated[int, flag("of a deployment")] = 64
+    slots_per_expert: Annotated[
+        float | None, flag("of pools (default: planners choose; static: 1.25)")
+    ] = None
+    routing: Annotated[str, flag("file of `--record-routing`, or a synthetic router")] = "topics"
+    max_num_seqs: Annotated[int, flag("sequences per step and attention instance")] = 1024
+    max_num_batched_tokens: Annotated[int, flag("tokens per step and attention instance")] = 2048
+    block_size: Annotated[int, flag("tokens per KV block")] = 16
+    exact: Annotated[bool, flag("the engine's own policy code: slow")] = False
+    seed: Annotated[int, flag("of requests and routing")] = 0
+
+
+class Scaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who decides what serves, and when."""
+
+    policy: Annotated[str, flag(f"some of {KNOWN}, with commas")] = "janus,sglang"
+    tpot: Annotated[float, flag("objective", metavar="MS")] = 150.0
+    ttft: Annotated[float, flag("objective", metavar="MS")] = 2000.0
+    headroom: Annotated[float, flag("rate provided for over the rate seen")] = 1.3
+    rate_quantile: Annotated[
+        float | None,
+        flag(
+            "provide for this quantile of the minutes looked back at if it is above the mean "
+            "(1: the busiest minute; default: the mean alone)",
+            metavar="Q",
+        ),
+    ] = None
+    look_back: Annotated[
+        float | None, flag("seconds of minutes to look back at (default: --interval)", metavar="S")
+    ] = None
+    tpot_margin: Annotated[float, flag("share of --tpot that plans leave free")] = 0.0
+    interval: Annotated[float, flag("seconds between decisions", metavar="S")] = 900.0
+    on_load: Annotated[
+        float | None, flag("decide early at this many times the rate, or the requests under way")
+    ] = None
+    start_seconds: Annotated[float, flag("to start an instance", metavar="S")] = 20.0
+    load_gbps: Annotated[float, flag("weights, GB/s per instance")] = 10.0
+    move_gbps: Annotated[float, flag("replicas, GB/s")] = 25.0
+
+
+class SimulateOutput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is written."""
+
+    save_dir: Annotated[
+        Path | None, flag("write report.html and report.json there", metavar="FOLDER")
+    ] = None
+    json: Annotated[Path | None, flag("write the reports there")] = None
+    trace_out: Annotated[Path | None, flag("write a Chrome trace of the first policy")] = None
+    plot: Annotated[Path | None, flag("write a picture there (needs matplotlib)")] = None
+
+
+def run(requests: Requests, deployed: Deployed, scaling: Scaling, output: SimulateOutput) -> int:
     """Prints one table with a column per policy, and the configuration of each."""
-    names = [name.strip() for name in arguments.policy.split(",")]
+    if output.plot:
+        require_extra("matplotlib", "--plot")
+    names = [name.strip() for name in scaling.policy.split(",")]
     objective = LatencyObjective(
-        tpot_s=arguments.tpot / 1e3,
-        ttft_s=arguments.ttft / 1e3,
+        tpot_s=scaling.tpot / 1e3,
+        ttft_s=scaling.ttft / 1e3,
     )
     timing = SimulationSettings(
-        interval_s=arguments.interval,
-        check_s=min(60.0, arguments.interval),
-        on_load=arguments.on_load,
-        look_back_s=arguments.look_back,
-        log_steps=LOGGED_STEPS if arguments.trace_out else 0,
+        interval_s=scaling.interval,
+        check_s=min(60.0, scaling.interval),
+        on_load=scaling.on_load,
+        look_back_s=scaling.look_back,
+        log_steps=LOGGED_STEPS if output.trace_out else 0,
     )
     loading = Loading(
-        start_s=arguments.start_seconds,
-        load_bytes_per_s=arguments.load_gbps * 1e9,
-        move_bytes_per_s=arguments.move_gbps * 1e9,
+        start_s=scaling.start_seconds,
+        load_bytes_per_s=scaling.load_gbps * 1e9,
+        move_bytes_per_s=scaling.move_gbps * 1e9,
     )
-    workload = _workload(arguments)
-    choices = _choices(arguments, objective.tpot_s)
+    workload = _workload(requests, deployed.seed)
+    choices = _choices(deployed, scaling)
     policies = [named_policy(name, choices, workload, timing.interval_s) for name in names]
     simulations, seconds = [], []
     for policy in policies:
         began = time.perf_counter()
-        pool = PolicyPool if arguments.exact else CompiledPool
+        pool = PolicyPool if deployed.exact else CompiledPool
         simulations.append(simulate(workload, policy, timing, loading, pool))
         seconds.append(time.perf_counter() - began)
     made = Comparison(
-        heading=_heading(arguments, workload),
+        heading=_heading(workload, deployed, scaling),
         reports=tuple(make_report(simulation, objective) for simulation in simulations),
     )
-    width = max(Console().width, MIN_WIDTH)
-    made.show(Console(highlight=False, soft_wrap=True, width=width), seconds)
-    written = made.write(arguments.save_dir, arguments.json, arguments.plot)
-    if arguments.trace_out:
-        write_chrome_trace(simulations[0], arguments.trace_out)
-        written.append(arguments.trace_out)
+    made.show(Console(highlight=False), seconds)
+    written = made.write(output.save_dir, output.json, output.plot)
+    if output.trace_out:
+        write_chrome_trace(simulations[0], output.trace_out)
+        written.append(output.trace_out)
     for path in written:
         print(f"wrote {path}")
     if not written:
@@ -142,7 +158,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _heading(arguments: argparse.Namespace, workload: RequestTrace) -> str:
+def _heading(workload: RequestTrace, deployed: Deployed, scaling: Scaling) -> str:
     """What was simulated, in sentences."""
     parts = [
         f"{workload.name}: {workload.num_requests:,} requests in {workload.duration_s:,.0f} s, "
@@ -151,59 +167,59 @@ def _heading(arguments: argparse.Namespace, workload: RequestTrace) -> str:
     ]
     if workload.num_skipped:
         parts.append(f"{workload.num_skipped} empty ones left out")
-    experts = f", experts on {arguments.expert_system}" if arguments.expert_system else ""
-    early = "" if arguments.on_load is None else f" or at {arguments.on_load:g} times the load"
+    experts = f", experts on {deployed.expert_system}" if deployed.expert_system else ""
+    early = "" if scaling.on_load is None else f" or at {scaling.on_load:g} times the load"
     parts += [
-        f"{arguments.model} on {arguments.system}{experts}, times from the oracle",
-        f"objective {arguments.tpot:g} ms per token and {arguments.ttft:g} ms to the first",
-        f"a decision every {arguments.interval:g} s{early}",
-        f"new instances take {arguments.start_seconds:g} s and their weights at "
-        f"{arguments.load_gbps:g} GB/s, replicas move at {arguments.move_gbps:g} GB/s",
-        f"routing {arguments.routing}, seed {arguments.seed}",
+        f"{deployed.model} on {deployed.system}{experts}, times from the oracle",
+        f"objective {scaling.tpot:g} ms per token and {scaling.ttft:g} ms to the first",
+        f"a decision every {scaling.interval:g} s{early}",
+        f"new instances take {scaling.start_seconds:g} s and their weights at "
+        f"{scaling.load_gbps:g} GB/s, replicas move at {scaling.move_gbps:g} GB/s",
+        f"routing {deployed.routing}, seed {deployed.seed}",
     ]
-    if workload.prefix is not None and not arguments.exact:
+    if workload.prefix is not None and not deployed.exact:
         parts.append("prefixes are not reused without --exact: every prompt is computed")
     return "; ".join(parts)
 
 
-def _workload(arguments: argparse.Namespace) -> RequestTrace:
-    if not arguments.trace.startswith(SYNTHETIC):
-        workload = load_trace(Path(arguments.trace), arguments.format)
-        if arguments.start or arguments.duration is not None:
-            duration = workload.duration_s + 1 if arguments.duration is None else arguments.duration
-            workload = workload.window(arguments.start, duration)
-        return workload.faster(arguments.speed)
+def _workload(requests: Requests, seed: int) -> RequestTrace:
+    if not requests.trace.startswith(SYNTHETIC):
+        workload = load_trace(Path(requests.trace), requests.format)
+        if requests.start or requests.duration is not None:
+            duration = workload.duration_s + 1 if requests.duration is None else requests.duration
+            workload = workload.window(requests.start, duration)
+        return workload.faster(requests.speed)
     return generate(
-        arguments.trace.removeprefix(SYNTHETIC),
-        arguments.rate * arguments.speed,
-        3600.0 if arguments.duration is None else arguments.duration,
-        arguments.seed,
-        Lengths(mean=arguments.input_len, cv=arguments.length_cv),
-        Lengths(mean=arguments.output_len, cv=arguments.length_cv),
-        arguments.cv,
-        arguments.peak,
+        requests.trace.removeprefix(SYNTHETIC),  # type: ignore[arg-type]  # it refuses others
+        requests.rate * requests.speed,
+        3600.0 if requests.duration is None else requests.duration,
+        seed,
+        Lengths(mean=requests.input_len, cv=requests.length_cv),
+        Lengths(mean=requests.output_len, cv=requests.length_cv),
+        requests.cv,
+        requests.peak,
     )
 
 
-def _choices(arguments: argparse.Namespace, tpot_s: float) -> PolicyContext:
-    oracle = Oracle.build(arguments.model, arguments.system, arguments.expert_system)
-    model, per_expert = oracle.model, arguments.slots_per_expert
-    sample = _sampler(arguments.routing, model.num_experts, model.top_k, arguments.seed)
+def _choices(deployed: Deployed, scaling: Scaling) -> PolicyContext:
+    oracle = Oracle.build(deployed.model, deployed.system, deployed.expert_system)
+    model, per_expert = oracle.model, deployed.slots_per_expert
+    sample = _sampler(deployed.routing, model.num_experts, model.top_k, deployed.seed)
     limits = BatchLimits(
-        arguments.block_size, arguments.max_num_seqs, arguments.max_num_batched_tokens
+        deployed.block_size, deployed.max_num_seqs, deployed.max_num_batched_tokens
     )
     if min(limits) < 1:
         raise ConfigError(f"block size, sequences and tokens must be 1 or more, got {limits}")
-    max_activated = SampledMaxActivated(sample, model.num_experts, seed=arguments.seed)
+    max_activated = SampledMaxActivated(sample, model.num_experts, seed=deployed.seed)
     slots = 1.25 if per_expert is None else per_expert
     return PolicyContext(
         deployments=Deployments(oracle, max_activated, limits, slots),
         problem=planning_problem(
-            oracle, sample, limits, tpot_s, arguments.max_gpus, arguments.seed
+            oracle, sample, limits, scaling.tpot / 1e3, deployed.max_gpus, deployed.seed
         ),
-        headroom=arguments.headroom,
-        rate_quantile=arguments.rate_quantile,
-        tpot_margin=arguments.tpot_margin,
+        headroom=scaling.headroom,
+        rate_quantile=scaling.rate_quantile,
+        tpot_margin=scaling.tpot_margin,
         changes=() if per_expert is None else (("redundancies", (per_expert,)),),
     )
 
@@ -223,3 +239,6 @@ def _sampler(routing: str, num_experts: int, top_k: int, seed: int) -> BatchSamp
         )
     layer = trace.num_layers // 2
     return lambda num_tokens, rng: trace.sample(layer, num_tokens, rng)
+
+
+COMMAND = Command(options=(Requests, Deployed, Scaling, SimulateOutput), run=run)

@@ -2,56 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
 from pathlib import Path
+from typing import Annotated
 
-from janus_moe.cli.cluster_file import read_cluster_file, with_shape
+import msgspec
+
+from janus_moe.cli import cluster_file
+from janus_moe.cli.cluster_file import ClusterFile
 from janus_moe.cli.console import StartupView
-from janus_moe.cli.flags import add_flags, build, split
+from janus_moe.cli.flags import Command, flag
 from janus_moe.cluster.hosts.gathering import gather_hosts, why
 from janus_moe.cluster.service import Service
 from janus_moe.cluster.tracing import InstanceTrace, trace_decode
 from janus_moe.config import ClusterConfig, EngineConfig
 from janus_moe.profiling.chrome_trace import chrome_trace
 
-OWN = ("model_argument", "cluster", "steps", "batch", "prompt_tokens", "out")
+
+class TraceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is decoded, and where the trace goes."""
+
+    steps: Annotated[int, flag("decode steps in the trace")] = 3
+    batch: Annotated[int, flag("requests, over all instances")] = 8
+    prompt_tokens: Annotated[int, flag("of each request")] = 16
+    out: Annotated[Path, flag("file to write")] = Path("trace.json")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to decode, where to write, and the engine's own flags."""
-    parser.add_argument(
-        "model_argument", metavar="MODEL", nargs="?", help="same as --model; default: bundled"
-    )
-    parser.add_argument("--steps", type=int, default=3, help="decode steps in the trace")
-    parser.add_argument("--batch", type=int, default=8, help="requests, over all instances")
-    parser.add_argument("--prompt-tokens", type=int, default=16, help="of each request")
-    parser.add_argument("--out", type=Path, default=Path("trace.json"), help="file to write")
-    add_flags(parser, EngineConfig)
-    parser.add_argument("--cluster", metavar="FILE.yaml", help="hosts, listen and secret-file")
-    add_flags(parser, ClusterConfig)
-
-
-def run(arguments: argparse.Namespace) -> int:
+def run(options: TraceOptions, engine: EngineConfig, _: ClusterFile, cluster: ClusterConfig) -> int:
     """Starts a service, traces it, stops it."""
-    values = dict(vars(arguments))
-    model, cluster, steps, batch, prompt_tokens, out = (values.pop(name) for name in OWN)
-    if model is not None:
-        values["model"] = model
-    merged = with_shape({**(read_cluster_file(cluster) if cluster else {}), **values})
-    engine, hosts = split(merged, [EngineConfig, ClusterConfig])
-    view = StartupView()
-    traces = asyncio.run(
-        _traces(
-            build(EngineConfig, engine),
-            build(ClusterConfig, hosts),
-            view,
-            (batch, prompt_tokens, steps),
-        )
-    )
-    trace = chrome_trace(traces, steps)
+    view, out = StartupView(), options.out
+    load = (options.batch, options.prompt_tokens, options.steps)
+    traces = asyncio.run(_traces(engine, cluster, view, load))
+    trace = chrome_trace(traces, options.steps)
     out.write_text(json.dumps(trace))
     events = sum(event["ph"] == "X" for event in trace["traceEvents"])
     view.say("trace", f"{out}: {events} events; open it at https://ui.perfetto.dev")
@@ -89,3 +73,10 @@ async def _when_ready(
 ) -> list[InstanceTrace]:
     await ready.wait()
     return await trace_decode(service.engine, service.tracer, *load)
+
+
+COMMAND = Command(
+    options=(TraceOptions, EngineConfig, ClusterFile, ClusterConfig),
+    run=run,
+    complete=cluster_file.complete,
+)

@@ -1,21 +1,19 @@
-"""`janus simulate routing TRACE`: a recorded trace through every policy and placement.
-
-`janus simulate trace` is in `simulate_trace`.
-"""
+"""`janus simulate routing TRACE`: a recorded trace through every policy and placement."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from janus_moe.cli import simulate_trace
+from janus_moe.cli.extras import require_extra
+from janus_moe.cli.flags import Command, flag
 from janus_moe.errors import ConfigError
 from janus_moe.planner.simulation.routing_replay import (
     ExpertPoolSize,
@@ -26,69 +24,68 @@ from janus_moe.policy.activation import Policy
 from janus_moe.policy.placement import PlacementMethod
 from janus_moe.policy.routing_trace import RoutingTrace
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to replay, and on which pools."""
-    kinds = parser.add_subparsers(dest="kind", required=True)
-    routing = kinds.add_parser("routing", help="activated experts of the busiest instance")
-    routing.add_argument("trace", type=Path, help="file that `--record-routing` wrote")
-    routing.add_argument("--expert-instances", type=int, nargs="+", default=[2, 4, 8])
-    routing.add_argument(
-        "--redundancy", type=float, default=1.25, help="slots per expert (default: 1.25)"
-    )
-    routing.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16, 64, 256])
-    routing.add_argument(
-        "--policies", nargs="+", choices=get_args(Policy), default=list(get_args(Policy))
-    )
-    routing.add_argument(
-        "--placements",
-        nargs="+",
-        choices=get_args(PlacementMethod),
-        default=list(get_args(PlacementMethod)),
-    )
-    routing.add_argument("--batches", type=int, default=32, help="sampled batches per cell")
-    routing.add_argument("--seed", type=int, default=0)
-    routing.add_argument("--json", type=Path, help="write all figures")
-    routing.add_argument("--plot", type=Path, help="write a picture (needs matplotlib)")
-    simulate_trace.add_arguments(
-        kinds.add_parser("trace", help="requests through deployments that scale")
-    )
+LABELS_WIDTH, COLUMN_WIDTH = 32, 9
+"""Columns of a terminal that policy and placement, and each batch size, take up at most."""
 
 
-def run(arguments: argparse.Namespace) -> int:
+class SimulateRoutingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is replayed, on which pools, and where the figures go."""
+
+    trace: Annotated[Path, flag("file that `--record-routing` wrote", positional=True)]
+    expert_instances: Annotated[tuple[int, ...], flag("sizes of the expert pool")] = (2, 4, 8)
+    redundancy: Annotated[float, flag("slots per expert")] = 1.25
+    batch_sizes: Annotated[tuple[int, ...], flag("tokens")] = (1, 4, 16, 64, 256)
+    policies: Annotated[tuple[Policy, ...], flag("how activated experts are given to replicas")] = (
+        get_args(Policy)
+    )
+    placements: Annotated[tuple[PlacementMethod, ...], flag("where replicas are")] = get_args(
+        PlacementMethod
+    )
+    batches: Annotated[int, flag("sampled batches per cell")] = 32
+    seed: Annotated[int, flag("of the sampling")] = 0
+    json: Annotated[Path | None, flag("write all figures there")] = None
+    plot: Annotated[Path | None, flag("write a picture there (needs matplotlib)")] = None
+
+    def __post_init__(self) -> None:
+        if not self.redundancy >= 1.0:
+            raise ConfigError(
+                f"--redundancy must be at least 1 slot per expert, got {self.redundancy}"
+            )
+
+
+def run(options: SimulateRoutingOptions) -> int:
     """Prints one table per pool."""
-    if arguments.kind == "trace":
-        return simulate_trace.run(arguments)
-    trace = RoutingTrace.load(arguments.trace)
+    if options.plot:
+        require_extra("matplotlib", "--plot")
+    trace = RoutingTrace.load(options.trace)
     cells = simulate_routing(
         trace,
-        [
-            _pool(count, trace.num_experts, arguments.redundancy)
-            for count in arguments.expert_instances
-        ],
-        arguments.batch_sizes,
-        list(itertools.product(arguments.policies, arguments.placements)),
-        arguments.batches,
-        arguments.seed,
+        [_pool(count, trace.num_experts, options.redundancy) for count in options.expert_instances],
+        options.batch_sizes,
+        list(itertools.product(options.policies, options.placements)),
+        options.batches,
+        options.seed,
     )
-    console = Console()
+    console = Console(highlight=False)
     console.print(
         f"{trace.num_layers} layers, {trace.num_experts} experts, top-{trace.top_k}, "
         f"{trace.num_tokens} tokens in {len(trace.batch_sizes)} batches; placements planned on the "
         "first half, judged on the second. Activated experts of the busiest instance:"
     )
-    for count in arguments.expert_instances:
-        console.print(_table(count, [cell for cell in cells if cell.num_instances == count]))
-    if arguments.json:
-        arguments.json.write_text(json.dumps([c._asdict() for c in cells], indent=1) + "\n")
-    if arguments.plot:
-        _plot(cells, arguments.plot)
+    for count in options.expert_instances:
+        own = [cell for cell in cells if cell.num_instances == count]
+        shown = max(1, (console.width - LABELS_WIDTH) // COLUMN_WIDTH)
+        for first in range(0, len(options.batch_sizes), shown):
+            sizes = options.batch_sizes[first : first + shown]
+            console.print(_table(count, [cell for cell in own if cell.batch_size in sizes]))
+    if options.json:
+        options.json.write_text(json.dumps([c._asdict() for c in cells], indent=1) + "\n")
+    if options.plot:
+        _plot(cells, options.plot)
     return 0
 
 
 def _pool(num_instances: int, num_experts: int, redundancy: float) -> ExpertPoolSize:
-    if not redundancy >= 1.0:
-        raise ConfigError(f"--redundancy must be at least 1 slot per expert, got {redundancy}")
     redundant = round(num_experts * (redundancy - 1.0))
     return ExpertPoolSize(num_instances, min(redundant, (num_instances - 1) * num_experts))
 
@@ -111,10 +108,8 @@ def _table(num_instances: int, cells: Sequence[RoutingResult]) -> Table:
 
 
 def _plot(cells: Sequence[RoutingResult], path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("--plot needs matplotlib: pip install 'janus-moe[bench]'") from None
+    from matplotlib.figure import Figure
+
     counts = sorted({cell.num_instances for cell in cells})
     figure: Any = Figure(figsize=(5 * len(counts), 4), layout="constrained")
     axes: Any = figure.subplots(1, len(counts), squeeze=False)[0]
@@ -132,3 +127,6 @@ def _plot(cells: Sequence[RoutingResult], path: Path) -> None:
         axis.set_title(f"{count} expert instances")
     axes[-1].legend(fontsize="x-small", loc="upper right")
     figure.savefig(path, dpi=150)
+
+
+COMMAND = Command(options=(SimulateRoutingOptions,), run=run)

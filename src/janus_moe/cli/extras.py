@@ -1,0 +1,16 @@
+"""What is not installed with Janus itself is asked for before work begins that would need it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from janus_moe.errors import ConfigError
+
+EXTRAS = {"matplotlib": "bench"}
+
+
+def require_extra(package: str, flag: str) -> None:
+    """Raises ConfigError where a package that `flag` needs is missing."""
+    if importlib.util.find_spec(package) is None:
+        extra = EXTRAS[package]
+        raise ConfigError(f"{flag} needs {package}: pip install 'janus-moe[{extra}]'")
