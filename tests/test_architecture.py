@@ -45,7 +45,7 @@ POOL_SIZE_READERS = (
     "cluster/deployment_plan.py",
     "cluster/hosts/gathering.py",
     "profiling/plan.py",
-    "cli/simulate.py",  # its own arguments
+    "cli/simulate_routing.py",  # its own arguments
 )
 
 MAX_LINES = 400
