@@ -16,10 +16,10 @@ SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 
 # A row imports rows above it; within a row, only its own package and what SAME_ROW adds.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("spec", "errors", "tracing", "compiled", "bundled"),  # bundled is data
+    ("spec", "errors", "tracing", "compiled", "families", "bundled"),  # bundled is data
     ("policy", "planner.latency", "config", "messages", "torch_dtypes"),
     ("planner.search", "planner.simulation", "kernels", "transport"),
-    ("families", "model"),
+    ("model",),
     ("attention", "experts"),
     ("engine",),
     ("cluster",),
@@ -28,14 +28,13 @@ ROWS: tuple[tuple[str, ...], ...] = (
 )
 SAME_ROW = {
     "spec": {"errors"},
+    "families": {"spec", "errors"},
     "messages": {"config"},
     "planner.simulation": {"planner.search"},
-    "families": {"model"},
-    "model": {"families"},
 }
 
 # A library for anybody, without a deep-learning framework.
-PURE = ("policy", "planner.latency", "planner.search", "planner.simulation")
+PURE = ("spec", "families", "policy", "planner.latency", "planner.search", "planner.simulation")
 HEAVY = ("torch", "transformers")
 
 # Who may read pool sizes from the settings: those who plan with them, before anything runs.

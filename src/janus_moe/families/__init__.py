@@ -1,46 +1,80 @@
-"""The supported architectures, each a small module of data: how its config becomes a `ModelSpec`
-and what its tensors are called. Adding one touches nothing outside this package.
+"""The architectures, as data: how a config.json becomes a `ModelSpec`, what tensors are called.
+
+    config        typed keys of a config      description    what families share
+    rope          rotary frequencies          tensor_names   role -> name in a checkpoint
+    qwen, deepseek, planned                   the families
+
+One reading serves the engine and the planner. Whether the engine can run a model is a property of
+what was read: `ModelDescription.obstacles`. Nothing here knows torch, weights or how anything is
+computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from janus_moe.errors import CheckpointError
-from janus_moe.families import deepseek_v2, deepseek_v3, qwen3_moe
-from janus_moe.spec import Dtype, ModelSpec
+from janus_moe.families.config import Config
+from janus_moe.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from janus_moe.families.description import Family
+from janus_moe.families.planned import GPT_OSS, GROK, MIXTRAL, OLMOE
+from janus_moe.families.qwen import QWEN2_MOE, QWEN3_MOE
+from janus_moe.spec import ModelSpec
 
-
-@dataclass(frozen=True)
-class Family:
-    """One architecture.
-
-    spec_from_config: (Hugging Face config, dtype) -> ModelSpec; raises CheckpointError.
-    tensor_names: role -> name template with {layer} and {expert}.
-    """
-
-    spec_from_config: Callable[[Any, Dtype], ModelSpec]
-    tensor_names: Mapping[str, str]
-
+__all__ = ["FAMILIES", "Family", "ModelDescription", "describe_model", "find_family"]
 
 FAMILIES: Mapping[str, Family] = {
-    module.MODEL_TYPE: Family(module.spec_from_config, module.TENSOR_NAMES)
-    for module in (qwen3_moe, deepseek_v2, deepseek_v3)
+    family.model_type: family
+    for family in (
+        *(DEEPSEEK_V2, DEEPSEEK_V3, GPT_OSS, GROK),
+        *(MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE),
+    )
 }
 
 
-def find_family(model_type: str) -> Family:
-    """The family of a config's `model_type`."""
-    if model_type not in FAMILIES:
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a config.json says.
+
+    spec: the model, in the formats that the checkpoint is stored in.
+    obstacles: why the engine cannot run it, as clauses; empty means that it can.
+    """
+
+    spec: ModelSpec
+    obstacles: tuple[str, ...]
+
+    @property
+    def can_be_served(self) -> bool:
+        return not self.obstacles
+
+
+def describe_model(raw: Mapping[str, Any]) -> ModelDescription:
+    """Reads a config.json.
+
+    Raises CheckpointError for an unknown architecture and where the file contradicts itself.
+    """
+    family = find_family(str(raw.get("model_type", "(none)")), needs_code="auto_map" in raw)
+    config = Config(raw)
+    spec = family.read(config)
+    missing = f"{' and '.join(family.missing)} of {family.model_type} not being implemented"
+    return ModelDescription(spec, (*([missing] if family.missing else []), *config.obstacles))
+
+
+def find_family(model_type: str, needs_code: bool = False) -> Family:
+    """The family of a config's `model_type`.
+
+    needs_code: whether the checkpoint brings code of its own, for the error.
+    """
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    served = [name for name, family in FAMILIES.items() if not family.missing]
+    others = [name for name, family in FAMILIES.items() if family.missing]
+    known = f"supported are {', '.join(served)}, and for planning also {', '.join(others)}"
+    if needs_code:
         raise CheckpointError(
-            f"architecture {model_type!r} is not supported; supported are "
-            f"{', '.join(sorted(FAMILIES))}"
+            f"architecture {model_type!r} needs code from its checkpoint (auto_map), which is "
+            f"never run; {known}"
         )
-    return FAMILIES[model_type]
-
-
-def spec_from_config(hf_config: Any, dtype: Dtype) -> ModelSpec:
-    """The spec of a Hugging Face config of any supported architecture."""
-    return find_family(hf_config.model_type).spec_from_config(hf_config, dtype)
+    raise CheckpointError(f"architecture {model_type!r} is not supported; {known}")
