@@ -77,7 +77,7 @@ def main() -> None:
 
 def problem(model: str, system: str, demand: ServiceDemand, tpot_ms: float, gpus: int) -> Problem:
     oracle = Oracle.build(model, system)
-    routing: ActivationSource = uniform(oracle.model.num_experts, oracle.model.top_k)
+    routing: ActivationSource = uniform(oracle.model.moe.num_experts, oracle.model.moe.router.top_k)
     return Problem(
         oracle=oracle,
         activation=routing,

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     oracle = Oracle.build("deepseek-v2", "h100_sxm")
-    router = SyntheticRouter("topics", oracle.model.num_experts, oracle.model.top_k)
+    router = SyntheticRouter("topics", oracle.model.moe.num_experts, oracle.model.moe.router.top_k)
     short = generate("poisson", 1.0, 10.0)
     simulate(short, named_policy("janus", _choices(oracle, router), short))  # compiles
     rows = [_measure(name, oracle, router, arguments.rate) for name in arguments.policies]
@@ -67,7 +67,7 @@ def _measure(name: str, oracle: Oracle, router: SyntheticRouter, rate: float) ->
 def _choices(oracle: Oracle, router: SyntheticRouter) -> PolicyContext:
     limits, max_activated = (
         BatchLimits(16, 1024, 2048),
-        SampledMaxActivated(router.batch, oracle.model.num_experts),
+        SampledMaxActivated(router.batch, oracle.model.moe.num_experts),
     )
     return PolicyContext(
         deployments=Deployments(oracle, max_activated, limits),

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from janus_moe.planner.latency import LinkModel
 from janus_moe.planner.latency.links import METADATA_BYTES
-from janus_moe.planner.latency.models import ModelFacts
-from janus_moe.spec import ExchangePlanName
+from janus_moe.spec import ExchangePlanName, ModelSpec
 from janus_moe.transport.exchange_plans import (
     EveryRow,
     ExchangePlan,
@@ -53,7 +52,7 @@ def exchange(
     plan: ExchangePlanName,
     topology: Topology,
     batch: int,
-    model: ModelFacts,
+    model: ModelSpec,
     links: LinkModel,
     replicas: NDArray[np.int64] | None = None,
 ) -> Exchange:
@@ -63,7 +62,7 @@ def exchange(
     tokens = tuple(share + (index < rest) for index in range(topology.num_attention_instances))
     demand = EveryRow(tokens) if replicas is None else RoutedRows(tokens, replicas)
     made = ExchangePlan(plan, topology, demand)
-    metadata = 0 if replicas is None else METADATA_BYTES * model.top_k
+    metadata = 0 if replicas is None else METADATA_BYTES * model.moe.router.top_k
     row_bytes = ACTIVATION_BYTES * model.hidden_size + metadata
     there = _Direction(
         topology, links, header_bytes("dispatch", topology.num_expert_instances), row_bytes

@@ -38,7 +38,7 @@ def data(seed: int = 0) -> Data:
         "constant_us": float(constant),
         "largest_error": float(error.max()),
         "read_at_data_sheet_us": 1e6
-        * one.model.expert_bytes()
+        * one.model.expert_bytes
         / one.expert_side.device.memory_bytes_per_s,
     }
 

@@ -54,10 +54,10 @@ class Question(NamedTuple):
 def activation(model: str, spread: float | None) -> CachedActivation:
     """Monte Carlo with the real scheduler and placement, on synthetic routing."""
     facts = oracle("fitted", model).model
-    shape = facts.num_experts, facts.top_k
+    shape = facts.moe.num_experts, facts.moe.router.top_k
     sample = like_paper(*shape) if spread is None else popular(spread, *shape)
     ids = sample(OBSERVED, np.random.default_rng(3))
-    counts = np.bincount(ids.ravel(), minlength=facts.num_experts)[None, :]
+    counts = np.bincount(ids.ravel(), minlength=facts.moe.num_experts)[None, :]
     return CachedActivation(SampledActivation("synthetic", [sample], counts, OBSERVED))
 
 
@@ -88,7 +88,7 @@ def planner(system: BaselineName, asked: Problem, micro_batches: int = 1) -> Bas
     changes: dict[str, object] = {"micro_batches": tuple(range(1, micro_batches + 1))}
     if not isinstance(CONFIGS[system].style, MonolithicStyle):
         most = most_slots(asked.oracle, asked.memory)  # 27 for DeepSeek-V2, as in the paper
-        changes["slots"] = min(most, asked.oracle.model.num_experts)
+        changes["slots"] = min(most, asked.oracle.model.moe.num_experts)
     return BaselinePlanner.of(system, asked, **changes)
 
 

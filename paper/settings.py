@@ -46,7 +46,7 @@ def as_busy_time(one: Oracle) -> Oracle:
     """The surplus per token as time of the attention kernel: alpha * b in the paper's own latency
     model. Steps take as long; who balances the pools' busy times sees it."""
     over, side = one.overheads, one.attention_side
-    heads = getattr(one.model.attention, "num_kv_heads", 1)  # the law's unit: token * KV head
+    heads = one.model.attention[0].cache_heads  # the law's unit: token * KV head
     laws = {
         name: msgspec.structs.replace(
             law, s_per_unit=law.s_per_unit + over.attention_token_s / heads

@@ -88,9 +88,9 @@ def measure(_: argparse.Namespace) -> Result:
 def question(oracle: Oracle, batch: float, tpot_ms: float, spread: float) -> Problem:
     model = oracle.model
     routing = (
-        lognormal(model.num_experts, model.top_k, spread)
+        lognormal(model.moe.num_experts, model.moe.router.top_k, spread)
         if spread
-        else uniform(model.num_experts, model.top_k)
+        else uniform(model.moe.num_experts, model.moe.router.top_k)
     )
     return Problem(
         oracle=oracle,

@@ -16,7 +16,7 @@ from paper.planning import Question, ask, described
 from paper.report import Entry, markdown, page
 from paper.settings import idle_surplus_oracle, oracle, undivided_oracle
 
-from janus_moe.planner.latency import LinkModel, device_profile, model_facts
+from janus_moe.planner.latency import LinkModel, device_profile, find_model
 from janus_moe.planner.search.paper import TOKEN_S
 from paper import fig03_activated, fig04_week
 
@@ -68,7 +68,7 @@ def test_report_holds_every_comparison_and_escapes_html() -> None:
 def test_exchange_on_two_nodes_takes_what_its_messages_take() -> None:
     """8 attention instances on one node, 1 expert instance on the next, one phase: the expert's
     link receives all 8 messages, and sends 8 back."""
-    device, model = device_profile("h100_sxm"), model_facts("deepseek-v2")
+    device, model = device_profile("h100_sxm"), find_model("deepseek-v2")
     links = LinkModel.of(device, device)
     found = exchange("1pc", filled(8, 1), 64, model, links)
     row, header = 2 * model.hidden_size, 64
@@ -79,7 +79,7 @@ def test_exchange_on_two_nodes_takes_what_its_messages_take() -> None:
 
 
 def test_gating_at_the_attention_side_sends_fewer_bytes() -> None:
-    device, model = device_profile("h100_sxm"), model_facts("deepseek-v2")
+    device, model = device_profile("h100_sxm"), find_model("deepseek-v2")
     links = LinkModel.of(device, device)
     replicas = np.random.default_rng(0).integers(0, 8, (64, 2)).astype(np.int64)
     routed = exchange("1pc", filled(8, 8), 64, model, links, replicas)

@@ -14,7 +14,6 @@ from janus_moe.cli.flags import Command, flag
 from janus_moe.cli.prices import priced
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle, device_names, model_names
-from janus_moe.planner.latency.precision import Format
 from janus_moe.planner.search.activation import ActivationSource, lognormal, uniform
 from janus_moe.planner.search.paper import Calibration, calibrated, note
 from janus_moe.planner.search.problem import (
@@ -33,6 +32,7 @@ from janus_moe.planner.search.problem import (
 from janus_moe.planner.search.recommend import recommend
 from janus_moe.planner.search.sampled import from_trace
 from janus_moe.policy.routing_trace import RoutingTrace
+from janus_moe.spec import FormatName
 
 DEFAULT_GPUS = 1024
 
@@ -80,9 +80,9 @@ class PlanQuestion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class PlanDetails(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Details of model and service."""
 
-    weights: Annotated[Format | None, flag("default: as published")] = None
-    expert_weights: Annotated[Format | None, flag("default: as --weights")] = None
-    kv_cache_dtype: Annotated[Format, flag("of the KV cache")] = "bfloat16"
+    weights: Annotated[FormatName | None, flag("default: as published")] = None
+    expert_weights: Annotated[FormatName | None, flag("default: as --weights")] = None
+    kv_cache_dtype: Annotated[FormatName, flag("of the KV cache")] = "bfloat16"
     slots: Annotated[int | None, flag("experts per instance and layer", metavar="C")] = None
     trace: Annotated[Path | None, flag("routing that `--record-routing` wrote")] = None
     routing_spread: Annotated[
@@ -144,7 +144,7 @@ def problem_of(question: PlanQuestion, details: PlanDetails) -> Problem:
     if positions and workload.isl + workload.osl > positions:
         raise ConfigError(
             f"--isl {question.isl} and --osl {question.osl} are "
-            f"{question.isl + question.osl} tokens, but {oracle.model.title} has {positions} "
+            f"{question.isl + question.osl} tokens, but {oracle.model.name} has {positions} "
             "positions; ask for less"
         )
     demand = _demand(question, workload)
@@ -180,8 +180,8 @@ def _activation(details: PlanDetails, oracle: Oracle) -> ActivationSource:
     if details.trace is not None:
         return from_trace(RoutingTrace.load(details.trace), f"routing of {details.trace.name}")
     if details.routing_spread:
-        return lognormal(model.num_experts, model.top_k, details.routing_spread)
-    return uniform(model.num_experts, model.top_k)
+        return lognormal(model.moe.num_experts, model.moe.router.top_k, details.routing_spread)
+    return uniform(model.moe.num_experts, model.moe.router.top_k)
 
 
 def _write(path: Path, text: str) -> None:

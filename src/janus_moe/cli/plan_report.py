@@ -94,7 +94,7 @@ class PlanReport:
                 "prefill": problem.prefill,
                 "routing": problem.activation.name,
                 "calibration": self.note or "honest",
-                "expert_weights": problem.oracle.model.expert_dtype,
+                "expert_weights": problem.oracle.model.expert_format.name,
             },
             "pools": [self._figures(one) for one in plan.pools],
             "monolithic": self._figures(plan.monolithic) if plan.monolithic else None,
@@ -153,7 +153,7 @@ class PlanReport:
             chunk = problem.batching.max_prompt_tokens
             prompts = f"prompts computed among decode steps, up to {chunk:,} tokens at a time"
         return (
-            f"{oracle.model.title} ({oracle.model.expert_dtype} experts) on up to "
+            f"{oracle.model.name} ({oracle.model.expert_format.name} experts) on up to "
             f"{problem.max_gpus} {devices}: {wanted_text(problem.demand)}, "
             f"{problem.workload.isl:g} tokens in, {problem.workload.osl:g} out, at most "
             f"{1e3 * problem.tpot_s:g} ms per token{first}; {problem.activation.name}; {prompts}."

@@ -204,13 +204,15 @@ def _workload(requests: Requests, seed: int) -> RequestTrace:
 def _choices(deployed: Deployed, scaling: Scaling) -> PolicyContext:
     oracle = Oracle.build(deployed.model, deployed.system, deployed.expert_system)
     model, per_expert = oracle.model, deployed.slots_per_expert
-    sample = _sampler(deployed.routing, model.num_experts, model.top_k, deployed.seed)
+    sample = _sampler(
+        deployed.routing, model.moe.num_experts, model.moe.router.top_k, deployed.seed
+    )
     limits = BatchLimits(
         deployed.block_size, deployed.max_num_seqs, deployed.max_num_batched_tokens
     )
     if min(limits) < 1:
         raise ConfigError(f"block size, sequences and tokens must be 1 or more, got {limits}")
-    max_activated = SampledMaxActivated(sample, model.num_experts, seed=deployed.seed)
+    max_activated = SampledMaxActivated(sample, model.moe.num_experts, seed=deployed.seed)
     slots = 1.25 if per_expert is None else per_expert
     return PolicyContext(
         deployments=Deployments(oracle, max_activated, limits, slots),

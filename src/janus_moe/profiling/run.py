@@ -14,7 +14,6 @@ import torch
 
 from janus_moe.planner.latency import Oracle, Profile
 from janus_moe.planner.latency.calibration import LiveCell, calibrate
-from janus_moe.planner.latency.checkpoint import facts_of_spec
 from janus_moe.planner.latency.coefficients import LinkLaw
 from janus_moe.planner.latency.duration_grid import DurationGrid
 from janus_moe.planner.latency.profile import AttentionTables, ExpertTables, HostLaw
@@ -69,7 +68,7 @@ async def run_tables(plan: ProfilePlan, say: OnStatus) -> Profile:
     return Profile(
         machine=machine(),
         device=DEVICES[plan.config.device],
-        model=facts_of_spec(plan.spec, plan.config.model),
+        model=msgspec.structs.replace(plan.spec, name=plan.config.model),
         attention=attention,
         expert=expert,
         hosts={run.config.transport: HostLaw(step_s=0.0, token_s=0.0) for run in plan.live},

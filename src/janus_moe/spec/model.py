@@ -6,6 +6,7 @@ This module knows nothing of torch, files or names of tensors.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal
 
 from janus_moe.errors import ConfigError
@@ -67,7 +68,7 @@ class LayerSpec(Spec, frozen=True):
     mlp: MlpKind = "moe"
 
 
-class ModelSpec(Spec, frozen=True):
+class ModelSpec(Spec, frozen=True, dict=True):
     """Everything the workers and the planner must know of a model, without opening its weights.
 
     family: `model_type` of its config.json.
@@ -124,7 +125,7 @@ class ModelSpec(Spec, frozen=True):
     def num_layers(self) -> int:
         return len(self.layers)
 
-    @property
+    @cached_property
     def moe_layer_ids(self) -> tuple[int, ...]:
         return tuple(i for i, layer in enumerate(self.layers) if layer.mlp == "moe")
 
@@ -140,7 +141,7 @@ class ModelSpec(Spec, frozen=True):
         """The kind of attention that a layer has."""
         return self.attention[self.layers[layer].attention]
 
-    @property
+    @cached_property
     def attention_counts(self) -> tuple[tuple[AttentionSpec, int], ...]:
         """(kind of attention, number of layers with it)."""
         used = [layer.attention for layer in self.layers]

@@ -9,8 +9,16 @@ import msgspec
 import pytest
 
 from janus_moe.errors import CheckpointError, ConfigError
-from janus_moe.planner.latency import device_names, device_profile, model_facts, model_names
-from janus_moe.planner.latency.checkpoint import facts_of_config
+from janus_moe.planner.latency import device_names, device_profile, facts, find_model, model_names
+from janus_moe.planner.latency.catalog import KnownModel
+from janus_moe.planner.latency.precision import with_precision
+from janus_moe.planner.latency.sizes import (
+    kv_bytes_per_sequence,
+    kv_bytes_per_token,
+    routed_weights,
+    total_weights,
+)
+from janus_moe.spec import WEIGHT_FORMATS
 
 BILLION = 1e9
 
@@ -34,7 +42,7 @@ def test_an_unknown_device_is_refused_with_the_known_ones() -> None:
 
 def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"model 'gpt-9'.*deepseek-v2.*config.json"):
-        model_facts("gpt-9")
+        find_model("gpt-9")
 
 
 @pytest.mark.parametrize(
@@ -52,14 +60,14 @@ def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
     ],
 )
 def test_weights_add_up_to_the_published_number_of_parameters(name: str, billions: float) -> None:
-    assert model_facts(name).total_weights / BILLION == pytest.approx(billions, rel=6e-3)
+    assert total_weights(find_model(name)) / BILLION == pytest.approx(billions, rel=6e-3)
 
 
 def test_share_of_the_experts_is_the_papers_for_qwen3() -> None:
     """423 of 438 GB in bfloat16, arXiv 2512.13525 section 1, where a GB is 2**30 bytes."""
-    model = model_facts("qwen3-235b-a22b")
-    assert 2 * model.routed_weights / 2**30 == pytest.approx(423, abs=0.5)
-    assert 2 * model.total_weights / 2**30 == pytest.approx(438, abs=0.5)
+    model = find_model("qwen3-235b-a22b")
+    assert 2 * routed_weights(model) / 2**30 == pytest.approx(423, abs=0.5)
+    assert 2 * total_weights(model) / 2**30 == pytest.approx(438, abs=0.5)
 
 
 @pytest.mark.parametrize(
@@ -67,67 +75,62 @@ def test_share_of_the_experts_is_the_papers_for_qwen3() -> None:
 )
 def test_share_of_the_experts_is_above_the_papers_elsewhere(name: str, paper: float) -> None:
     """The paper seems to divide GiB of experts by GB of model there; at worst that is 7 %."""
-    model = model_facts(name)
-    share = model.routed_weights / model.total_weights
+    model = find_model(name)
+    share = routed_weights(model) / total_weights(model)
     assert share / 2**30 * 1e9 < paper < share < paper * 1.08
 
 
 def test_latent_attention_keeps_576_numbers_a_token() -> None:
-    model = model_facts("deepseek-ai/DeepSeek-R1")
-    assert model.kv_bytes_per_token_layer() == 1152
-    assert model.kv_bytes_per_sequence(100) == 61 * 100 * 1152
+    model = find_model("deepseek-ai/DeepSeek-R1")
+    assert kv_bytes_per_token(model, "bfloat16") == 61 * 1152
+    assert kv_bytes_per_sequence(model, 100, "bfloat16") == 61 * 100 * 1152
 
 
 def test_a_window_bounds_the_cache_of_its_layers() -> None:
-    model = model_facts("openai/gpt-oss-20b")
+    model = find_model("openai/gpt-oss-20b")
     row = 2 * 8 * 64 * 2
-    assert model.kv_bytes_per_sequence(1000) == 12 * row * (1000 + 128)
+    assert kv_bytes_per_sequence(model, 1000, "bfloat16") == 12 * row * (1000 + 128)
 
 
-def test_facts_of_a_folder_equal_the_shipped_ones(tmp_path: Path) -> None:
-    config = {
-        "model_type": "deepseek_v2", "num_hidden_layers": 60, "hidden_size": 5120,
-        "num_attention_heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512,
-        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
-        "n_routed_experts": 160, "num_experts_per_tok": 6, "moe_intermediate_size": 1536,
-        "n_shared_experts": 2, "first_k_dense_replace": 1, "intermediate_size": 12288,
-        "vocab_size": 102400, "torch_dtype": "bfloat16", "max_position_embeddings": 163840,
-    }  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    shipped = model_facts("deepseek-v2")
-    found = model_facts(str(tmp_path))
-    same = msgspec.structs.replace(
-        found,
-        name=shipped.name,
-        title=shipped.title,
-        source=shipped.source,
-        aliases=shipped.aliases,
-    )
-    assert same == shipped
+def test_a_folder_is_read_as_the_shipped_config_is(tmp_path: Path) -> None:
+    known = facts.load("models", "deepseek-v2", KnownModel)
+    (tmp_path / "config.json").write_text(json.dumps(known.config))
+    found = find_model(str(tmp_path))
+    assert found.name == tmp_path.name
+    assert msgspec.structs.replace(found, name=known.title) == find_model("deepseek-v2")
 
 
 def test_the_bundled_model_has_facts() -> None:
-    assert model_facts("bundled").total_weights > 0
+    assert total_weights(find_model("bundled")) > 0
 
 
-def test_a_config_without_experts_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2, "hidden_size": 8}')
+def test_a_config_that_lacks_a_key_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mixtral", "hidden_size": 8}')
     with pytest.raises(CheckpointError, match=r"config.json has no num_attention_heads"):
-        model_facts(str(tmp_path))
+        find_model(str(tmp_path))
 
 
-def test_quantised_experts_are_recognised() -> None:
-    config = {
-        "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 100,
-        "num_local_experts": 8, "experts_per_token": 2, "intermediate_size": 64,
-        "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16,
-        "quantization_config": {"quant_method": "mxfp4"},
-    }  # fmt: skip
-    model = facts_of_config(config, "toy", "here")
-    assert (model.weight_dtype, model.expert_dtype) == ("bfloat16", "mxfp4")
-    assert model.expert_bytes() == 3 * 64 * 64 * (0.5 + 1 / 32)
+@pytest.mark.parametrize(
+    ("name", "weights", "experts"),
+    [
+        ("gpt-oss-120b", "bfloat16", "mxfp4"),
+        ("deepseek-v3", "fp8", "fp8"),
+        ("qwen3-30b-a3b", "bfloat16", "bfloat16"),
+    ],
+)
+def test_formats_are_the_published_ones(name: str, weights: str, experts: str) -> None:
+    model = find_model(name)
+    assert (model.weight_format.name, model.expert_format.name) == (weights, experts)
+
+
+def test_other_formats_leave_hidden_states_as_they_are() -> None:
+    model = with_precision(find_model("qwen3-30b-a3b"), "fp8", None)
+    assert model.weight_format == model.expert_format == WEIGHT_FORMATS["fp8"]
+    assert model.dtype == "bfloat16"
+    assert with_precision(model, "float32", "mxfp4").dtype == "float32"
 
 
 def test_all_models_load() -> None:
     assert len(model_names()) == 11
-    assert all(model_facts(name).name == name for name in model_names())
+    titles = {find_model(name).name for name in model_names()}
+    assert len(titles) == 11 and "DeepSeek-V2" in titles

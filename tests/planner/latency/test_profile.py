@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_moe.errors import ConfigError
-from janus_moe.planner.latency import Oracle, model_facts, read_profile
+from janus_moe.planner.latency import Oracle, find_model, read_profile
 from janus_moe.planner.latency.calibration import LiveCell, calibrate, non_negative_least_squares
 from janus_moe.planner.latency.coefficients import LinkLaw
 from janus_moe.planner.latency.duration_grid import DurationGrid
@@ -42,7 +42,7 @@ def profile() -> Profile:
     return Profile(
         machine={"cores": "2"},
         device="cpu",
-        model=model_facts("bundled"),
+        model=find_model("bundled"),
         attention={1: tables, 2: tables},
         expert={1: experts, 2: experts},
         hosts={"shm": HostLaw(step_s=100 * US, token_s=3 * US)},

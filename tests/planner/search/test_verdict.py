@@ -10,6 +10,7 @@ from tests.planner.search.models import problem, small_model
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle
 from janus_moe.planner.latency.links import all_reduce_counts
+from janus_moe.planner.latency.sizes import attention_side_bytes, router_bytes
 from janus_moe.planner.search.activation import lognormal, uniform
 from janus_moe.planner.search.answers import Deployment, Infeasible, Planner
 from janus_moe.planner.search.baselines import CONFIGS, BaselinePlanner
@@ -36,7 +37,7 @@ def ask(
     oracle = Oracle.build(model, system)
     return Problem(
         oracle=oracle,
-        activation=uniform(oracle.model.num_experts, oracle.model.top_k),
+        activation=uniform(oracle.model.moe.num_experts, oracle.model.moe.router.top_k),
         workload=RequestLengths(isl=256, osl=512),
         demand=demand,
         tpot_s=tpot_ms / 1e3,
@@ -79,7 +80,7 @@ def test_sharing_the_heads_divides_weights_and_adds_a_sum() -> None:
     needs = [monolithic_need(oracle, 16, 2, 500.0, tp) for tp in (1, 2, 16)]
     weights = [float(need.weights) for need in needs]
     assert weights[0] > weights[1] > weights[2]
-    assert float(needs[0].weights) == model.attention_side_bytes() + model.router_bytes()
+    assert float(needs[0].weights) == attention_side_bytes(model) + router_bytes(model)
     kv = [float(need.kv) for need in needs]
     assert kv[1] == pytest.approx(kv[0]) and kv[2] == pytest.approx(2 * kv[0])  # 8 KV heads
     step = [

@@ -30,7 +30,7 @@ WORKLOAD = generate("poisson", 2.0, 60.0)
 
 def choices(max_gpus: int = 32, tpot_s: float = 0.05) -> PolicyContext:
     oracle = Oracle.build("qwen3-30b-a3b", "h100_sxm")
-    router = SyntheticRouter("uniform", oracle.model.num_experts, oracle.model.top_k)
+    router = SyntheticRouter("uniform", oracle.model.moe.num_experts, oracle.model.moe.router.top_k)
     return PolicyContext(
         deployments=Deployments(oracle, SampledMaxActivated(router.batch, 128), LIMITS),
         problem=planning_problem(oracle, router.batch, LIMITS, tpot_s, max_gpus),

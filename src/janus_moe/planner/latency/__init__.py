@@ -1,11 +1,11 @@
 """The latency oracle: the only code that says how long something takes.
 
-`Oracle` answers for a model on devices; `device_profile` and `model_facts` are the facts it starts
+`Oracle` answers for a model on devices; `device_profile` and `find_model` are the facts it starts
 from. Planner, simulator and the choice of an exchange ask it. It decides nothing, measures nothing
 and imports no framework.
 """
 
-from janus_moe.planner.latency.catalog import model_facts, model_names
+from janus_moe.planner.latency.catalog import find_model, model_names
 from janus_moe.planner.latency.coefficients import Coefficients, OpLaw
 from janus_moe.planner.latency.devices import DeviceProfile, device_names, device_profile
 from janus_moe.planner.latency.estimate import Confidence, Estimate, weakest
@@ -22,7 +22,6 @@ from janus_moe.planner.latency.links import (
     all_to_all_counts,
     exchange_counts,
 )
-from janus_moe.planner.latency.models import ModelFacts
 from janus_moe.planner.latency.oracle import Oracle
 from janus_moe.planner.latency.pool_device import Overheads, PoolDevice
 from janus_moe.planner.latency.profile import Profile, read_profile
@@ -37,7 +36,6 @@ __all__ = [
     "LinkFit",
     "LinkModel",
     "MeasuredExchange",
-    "ModelFacts",
     "NodeLayout",
     "OpLaw",
     "Oracle",
@@ -51,8 +49,8 @@ __all__ = [
     "device_profile",
     "exchange_counts",
     "exchange_seconds",
+    "find_model",
     "fit_links",
-    "model_facts",
     "model_names",
     "read_profile",
     "weakest",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
+
+from janus_moe.spec import Numbers
+
+__all__ = ["Array", "Bools", "Ints", "Numbers"]
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-Numbers = float | NDArray[Any]
-"""A number, or an array of numbers that broadcasts against the others."""

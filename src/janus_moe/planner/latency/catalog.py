@@ -1,30 +1,82 @@
-"""Models by name: the facts that ship with this package, and checkpoint folders."""
+"""Models by name: the configs that ship with this package, and folders with a config.json.
+
+Configs are read by `janus_moe.families`; weights are not looked at.
+"""
 
 from __future__ import annotations
 
-from janus_moe.errors import ConfigError
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from janus_moe.errors import CheckpointError, ConfigError
+from janus_moe.families import describe_model
 from janus_moe.planner.latency import facts
-from janus_moe.planner.latency.checkpoint import facts_of_folder, folder_of
-from janus_moe.planner.latency.models import ModelFacts
+from janus_moe.spec import ModelSpec, Spec
+
+_BUNDLED = Path(__file__).parents[2] / "bundled"
+
+
+class KnownModel(Spec, frozen=True):
+    """A model that ships with this package.
+
+    title: what reports call it.
+    source: where the config is from.
+    config: the keys of its config.json that say what it is.
+    aliases: other names, such as Hugging Face ids.
+    note: what the config leaves out; "" means nothing.
+    """
+
+    title: str
+    source: str
+    config: dict[str, Any]
+    aliases: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def spec(self) -> ModelSpec:
+        return msgspec.structs.replace(describe_model(self.config).spec, name=self.title)
 
 
 def model_names() -> tuple[str, ...]:
-    """The models with facts in this package."""
+    """The models that ship with this package."""
     return facts.names("models")
 
 
-def model_facts(name: str) -> ModelFacts:
-    """Facts by name, by Hugging Face id, or from a folder with a config.json; "bundled" is the
-    model of this package. Raises ConfigError that lists the known names.
+def find_model(name: str) -> ModelSpec:
+    """A model by name, by Hugging Face id, or from a folder with a config.json.
+
+    "bundled" is the model of this package. Raises ConfigError that lists the known names.
     """
     folder = folder_of(name)
     if folder is not None:
-        return facts_of_folder(folder)
+        return _model_of_folder(folder)
     for known in model_names():
-        found: ModelFacts = facts.load("models", known, ModelFacts)
+        found: KnownModel = facts.load("models", known, KnownModel)
         if name.lower() in {known, *(alias.lower() for alias in found.aliases)}:
-            return found
+            return found.spec
     raise ConfigError(
         f"there are no facts about model {name!r}; known are {', '.join(model_names())}, "
         "or give a folder with a config.json"
     )
+
+
+def folder_of(name: str) -> Path | None:
+    """The checkpoint folder that a name means; None means none."""
+    if name == "bundled":
+        return _BUNDLED
+    path = Path(name)
+    return path if (path / "config.json").is_file() else None
+
+
+def _model_of_folder(folder: Path) -> ModelSpec:
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(raw).__name__}")
+    return msgspec.structs.replace(describe_model(raw).spec, name=folder.name)

@@ -14,8 +14,8 @@ from janus_moe.planner.latency import facts
 from janus_moe.planner.latency.arrays import Array, Numbers
 from janus_moe.planner.latency.devices import DeviceProfile
 from janus_moe.planner.latency.estimate import Confidence
-from janus_moe.planner.latency.precision import Arithmetic, Format
-from janus_moe.spec import Spec
+from janus_moe.planner.latency.precision import Arithmetic
+from janus_moe.spec import FormatName, Spec
 
 OperationKind = Literal["gemm", "gqa", "mla", "moe"]
 """Matrix products with all tokens; attention over the cache (units: tokens * KV heads); the routed
@@ -94,7 +94,9 @@ class Coefficients(Spec, frozen=True):
     laws: dict[str, OpLaw]
     intra: LinkLaw | None = None
 
-    def law(self, operation: OperationKind, dtype: Format, computed_in: Arithmetic) -> OpLaw | None:
+    def law(
+        self, operation: OperationKind, dtype: FormatName, computed_in: Arithmetic
+    ) -> OpLaw | None:
         """The law of this format, or a guess from the arithmetic that it is computed in."""
         law = self.laws.get(f"{operation}.{dtype}")
         guess = self.laws.get(f"{operation}.{computed_in}")

@@ -6,8 +6,8 @@ import msgspec
 
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import facts
-from janus_moe.planner.latency.precision import Arithmetic, Format, arithmetic
-from janus_moe.spec import Spec
+from janus_moe.planner.latency.precision import Arithmetic, arithmetic
+from janus_moe.spec import FormatName, Spec
 
 
 class DeviceProfile(Spec, frozen=True):
@@ -41,7 +41,7 @@ class DeviceProfile(Spec, frozen=True):
         if not self.flops.keys() & {"float32", "bfloat16"}:
             raise ConfigError(f"device {self.name}: flops needs float32 or bfloat16")
 
-    def flops_for(self, weights: Format) -> float:
+    def flops_for(self, weights: FormatName) -> float:
         """Operations per second with weights of this format."""
         return self.flops[arithmetic(weights, frozenset(self.flops))]
 

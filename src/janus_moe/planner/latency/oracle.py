@@ -16,7 +16,7 @@ import numpy as np
 
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency.arrays import Array, Numbers
-from janus_moe.planner.latency.catalog import model_facts
+from janus_moe.planner.latency.catalog import find_model
 from janus_moe.planner.latency.coefficients import Coefficients
 from janus_moe.planner.latency.devices import device_profile
 from janus_moe.planner.latency.estimate import Confidence, Estimate, weakest
@@ -30,9 +30,8 @@ from janus_moe.planner.latency.links import (
     exchange_counts,
     share_reached,
 )
-from janus_moe.planner.latency.models import ModelFacts, with_precision
 from janus_moe.planner.latency.pool_device import Overheads, PoolDevice
-from janus_moe.planner.latency.precision import BYTES_PER_ACTIVATION, Format
+from janus_moe.planner.latency.precision import with_precision
 from janus_moe.planner.latency.profile import MeasuredTimes, Profile
 from janus_moe.planner.latency.step import (
     LAYER_PARTS,
@@ -42,40 +41,40 @@ from janus_moe.planner.latency.step import (
     StepParts,
 )
 from janus_moe.planner.latency.times import LawTimes, OperationTimes
-from janus_moe.spec import ExchangePlanName
+from janus_moe.spec import DTYPE_BYTES, ExchangePlanName, FormatName, ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Oracle:
     """Latency of `model` with attention on one kind of device and experts on another.
 
-    The model's own `weight_dtype` and `expert_dtype` are the precision; `build` changes them.
+    The model's own `weight_format` and `expert_format` are the precision; `build` changes them.
     kv_format: of the KV cache. measured: tables that replace the laws.
     """
 
-    model: ModelFacts
+    model: ModelSpec
     attention_side: PoolDevice
     expert_side: PoolDevice
     links: LinkModel
     overheads: Overheads = field(default_factory=Overheads)
-    kv_format: Format = "bfloat16"
+    kv_format: FormatName = "bfloat16"
     measured: MeasuredTimes | None = None
 
     @classmethod
     def build(
         cls,
-        model: str | ModelFacts,
+        model: str | ModelSpec,
         device: str,
         expert_device: str | None = None,
         *,
-        weights: Format | None = None,
-        expert_weights: Format | None = None,
-        kv_format: Format = "bfloat16",
+        weights: FormatName | None = None,
+        expert_weights: FormatName | None = None,
+        kv_format: FormatName = "bfloat16",
         links: LinkModel | None = None,
         overheads: Overheads | None = None,
     ) -> Oracle:
         """From names; raises ConfigError for unknown ones. Formats default to the model's."""
-        found = model_facts(model) if isinstance(model, str) else model
+        found = find_model(model) if isinstance(model, str) else model
         attention, expert = PoolDevice.of(device), PoolDevice.of(expert_device or device)
         return cls(
             model=with_precision(found, weights, expert_weights),
@@ -116,7 +115,7 @@ class Oracle:
                 token_s=profile.hosts[transport].token_s,
                 confidence="interpolated",
             ),
-            kv_format=profile.model.weight_dtype,
+            kv_format=profile.model.dtype,
             measured=measured,
         )
 
@@ -170,7 +169,7 @@ class Oracle:
             self.links.gpus_per_node,
             tokens,
             self.model.hidden_size,
-            activation_bytes=BYTES_PER_ACTIVATION[self.model.weight_dtype],
+            activation_bytes=DTYPE_BYTES[self.model.dtype],
         )
         return self.links.seconds(counts)
 
@@ -238,10 +237,10 @@ class Oracle:
             layout,
             tokens,
             self.model.hidden_size,
-            self.model.top_k,
+            self.model.moe.router.top_k,
             plan=plan,
             gating=gating,
-            activation_bytes=BYTES_PER_ACTIVATION[self.model.weight_dtype],
+            activation_bytes=DTYPE_BYTES[self.model.dtype],
         )
 
     def monolithic_load(
@@ -262,8 +261,8 @@ class Oracle:
             self.links.gpus_per_node,
             np.asarray(batch, np.float64) / micro_batches,
             self.model.hidden_size,
-            self.model.top_k,
-            activation_bytes=BYTES_PER_ACTIVATION[self.model.weight_dtype],
+            self.model.moe.router.top_k,
+            activation_bytes=DTYPE_BYTES[self.model.dtype],
         )
         return StepLoad(
             batch=batch,
@@ -348,9 +347,9 @@ class Oracle:
         logits = each if load.logits is None else np.asarray(load.logits, np.float64) / m
         pairs: Any = load.busiest_tokens
         if pairs is None:
-            pairs = rows * model.top_k / load.num_expert
+            pairs = rows * model.moe.router.top_k / load.num_expert
         arriving = rows if load.rows is None else load.rows
-        slots = model.num_experts / load.num_expert if load.slots is None else load.slots
+        slots = model.moe.num_experts / load.num_expert if load.slots is None else load.slots
         tp: Numbers = 1 if load.attention_tp is None else load.attention_tp
         host_s = over.attention_layer_s + over.attention_token_s * (each / tp)
         attention = self.attention_layer_s(each, load.context, tp) + host_s
@@ -384,7 +383,7 @@ class Oracle:
         """Rows of a micro-batch that arrive at one of the instances when each goes only where it
         is routed, uniformly."""
         rows = np.asarray(batch, np.float64) / micro_batches
-        return np.asarray(rows * share_reached(instances, self.model.top_k))
+        return np.asarray(rows * share_reached(instances, self.model.moe.router.top_k))
 
     @cached_property
     def _times(self) -> OperationTimes:

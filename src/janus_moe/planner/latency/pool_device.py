@@ -13,7 +13,8 @@ from janus_moe.planner.latency.coefficients import (
 )
 from janus_moe.planner.latency.devices import DeviceProfile, device_profile
 from janus_moe.planner.latency.estimate import Confidence
-from janus_moe.planner.latency.precision import Arithmetic, Format, arithmetic
+from janus_moe.planner.latency.precision import Arithmetic, arithmetic
+from janus_moe.spec import FormatName
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class PoolDevice:
         """A known device with the laws fitted for it, roofline where there are none."""
         return cls(device_profile(name), fitted_coefficients(name))
 
-    def law(self, operation: OperationKind, dtype: Format) -> OpLaw:
+    def law(self, operation: OperationKind, dtype: FormatName) -> OpLaw:
         """The law of an operation with weights, or a cache, of this format."""
         kind: Arithmetic = arithmetic(dtype, frozenset(self.device.flops))
         return self.coefficients.law(operation, dtype, kind) or roofline_law(self.device, kind)

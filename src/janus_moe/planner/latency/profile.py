@@ -20,8 +20,7 @@ from janus_moe.planner.latency.arrays import Array, Numbers
 from janus_moe.planner.latency.coefficients import LinkLaw
 from janus_moe.planner.latency.duration_grid import DurationGrid
 from janus_moe.planner.latency.estimate import Confidence
-from janus_moe.planner.latency.models import ModelFacts
-from janus_moe.spec import Spec
+from janus_moe.spec import ModelSpec, Spec
 
 T = TypeVar("T")
 
@@ -69,7 +68,7 @@ class Profile(Spec, frozen=True):
 
     machine: dict[str, str]
     device: str
-    model: ModelFacts
+    model: ModelSpec
     attention: dict[int, AttentionTables]
     expert: dict[int, ExpertTables]
     hosts: dict[str, HostLaw]

@@ -9,23 +9,26 @@ from __future__ import annotations
 import numpy as np
 
 from janus_moe.planner.latency.arrays import Array, Numbers
-from janus_moe.planner.latency.coefficients import OperationKind
-from janus_moe.planner.latency.models import GqaFacts
 from janus_moe.planner.latency.oracle import Oracle
+from janus_moe.spec import WEIGHT_FORMATS
 
 
 def pair_cost(oracle: Oracle, tp: Numbers = 1) -> Array:
-    """KV positions whose reading takes as long as the arithmetic of a query and a key, on each of
-    `tp` devices that share the heads."""
-    attention, device = oracle.model.attention, oracle.attention_side.device
-    kind: OperationKind = "gqa" if isinstance(attention, GqaFacts) else "mla"
-    law = oracle.attention_side.law(kind, "bfloat16")
-    read = oracle.model.kv_bytes_per_token_layer(oracle.kv_format) / device.memory_bytes_per_s
-    computed = attention.flops_per_position * max(
-        law.s_per_flop, 1 / device.flops_for(oracle.model.weight_dtype)
-    )
-    shards = np.asarray(attention.cache_shards(tp), np.float64)
-    return np.asarray(np.minimum(1.0, computed / np.asarray(tp) / (read / shards)))
+    """KV positions whose reading takes as long as the arithmetic of a query and a key.
+
+    A mean over layers, on each of `tp` devices that share the heads.
+    """
+    model, device = oracle.model, oracle.attention_side.device
+    rate = device.flops_for(model.weight_format.name)
+    number = WEIGHT_FORMATS[oracle.kv_format].bytes_per_weight / device.memory_bytes_per_s
+    cost = np.zeros(())
+    for kind, num_layers in model.attention_counts:
+        law = oracle.attention_side.law(kind.cache_operation, "bfloat16")
+        computed = kind.flops_per_position * max(law.s_per_flop, 1 / rate)
+        read = kind.cache_row * number / np.asarray(kind.cache_shards(tp), np.float64)
+        each = np.minimum(1.0, computed / np.asarray(tp) / read)
+        cost = cost + num_layers / model.num_layers * each
+    return np.asarray(cost)
 
 
 def chunk_positions(cost: Numbers, chunk: Numbers, prompt: Numbers) -> Array:

@@ -11,9 +11,16 @@ import numpy as np
 from janus_moe.planner.latency.arrays import Array, Numbers
 from janus_moe.planner.latency.coefficients import OpLaw
 from janus_moe.planner.latency.estimate import Confidence, weakest
-from janus_moe.planner.latency.models import GqaFacts, ModelFacts
 from janus_moe.planner.latency.pool_device import PoolDevice
-from janus_moe.planner.latency.precision import BYTES_PER_ACTIVATION, BYTES_PER_WEIGHT, Format
+from janus_moe.planner.latency.sizes import expert_weights
+from janus_moe.spec import (
+    DTYPE_BYTES,
+    WEIGHT_FORMATS,
+    AttentionKind,
+    CacheOperation,
+    FormatName,
+    ModelSpec,
+)
 
 
 class OperationTimes(Protocol):
@@ -44,24 +51,32 @@ class OperationTimes(Protocol):
 
 @dataclass(frozen=True)
 class LawTimes:
-    """By the laws of two devices. kv_format: of the cache."""
+    """Seconds by the laws of two devices.
 
-    model: ModelFacts
+    model: what they compute.
+    attention_side: the device of attention instances.
+    expert_side: the device of expert instances.
+    kv_format: of the cache.
+    """
+
+    model: ModelSpec
     attention_side: PoolDevice
     expert_side: PoolDevice
-    kv_format: Format
+    kv_format: FormatName
 
     def attention_layer_s(self, tokens: Numbers, context: Numbers, tp: Numbers = 1) -> Array:
-        seconds = np.zeros(())
-        for count, rows, columns in self.model.attention.matrices(self.model.hidden_size, tp):
-            seconds = seconds + self._product_s(tokens, count * rows, columns)
-        return np.asarray(seconds + self._cache_s(tokens, context, tp))
+        """A mean over the layers, which may have different kinds of attention."""
+        seconds: Numbers = 0.0
+        for kind, num_layers in self.model.attention_counts:
+            share = num_layers / self.model.num_layers
+            seconds = seconds + share * self._attention_s(kind, tokens, context, tp)
+        return np.asarray(seconds)
 
     def dense_layer_s(self, tokens: Numbers) -> Array:
-        return self._mlp_s(tokens, self.model.dense_width)
+        return self._mlp_s(tokens, self.model.dense_intermediate_size)
 
     def shared_expert_s(self, tokens: Numbers) -> Array:
-        return self._mlp_s(tokens, self.model.shared_width)
+        return self._mlp_s(tokens, self.model.moe.shared_intermediate_size)
 
     def lm_head_s(self, tokens: Numbers, tp: Numbers = 1) -> Array:
         rows = self.model.vocab_size / np.asarray(tp)
@@ -72,15 +87,16 @@ class LawTimes:
     ) -> Array:
         model = self.model
         return self._experts_law.seconds(
-            activated * model.expert_bytes(),
-            2.0 * model.expert_weights * tokens,
-            units=rows * (float(model.hidden_size) * model.top_k),
+            activated * model.expert_bytes,
+            2.0 * expert_weights(model) * tokens,
+            units=rows * (float(model.hidden_size) * model.moe.router.top_k),
             wide=np.asarray(rows > slots),
         )
 
     @property
     def attention_confidence(self) -> Confidence:
-        return weakest((self._gemm_law.confidence, self._cache_law.confidence))
+        laws = (self._gemm_law, *self._cache_laws.values())
+        return weakest([law.confidence for law in laws])
 
     @property
     def product_confidence(self) -> Confidence:
@@ -93,10 +109,9 @@ class LawTimes:
     def _product_s(self, tokens: Numbers, rows: Numbers, columns: Numbers) -> Array:
         """A matrix of weights [rows, columns] times `tokens` columns."""
         n = np.asarray(tokens, np.float64)
-        dtype = self.model.weight_dtype
-        moved = BYTES_PER_ACTIVATION[dtype] * n * (rows + columns)
+        moved = DTYPE_BYTES[self.model.dtype] * n * (rows + columns)
         return self._gemm_law.seconds(
-            rows * columns * BYTES_PER_WEIGHT[dtype] + moved,
+            rows * columns * self.model.weight_format.bytes_per_weight + moved,
             2.0 * rows * columns * n,
             depth=columns,
         )
@@ -107,35 +122,31 @@ class LawTimes:
         hidden = self.model.hidden_size
         return self._product_s(tokens, 2 * width, hidden) + self._product_s(tokens, hidden, width)
 
-    def _cache_s(self, tokens: Numbers, context: Numbers, tp: Numbers) -> Array:
-        attention, layers = self.model.attention, self.model.num_layers
-        if not (isinstance(attention, GqaFacts) and attention.window):
-            return self._attend_s(tokens, context, tp)
-        share = attention.num_windowed_layers / layers
-        seen = np.minimum(context, attention.window)
-        whole = (1 - share) * self._attend_s(tokens, context, tp)
-        return whole + share * self._attend_s(tokens, seen, tp)
-
-    def _attend_s(self, tokens: Numbers, context: Numbers, tp: Numbers) -> Array:
-        attention = self.model.attention
-        heads = attention.num_kv_heads if isinstance(attention, GqaFacts) else 1
-        positions = np.asarray(tokens, np.float64) * context
-        row = self.model.kv_bytes_per_token_layer(self.kv_format) / attention.cache_shards(tp)
-        return self._cache_law.seconds(
-            positions * row,
-            positions * (attention.flops_per_position / np.asarray(tp)),
-            units=tokens * (float(heads) / np.asarray(tp)),
+    def _attention_s(
+        self, kind: AttentionKind, tokens: Numbers, context: Numbers, tp: Numbers
+    ) -> Array:
+        """Projections and attention of a layer of one kind."""
+        seconds = np.zeros(())
+        for count, rows, columns in kind.matrices(self.model.hidden_size, tp):
+            seconds = seconds + self._product_s(tokens, count * rows, columns)
+        positions = np.asarray(tokens, np.float64) * kind.visible(context)
+        row = kind.cache_row * WEIGHT_FORMATS[self.kv_format].bytes_per_weight
+        read = self._cache_laws[kind.cache_operation].seconds(
+            positions * (row / kind.cache_shards(tp)),
+            positions * (kind.flops_per_position / np.asarray(tp)),
+            units=tokens * (float(kind.cache_heads) / np.asarray(tp)),
         )
+        return np.asarray(seconds + read)
 
     @cached_property
-    def _cache_law(self) -> OpLaw:
-        is_gqa = isinstance(self.model.attention, GqaFacts)
-        return self.attention_side.law("gqa" if is_gqa else "mla", self.kv_format)
+    def _cache_laws(self) -> dict[CacheOperation, OpLaw]:
+        operations = {kind.cache_operation for kind in self.model.attention}
+        return {name: self.attention_side.law(name, self.kv_format) for name in operations}
 
     @cached_property
     def _gemm_law(self) -> OpLaw:
-        return self.attention_side.law("gemm", self.model.weight_dtype)
+        return self.attention_side.law("gemm", self.model.weight_format.name)
 
     @cached_property
     def _experts_law(self) -> OpLaw:
-        return self.expert_side.law("moe", self.model.expert_dtype)
+        return self.expert_side.law("moe", self.model.expert_format.name)

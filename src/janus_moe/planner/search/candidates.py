@@ -63,7 +63,7 @@ class Candidates:
         tokens = batch / self.micro_batches
         arriving = None
         if self.style.gating == "agate":
-            top_k = self.problem.oracle.model.top_k
+            top_k = self.problem.oracle.model.moe.router.top_k
             arriving = np.asarray(tokens * share_reached(self.num_expert, top_k))
         load = StepLoad(
             batch=batch,

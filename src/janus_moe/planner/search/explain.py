@@ -8,7 +8,6 @@ from dataclasses import replace
 from janus_moe.planner.latency.arrays import Array
 from janus_moe.planner.latency.coefficients import roofline_law
 from janus_moe.planner.latency.estimate import Estimate
-from janus_moe.planner.latency.models import GqaFacts
 from janus_moe.planner.latency.precision import arithmetic
 from janus_moe.planner.latency.step import StepEstimate, StepLoad
 from janus_moe.planner.search.answers import Deployment
@@ -117,7 +116,7 @@ def prefill_s(problem: Problem, one: Deployment) -> float:
     """
     oracle, model = problem.oracle, problem.oracle.model
     tokens = problem.workload.isl
-    activated = min(float(one.slots), tokens * model.top_k)
+    activated = min(float(one.slots), tokens * model.moe.router.top_k)
     if one.kind == "monolithic":
         load = oracle.monolithic_load(tokens, 0.0, one.num_attention, activated)
     else:
@@ -126,11 +125,9 @@ def prefill_s(problem: Problem, one: Deployment) -> float:
             tokens, 0.0, 1, one.num_expert, activated, plan=one.plan, gating=one.gating
         )
     device = oracle.attention_side.device
-    law = roofline_law(device, arithmetic(model.weight_dtype, frozenset(device.flops)))
-    pairs = tokens * tokens / 2
-    attention = model.attention
-    if isinstance(attention, GqaFacts) and attention.window:
-        share = attention.num_windowed_layers / model.num_layers
-        pairs = (1 - share) * pairs + share * tokens * min(tokens / 2, attention.window)
-    flops = model.num_layers * pairs * attention.flops_per_position
+    law = roofline_law(device, arithmetic(model.weight_format.name, frozenset(device.flops)))
+    flops = sum(
+        num_layers * tokens * kind.visible(tokens / 2) * kind.flops_per_position
+        for kind, num_layers in model.attention_counts
+    )
     return float(oracle.step_s(replace(load, slots=one.slots)) + law.s_per_flop * flops)

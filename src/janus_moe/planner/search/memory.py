@@ -12,9 +12,14 @@ import numpy as np
 
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency.arrays import Array, Numbers
-from janus_moe.planner.latency.models import ModelFacts
 from janus_moe.planner.latency.oracle import Oracle
-from janus_moe.planner.latency.precision import BYTES_PER_ACTIVATION
+from janus_moe.planner.latency.sizes import (
+    attention_side_bytes,
+    kv_bytes_per_sequence,
+    router_bytes,
+    slot_bytes,
+)
+from janus_moe.spec import DTYPE_BYTES, ModelSpec
 
 PARTIAL_BYTES = 4
 BUFFERS = 2
@@ -70,9 +75,9 @@ def attention_need(oracle: Oracle, num_attention: Numbers, context: float) -> Me
     """Of one attention instance, which has 1 / num_attention of the batch."""
     model, share = oracle.model, 1.0 / np.asarray(num_attention, np.float64)
     return MemoryNeed(
-        weights=model.attention_side_bytes(),
+        weights=attention_side_bytes(model),
         experts=0.0,
-        kv=share * model.kv_bytes_per_sequence(context, oracle.kv_format),
+        kv=share * kv_bytes_per_sequence(model, context, oracle.kv_format),
         activations=share * _attention_row(model),
         buffers=share * BUFFERS * _exchange_row(model),
     )
@@ -82,11 +87,11 @@ def expert_need(oracle: Oracle, num_expert: Numbers, slots: Numbers) -> MemoryNe
     """Of one expert instance with `slots` experts per layer; it gets all tokens."""
     model = oracle.model
     return MemoryNeed(
-        weights=model.router_bytes(),
-        experts=np.asarray(slots, np.float64) * expert_bytes_all_layers(model),
+        weights=router_bytes(model),
+        experts=np.asarray(slots, np.float64) * slot_bytes(model),
         kv=0.0,
         activations=_expert_row(model) / np.asarray(num_expert, np.float64)
-        + BYTES_PER_ACTIVATION[model.weight_dtype] * model.hidden_size,
+        + DTYPE_BYTES[model.dtype] * model.hidden_size,
         buffers=BUFFERS * _exchange_row(model),
     )
 
@@ -97,19 +102,14 @@ def monolithic_need(
     """Of one device that has attention, or a share of it with the others of `tp`, and experts; rows
     leave and arrive in even shares. Devices that share attention have the same sequences."""
     model, share = oracle.model, 1.0 / np.asarray(num_devices, np.float64)
-    kv = model.kv_bytes_per_sequence(context, oracle.kv_format) / model.attention.cache_shards(tp)
+    kv = kv_bytes_per_sequence(model, context, oracle.kv_format, tp)
     return MemoryNeed(
-        weights=model.attention_shard_bytes(tp) + model.router_bytes(),
-        experts=np.asarray(slots, np.float64) * expert_bytes_all_layers(model),
+        weights=attention_side_bytes(model, tp) + router_bytes(model),
+        experts=np.asarray(slots, np.float64) * slot_bytes(model),
         kv=share * tp * kv,
         activations=share * tp * _attention_row(model, tp) + share * _expert_row(model),
-        buffers=share * BUFFERS * _exchange_row(model) * min(model.top_k, 8),
+        buffers=share * BUFFERS * _exchange_row(model) * min(model.moe.router.top_k, 8),
     )
-
-
-def expert_bytes_all_layers(model: ModelFacts) -> float:
-    """One slot: an expert of every MoE layer."""
-    return model.expert_bytes() * model.num_moe_layers
 
 
 def most_slots(oracle: Oracle, rules: MemoryRules) -> int:
@@ -117,25 +117,27 @@ def most_slots(oracle: Oracle, rules: MemoryRules) -> int:
     room = rules.usable * oracle.expert_side.device.memory_bytes
     one = expert_need(oracle, 1, 0)
     left = room - float(one.fixed) - float(one.per_token)
-    return max(0, int(left // expert_bytes_all_layers(oracle.model)))
+    return max(0, int(left // slot_bytes(oracle.model)))
 
 
-def _attention_row(model: ModelFacts, tp: Numbers = 1) -> Array:
+def _attention_row(model: ModelSpec, tp: Numbers = 1) -> Array:
     """Hidden states (residual, normalised, output), the widest product of a layer, logits; the last
     two are shared by `tp` devices."""
-    width = max(float(rows) for _, rows, _ in model.attention.matrices(model.hidden_size))
-    mlp = 2 * max(model.dense_width, model.shared_width)
-    activation = BYTES_PER_ACTIVATION[model.weight_dtype]
+    matrices = [one for kind in model.attention for one in kind.matrices(model.hidden_size)]
+    width = max(float(rows) for _, rows, _ in matrices)
+    mlp = 2 * max(model.dense_intermediate_size, model.moe.shared_intermediate_size)
+    activation = DTYPE_BYTES[model.dtype]
     shared = np.asarray(activation * max(width, mlp) + 4.0 * model.vocab_size) / tp
     return np.asarray(activation * 3 * model.hidden_size + shared)
 
 
-def _expert_row(model: ModelFacts) -> float:
+def _expert_row(model: ModelSpec) -> float:
     """Gate and up products and the result of a token's experts."""
-    activation = BYTES_PER_ACTIVATION[model.weight_dtype]
-    return float(model.top_k * (activation * 2 * model.expert_width + 4 * model.hidden_size))
+    activation = DTYPE_BYTES[model.dtype]
+    of_expert = activation * 2 * model.moe.intermediate_size + 4 * model.hidden_size
+    return float(model.moe.router.top_k * of_expert)
 
 
-def _exchange_row(model: ModelFacts) -> float:
+def _exchange_row(model: ModelSpec) -> float:
     """A hidden state there and a partial sum back."""
-    return float(model.hidden_size * (BYTES_PER_ACTIVATION[model.weight_dtype] + PARTIAL_BYTES))
+    return float(model.hidden_size * (DTYPE_BYTES[model.dtype] + PARTIAL_BYTES))

@@ -35,13 +35,13 @@ class MonolithicSearch:
     @cached_property
     def sizes(self) -> Ints:
         """Devices of a copy that the GPUs and the experts allow."""
-        most = min(self.problem.max_gpus, self.problem.oracle.model.num_experts)
+        most = min(self.problem.max_gpus, self.problem.oracle.model.moe.num_experts)
         return np.array([size for size in sorted(self.style.sizes) if size <= most], np.int64)
 
     @cached_property
     def slots(self) -> Ints:
         """[sizes] experts per device and layer."""
-        experts = self.problem.oracle.model.num_experts
+        experts = self.problem.oracle.model.moe.num_experts
         wanted = np.ceil(experts * self.style.redundancy / np.maximum(self.sizes, 1) - 1e-9)
         return np.minimum(wanted.astype(np.int64), experts)
 
@@ -84,12 +84,12 @@ class MonolithicSearch:
     @cached_property
     def layouts(self) -> Ints:
         """[layouts, 2] rows of `sizes`, and devices that share attention."""
-        heads = self.problem.oracle.model.attention.num_heads
+        kinds = self.problem.oracle.model.attention
         pairs = [
             (row, tp)
             for row, size in enumerate(self.sizes.tolist())
             for tp in sorted(self.style.attention_tp)
-            if size % tp == 0 and heads % tp == 0
+            if size % tp == 0 and all(kind.num_heads % tp == 0 for kind in kinds)
         ]
         return np.array(pairs, np.int64).reshape(-1, 2)
 

@@ -88,7 +88,7 @@ def linear_times(problem: Problem, one: Deployment) -> LinearTimes:
     table = problem.activation.table(np.array([one.num_expert]), np.array([one.slots]), one.policy)
     tokens = np.array([one.batch / 2, one.batch * 2])
     activated = np.interp(np.log2(np.maximum(tokens, 1)), np.arange(table.shape[1]), table[0])
-    pairs = tokens * model.top_k / one.num_expert
+    pairs = tokens * model.moe.router.top_k / one.num_expert
     low, high = (
         oracle.moe_layer_s(activated, pairs, tokens, np.array(one.slots))
         + oracle.overheads.expert_layer_s

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from janus_moe.errors import ConfigError
+from janus_moe.planner.latency.sizes import slot_bytes
 from janus_moe.planner.search.answers import Deployment, Infeasible
-from janus_moe.planner.search.memory import attention_need, expert_bytes_all_layers, most_slots
+from janus_moe.planner.search.memory import attention_need, most_slots
 from janus_moe.planner.search.monolithic import MonolithicSearch
 from janus_moe.planner.search.prefill import most_sequences
 from janus_moe.planner.search.problem import (
@@ -88,10 +89,10 @@ def on_one_device(problem: Problem) -> Problem:
 def check_routing(problem: Problem) -> None:
     """Raises ConfigError where the routing is that of another model."""
     model, activation = problem.oracle.model, problem.activation
-    if activation.num_experts != model.num_experts:
+    if activation.num_experts != model.moe.num_experts:
         raise ConfigError(
             f"the routing is of {activation.num_experts} experts per layer, but {model.name} has "
-            f"{model.num_experts}; record a trace of this model"
+            f"{model.moe.num_experts}; record a trace of this model"
         )
 
 
@@ -111,18 +112,18 @@ def why_no_pools(search: PoolSearch) -> Infeasible:
         )
     slots = most_slots(oracle, problem.memory)
     wanted = slots if search.style.slots is None else search.style.slots
-    each = expert_bytes_all_layers(model) / 1e9
+    each = slot_bytes(model) / 1e9
     if slots < 1 or wanted > slots:
         return Infeasible(
             reason=f"{max(wanted, 1)} slots of {each:.2f} GB on an expert instance do not fit into "
             f"{problem.memory.usable:.0%} of {expert.title} ({expert.memory_bytes / 1e9:.1f} GB); "
             f"{slots} do"
         )
-    least = -(-model.num_experts // min(wanted, model.num_experts))
+    least = -(-model.moe.num_experts // min(wanted, model.moe.num_experts))
     if least + 1 > problem.max_gpus:
         return Infeasible(
-            reason=f"{model.num_experts} experts per layer need {least} expert instances of "
-            f"{min(wanted, model.num_experts)} slots ({each:.2f} GB each) beside 1 attention "
+            reason=f"{model.moe.num_experts} experts per layer need {least} expert instances of "
+            f"{min(wanted, model.moe.num_experts)} slots ({each:.2f} GB each) beside 1 attention "
             f"instance, so {least + 1} GPUs, but there are {problem.max_gpus}"
         )
     prompts = float(most_sequences(problem, problem.max_gpus - least))

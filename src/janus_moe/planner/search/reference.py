@@ -36,7 +36,7 @@ def brute_force(problem: Problem, style: PoolStyle) -> list[Deployment]:
 def _options(
     problem: Problem, style: PoolStyle, copies: int, n_a: int, n_e: int
 ) -> Iterator[Deployment]:
-    experts = problem.oracle.model.num_experts
+    experts = problem.oracle.model.moe.num_experts
     if n_e > experts:
         return
     for slots in _slots(problem, style, n_e):
@@ -116,7 +116,7 @@ def _solved(problem: Problem, one: Deployment, table: Array) -> Deployment | Non
 
 
 def _slots(problem: Problem, style: PoolStyle, n_e: int) -> list[int]:
-    experts = problem.oracle.model.num_experts
+    experts = problem.oracle.model.moe.num_experts
     if style.slots is not None:
         return [min(style.slots, experts)]
     needed = math.ceil(experts / n_e)

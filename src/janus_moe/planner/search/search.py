@@ -51,7 +51,7 @@ class PoolSearch:
     def num_expert(self) -> Ints:
         """[pools] sizes of the expert pool that can hold every expert."""
         problem, style = self.problem, self.style
-        experts = problem.oracle.model.num_experts
+        experts = problem.oracle.model.moe.num_experts
         slots = min(self._fit, experts if style.slots is None else style.slots)
         if slots < 1:
             return np.zeros(0, np.int64)
@@ -304,7 +304,7 @@ def _imbalance(pools: Stack, batch: Array, num_attention: Ints) -> Array:
     each = rows / num_attention
     attention = oracle.attention_layer_s(each, problem.context)
     attention = attention + oracle.shared_expert_s(each)
-    pairs = rows * oracle.model.top_k / pools.num_expert
+    pairs = rows * oracle.model.moe.router.top_k / pools.num_expert
     experts = oracle.moe_layer_s(pools.activated(batch), pairs, rows, pools.slots)
     return np.asarray(np.abs(attention - experts) / np.maximum(attention, experts))
 

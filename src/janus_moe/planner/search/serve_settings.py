@@ -13,7 +13,7 @@ HEADROOM = 1.25
 
 def serve_settings(problem: Problem, one: Deployment, model: str) -> dict[str, str | int]:
     """Keys and values of `janus serve --config`, for one copy. model: name, id or folder."""
-    experts = problem.oracle.model.num_experts
+    experts = problem.oracle.model.moe.num_experts
     sequences = max(1, math.ceil(HEADROOM * one.batch / one.num_attention))
     longest = math.ceil(problem.workload.isl + problem.workload.osl)
     positions = problem.oracle.model.max_position
@@ -41,7 +41,7 @@ def serve_yaml(problem: Problem, one: Deployment, model: str) -> str:
     if one.kind == "pools":
         devices = f"{devices} for attention, {oracle.expert_side.device.name} for experts"
     notes = [
-        f"{oracle.model.title} on {devices}: {one.shape}, {one.gpus} GPUs",
+        f"{oracle.model.name} on {devices}: {one.shape}, {one.gpus} GPUs",
         f"{one.tokens_per_s:,.0f} output tokens/s at {1e3 * one.tpot_s:.1f} ms per token, "
         f"{one.copies * one.batch:,.0f} requests at once",
         f"exchange {one.plan}, {one.micro_batches} micro-batches; made by `janus plan`",

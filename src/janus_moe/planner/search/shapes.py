@@ -147,7 +147,7 @@ def with_prompts(load: StepLoad, step: MixedStep) -> StepLoad:
 
 def slot_options(problem: Problem, style: PoolStyle, num_expert: Ints, fit: int) -> list[Ints]:
     """[pools] slots per instance, one array for each option; `fit` is what memory allows."""
-    experts = problem.oracle.model.num_experts
+    experts = problem.oracle.model.moe.num_experts
     if style.slots is not None:
         return [np.full_like(num_expert, min(style.slots, experts))]
     found: list[Ints] = []

@@ -73,7 +73,7 @@ class Stack:
     def _load(self, batch: Array) -> StepLoad:
         first, tokens = self.options[0], batch / self.micro_batches
         oracle, gating = first.problem.oracle, first.style.gating
-        reached = share_reached(self.num_expert, oracle.model.top_k)
+        reached = share_reached(self.num_expert, oracle.model.moe.router.top_k)
         load = StepLoad(
             batch=batch,
             context=first.problem.context,

@@ -10,6 +10,12 @@ from dataclasses import dataclass
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle
 from janus_moe.planner.latency.links import Gating
+from janus_moe.planner.latency.sizes import (
+    attention_side_bytes,
+    kv_bytes_per_token,
+    router_bytes,
+    slot_bytes,
+)
 from janus_moe.planner.simulation.max_activated import PoolMaxActivated, placement_of
 from janus_moe.planner.simulation.state import BatchLimits
 from janus_moe.planner.simulation.step_table import (
@@ -117,12 +123,11 @@ class Deployments:
         slots = self._slots(oracle, size, instances, style)
         if slots is None:
             return None
-        attention_bytes = float(model.attention_shard_bytes(size.attention_tp))
-        expert_bytes = slots * model.expert_bytes() * model.num_moe_layers + model.router_bytes()
+        attention_bytes = float(attention_side_bytes(model, size.attention_tp))
+        expert_bytes = slots * slot_bytes(model) + router_bytes(model)
         room = MEMORY_SHARE * oracle.attention_side.device.memory_bytes - attention_bytes
         room -= expert_bytes if size.monolithic else 0.0
-        kv_bytes = model.kv_bytes_per_token_layer(oracle.kv_format) * model.num_layers
-        kv_bytes /= float(model.attention.cache_shards(size.attention_tp))
+        kv_bytes = float(kv_bytes_per_token(model, oracle.kv_format, size.attention_tp))
         kv_blocks = int(room / (kv_bytes * limits.block_size))
         if kv_blocks < 1:
             return None
@@ -152,17 +157,17 @@ class Deployments:
     ) -> int | None:
         """Per layer and expert instance; None if the experts do not fit."""
         model = oracle.model
-        if instances > model.num_experts:
+        if instances > model.moe.num_experts:
             return None
-        memory = MEMORY_SHARE * oracle.expert_side.device.memory_bytes - model.router_bytes()
-        possible = int(memory / (model.expert_bytes() * model.num_moe_layers))
-        least = -(-model.num_experts // instances)
+        memory = MEMORY_SHARE * oracle.expert_side.device.memory_bytes - router_bytes(model)
+        possible = int(memory / slot_bytes(model))
+        least = -(-model.moe.num_experts // instances)
         wanted = least
         if style.slots is not None:
             wanted = style.slots
         elif not size.monolithic:
-            wanted = -(-round(model.num_experts * self._slots_per_expert) // instances)
-        slots = min(wanted, possible, model.num_experts)
+            wanted = -(-round(model.moe.num_experts * self._slots_per_expert) // instances)
+        slots = min(wanted, possible, model.moe.num_experts)
         return slots if slots >= least else None
 
     def _attention_side(self, kv_blocks: int, tp: int) -> AttentionTable:

@@ -53,7 +53,7 @@ def planning_problem(
     """The question that demands are put into. sample: one layer's router."""
     model = oracle.model
     ids = sample(OBSERVED_TOKENS, np.random.default_rng(seed))
-    counts = np.bincount(ids.ravel(), minlength=model.num_experts)[None, :]
+    counts = np.bincount(ids.ravel(), minlength=model.moe.num_experts)[None, :]
     source = SampledActivation("sampled routing", [sample], counts, OBSERVED_TOKENS, seed=seed)
     return Problem(
         oracle=oracle,

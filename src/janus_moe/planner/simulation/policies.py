@@ -96,8 +96,8 @@ def _exactly(deployments: Deployments, size: PoolSize) -> SimDeployment:
     if found is None:
         oracle = deployments.oracle
         raise ConfigError(
-            f"{oracle.model.title} as {size} does not fit: it has {oracle.model.num_experts} "
-            f"experts per layer, {oracle.model.expert_bytes() / 1e6:.1f} MB each in "
+            f"{oracle.model.name} as {size} does not fit: it has {oracle.model.moe.num_experts} "
+            f"experts per layer, {oracle.model.expert_bytes / 1e6:.1f} MB each in "
             f"{oracle.model.num_moe_layers} layers, and a GPU has "
             f"{oracle.expert_side.device.memory_bytes / 2**30:.0f} GiB; use more instances"
         )

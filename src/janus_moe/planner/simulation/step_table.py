@@ -142,8 +142,8 @@ def tabulate(
         load = oracle.monolithic_load(batch, 0.0, size.num_gpus, activated)
     else:
         load = oracle.pools_load(batch, 0.0, *size[:2], activated, plan=plan, gating=gating)
-    held = model.num_experts / load.num_expert if slots is None else slots
-    pairs = batch * model.top_k / load.num_expert
+    held = model.moe.num_experts / load.num_expert if slots is None else slots
+    pairs = batch * model.moe.router.top_k / load.num_expert
     rows = batch if load.rows is None else load.rows
     experts = oracle.moe_layer_s(activated, pairs, rows, held) + oracle.overheads.expert_layer_s
     return StepTable(
