@@ -17,8 +17,13 @@ from janus_moe.policy.batching import Sequence
 class ActiveRequest:
     """A request and how far it is.
 
-    arrived_at, started_at: clock readings in seconds; started by its first step.
+    message: what was asked for.
+    sequence: prompt and produced tokens, as the batcher sees them.
+    max_length: tokens of prompt and output together, at most.
     prompt_entries: log-probabilities of the prompt so far, when asked for; the first is None.
+    arrived_at: clock reading, seconds.
+    started_at: clock reading at its first step, seconds; None before.
+    announced: whether the engine has heard of a step of it.
     """
 
     message: AddRequest
@@ -82,16 +87,19 @@ class ActiveRequest:
             return "length", None
         return None, None
 
-    def report(
-        self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...] | None
-    ) -> NewTokens:
-        """What the engine hears of the step that produced `token_ids` (none: scoring only)."""
-        reason, stop_token = self.outcome(token_ids[-1]) if token_ids else ("length", None)
+    def add_prompt_entries(self, entries: list[TokenLogprob]) -> None:
+        """Keeps log-probabilities of the prompt tokens that come next."""
+        self.prompt_entries += entries
+        self.sequence.needs_prompt_logits = self.wants_prompt_logprobs
+
+    def report(self, token_id: int | None, logprobs: tuple[TokenLogprob, ...] | None) -> NewTokens:
+        """What the engine hears of the step that produced `token_id`; None means scoring only."""
+        reason, stop_token = ("length", None) if token_id is None else self.outcome(token_id)
         first, self.announced = not self.announced, True
         has_entries = first and self.message.sampling.prompt_logprobs is not None
         return NewTokens(
             request_id=self.message.request_id,
-            token_ids=token_ids,
+            token_ids=() if token_id is None else (token_id,),
             logprobs=logprobs,
             prompt_logprobs=tuple(self.prompt_entries) if has_entries else None,
             finish_reason=reason,

@@ -15,8 +15,10 @@ from pathlib import Path
 import numba
 import torch
 
-from janus_moe.attention.instance import AttentionInstance, StepLimits
+from janus_moe.attention.instance import AttentionInstance
 from janus_moe.attention.loop import serve as serve_attention
+from janus_moe.attention.runner import AttentionRunner
+from janus_moe.attention.step_input import StepLimits
 from janus_moe.cluster.activation_costs import activation_rule
 from janus_moe.experts.epoch_loader import EpochLoader, LoadPiece
 from janus_moe.experts.instance import ExpertInstance
@@ -173,24 +175,22 @@ class _Builder:
         )
         self._report_loaded(instance_id, attention_bytes(setup.spec))
         cache = KvCache.allocate(setup.spec, setup.num_kv_blocks, config.block_size, self._device)
-        instance = AttentionInstance(
-            instance_id=instance_id,
-            experts=setup.membership.expert,
-            model=model,
-            cache=cache,
-            blocks=BlockManager(
-                setup.num_kv_blocks,
-                config.block_size,
-                enable_prefix_caching=config.prefix_caching == "on",
-            ),
-            limits=StepLimits(
-                config.max_num_seqs,
-                config.max_num_batched_tokens,
-                config.max_model_len or setup.spec.max_position,
-                config.micro_batch_threshold,
-            ),
-            ports=[e.attention_port(rank, self._rule) for e in self._exchanges],
-            spans=spans,
+        limits = StepLimits(
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            config.max_model_len or setup.spec.max_position,
+            config.micro_batch_threshold,
+        )
+        blocks = BlockManager(
+            setup.num_kv_blocks,
+            config.block_size,
+            enable_prefix_caching=config.prefix_caching == "on",
+        )
+        runner = AttentionRunner(model, cache, limits, spans)
+        instance = AttentionInstance(instance_id, runner, blocks, limits)
+        instance.connect(
+            setup.membership.expert,
+            [exchange.attention_port(rank, self._rule) for exchange in self._exchanges],
         )
         return HostedInstance(
             instance_id,
