@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from tests.model import monolithic
 from torch import Tensor
 
 from janus_moe.kernels.paged_attention import AttentionBatch
-from janus_moe.model import monolithic
 from janus_moe.model.attention_block import AttentionModel, KvCache, StepInput
 from janus_moe.model.checkpoint import Checkpoint, validate
 from janus_moe.model.config import read_spec

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from tests.checkpoints import make_checkpoint, write_tokenizer
 from tests.model.runner import Runner
 
+from janus_moe.errors import CheckpointError
 from janus_moe.kernels.rotate_and_cache import rotate_
 from janus_moe.model.checkpoint import Checkpoint
 from janus_moe.model.config import read_spec
 from janus_moe.model.expert_block import ExpertModel
+from janus_moe.model.memory import expert_pool_bytes
 from janus_moe.model.rotation import pair_order, rotation_table
-from janus_moe.spec import RopeSpec
+from janus_moe.spec import WEIGHT_FORMATS, RopeSpec
 
 FAMILIES = ["qwen3_moe", "deepseek_v2", "deepseek_v3"]
 
@@ -53,6 +56,17 @@ def test_instance_without_slots_answers_with_zeros(tmp_path: Path) -> None:
     with torch.inference_mode():
         ids, weights = instance.route(0, hidden)
         assert not instance.compute(0, hidden, torch.full_like(ids, -1), weights).any()
+
+
+def test_a_format_that_is_not_computed_is_counted_and_refused(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", "qwen3_moe")
+    plain = read_spec(folder)
+    spec = msgspec.structs.replace(plain, expert_format=WEIGHT_FORMATS["fp8"])
+    slots = [[0, 1] for _ in spec.moe_layer_ids]
+    saved = expert_pool_bytes(plain, slots) - expert_pool_bytes(spec, slots)
+    assert saved == 2 * spec.num_moe_layers * (plain.expert_bytes - spec.expert_bytes) > 0
+    with pytest.raises(CheckpointError, match="weights in fp8 cannot be computed with"):
+        ExpertModel.load(spec, Checkpoint.open(folder), slots, "cpu")
 
 
 @pytest.mark.parametrize("num_columns", [20, 23], ids=["aligned", "misaligned"])

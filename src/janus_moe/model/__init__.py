@@ -1,8 +1,9 @@
 """What a model is and computes, in two halves: attention with all that is dense, and experts.
 
-    source      name -> folder              config, families   folder -> ModelSpec
-    tensors     ModelSpec -> tensor list    checkpoint         folder -> checked tensors
-    attention_block, expert_block           the halves; monolithic puts them together
+    source           name -> folder               config         folder -> ModelSpec
+    tensors          ModelSpec -> tensor list     checkpoint     folder -> checked tensors
+    attention_block, expert_block                 the halves of a model with their weights
+    attention_kinds  kind -> gqa, mla             loading        tensors -> matrices for computing
 
-Knows nothing of processes, transports, requests or placement.
+It knows nothing of processes, transports, requests or placement.
 """

@@ -1,6 +1,7 @@
 """A folder of safetensors files: what is in it, whether that is enough, and single tensors of it.
 
-Opening reads headers only. Each worker reads just the tensors it owns. Knows no architecture.
+Opening reads headers only. Each worker reads just the tensors it owns. This module knows no
+architecture.
 """
 
 from __future__ import annotations
@@ -36,9 +37,13 @@ def ignore_bytes(num_bytes: int) -> None:
 
 
 class Checkpoint:
-    """The tensors of one folder. `entries` maps a tensor's name to where and what it is."""
+    """The tensors of one folder."""
 
     def __init__(self, folder: Path, entries: dict[str, Entry]) -> None:
+        """A folder whose headers have been read.
+
+        entries: name of a tensor -> where and what it is.
+        """
         self.folder = folder
         self.entries = entries
         self._open_files: dict[Path, Any] = {}

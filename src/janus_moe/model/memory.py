@@ -1,4 +1,7 @@
-"""How many bytes of weights and cache an instance holds, for planning before anything is read."""
+"""How many bytes of weights and cache an instance holds, for planning before anything is read.
+
+It counts what `model.tensors` lists; it knows neither devices nor what else a process needs.
+"""
 
 from __future__ import annotations
 

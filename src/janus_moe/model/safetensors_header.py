@@ -27,9 +27,13 @@ DTYPE_SIZES = {dtype: size for size, dtypes in _TYPES_OF_SIZE.items() for dtype 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor of a file. dtype: safetensors' name of it, such as "BF16".
+    """One tensor of a file.
 
-    begin: byte of the file where its data starts. version: of the file, see `file_version`.
+    file: where it is.
+    dtype: safetensors' name of it, such as "BF16".
+    shape: of its values.
+    begin: byte of the file where its data starts.
+    version: of the file, see `file_version`.
     """
 
     file: Path

@@ -70,6 +70,10 @@ class AttentionKind(Spec, frozen=True):
         """Positions that the last of `context` tokens attends to."""
         return context
 
+    def cached(self, context: Numbers) -> Numbers:
+        """Numbers that a sequence of `context` tokens must keep in the cache of one layer."""
+        return self.visible(context) * self.cache_row
+
     def tensors(self, hidden_size: int) -> Mapping[str, Shape]:
         """The layer's weights: role -> shape in the checkpoint."""
         raise NotImplementedError

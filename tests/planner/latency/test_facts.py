@@ -13,14 +13,20 @@ from janus_moe.planner.latency import device_names, device_profile, facts, find_
 from janus_moe.planner.latency.catalog import KnownModel
 from janus_moe.planner.latency.precision import with_precision
 from janus_moe.planner.latency.sizes import (
+    attention_side_weights,
     kv_bytes_per_sequence,
     kv_bytes_per_token,
     routed_weights,
-    total_weights,
+    router_weights,
 )
-from janus_moe.spec import WEIGHT_FORMATS
+from janus_moe.spec import WEIGHT_FORMATS, ModelSpec
 
 BILLION = 1e9
+
+
+def total_weights(model: ModelSpec) -> float:
+    """All weights, with one copy of each expert."""
+    return float(attention_side_weights(model)) + router_weights(model) + routed_weights(model)
 
 
 @pytest.mark.parametrize("name", device_names())

@@ -47,11 +47,6 @@ def attention_side_weights(model: ModelSpec, tp: Numbers = 1) -> Array:
     return np.asarray(attention + 3 * hidden * mlps + embeddings / np.asarray(tp), np.float64)
 
 
-def total_weights(model: ModelSpec) -> int:
-    """All weights, with one copy of each expert."""
-    return int(attention_side_weights(model)) + router_weights(model) + routed_weights(model)
-
-
 def attention_side_bytes(model: ModelSpec, tp: Numbers = 1) -> Array:
     """Weights on each device of an attention instance."""
     return attention_side_weights(model, tp) * model.weight_format.bytes_per_weight
@@ -84,5 +79,5 @@ def kv_bytes_per_sequence(
     """
     rows: Numbers = 0.0
     for kind, num_layers in model.attention_counts:
-        rows = rows + num_layers * kind.visible(context) * kind.cache_row / kind.cache_shards(tp)
+        rows = rows + num_layers * kind.cached(context) / kind.cache_shards(tp)
     return np.asarray(rows * WEIGHT_FORMATS[kv_format].bytes_per_weight, np.float64)
