@@ -15,24 +15,33 @@ from janus_moe.planner.latency.arrays import Array, Numbers
 from janus_moe.planner.latency.devices import DeviceProfile
 from janus_moe.planner.latency.estimate import Confidence
 from janus_moe.planner.latency.precision import Arithmetic
-from janus_moe.spec import FormatName, Spec
+from janus_moe.spec import CacheOperation, FormatName, Spec
 
-OperationKind = Literal["gemm", "gqa", "mla", "moe"]
-"""Matrix products with all tokens; attention over the cache (units: tokens * KV heads); the routed
-experts of a layer (units: rows that arrive * hidden size * top-k)."""
+OperationKind = CacheOperation | Literal["gemm", "moe"]
+"""Attention over the cache (units: tokens * heads of the cache), matrix products with all tokens
+("gemm"), the routed experts of a layer ("moe", units: rows that arrive * hidden size * top-k)."""
 
 MEMORY_EFFICIENCY, ARITHMETIC_EFFICIENCY = 0.75, 0.65
 """What kernels usually reach of the data sheet, where nothing was measured."""
 
 
 class OpLaw(Spec, frozen=True):
-    """seconds = floor + depth * s_per_depth + units * s_per_unit
+    """The law of an operation.
+
+    seconds = floor + depth * s_per_depth + units * s_per_unit
     + ((bytes * s_per_byte)^p + (flops * s_per_flop)^p)^(1/p).
 
     With a large p the last term is max(memory, arithmetic); with p = 1 nothing overlaps. The floor
-    is added: launches and reductions do not overlap with the reading. depth: length of the longest
-    chain of operations, the columns of a matrix. units: work beside reading and multiplying, see
-    `OperationKind`. s_per_byte_wide: reading by kernels for many rows, where they differ.
+    is added: launches and reductions do not overlap with the reading.
+
+    floor_s: of any such operation.
+    s_per_byte: reading.
+    s_per_flop: arithmetic.
+    s_per_depth: per link of the longest chain of operations, the columns of a matrix.
+    s_per_unit: work beside reading and multiplying, see `OperationKind`.
+    s_per_byte_wide: reading by kernels for many rows; None means as the others.
+    p: how little memory and arithmetic overlap.
+    confidence: in what it says.
     errors: relative, of shapes that the law was not fitted to.
     """
 
@@ -62,7 +71,10 @@ class OpLaw(Spec, frozen=True):
         units: Numbers = 0.0,
         wide: bool | NDArray[np.bool_] = False,
     ) -> Array:
-        """Of each operation; the arguments broadcast. wide: more rows than small tiles take."""
+        """Seconds of each operation; the arguments broadcast.
+
+        wide: more rows than small tiles take.
+        """
         per_byte: Numbers = self.s_per_byte
         if self.s_per_byte_wide is not None:
             per_byte = np.where(wide, self.s_per_byte_wide, self.s_per_byte)
@@ -85,8 +97,13 @@ class LinkLaw(Spec, frozen=True):
 
 
 class Coefficients(Spec, frozen=True):
-    """Laws by operation and number format, e.g. `moe.fp8`; the format is that of the weights, for
-    attention that of the cache. source: what they were fitted to. intra: links inside a node.
+    """The laws of a device.
+
+    device: its name.
+    source: what they were fitted to.
+    laws: operation and format, e.g. `moe.fp8` -> law; the format is that of the weights, for
+        attention that of the cache.
+    intra: links inside a node; None means not measured.
     """
 
     device: str

@@ -1,4 +1,7 @@
-"""What a device is on paper: memory, arithmetic, links. Facts with sources, no measurements."""
+"""What a device is on paper: memory, arithmetic, links. Facts with sources, no measurements.
+
+This module knows no model and no operation.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,19 @@ from janus_moe.spec import FormatName, Spec
 class DeviceProfile(Spec, frozen=True):
     """One device as an instance uses it.
 
-    memory_bytes_per_s: reading from device memory. flops: dense operations per second by
-    arithmetic. intra_*, inter_*: a link inside a node and between nodes, per device, in one
-    direction. launch_s: least time of any operation. price_per_hour: US dollars, None if unknown.
+    name: of its facts.
+    title: what reports call it.
+    memory_bytes: of the device.
+    memory_bytes_per_s: reading from device memory.
+    flops: arithmetic -> dense operations per second.
+    intra_bytes_per_s: a link inside a node, per device, in one direction.
+    inter_bytes_per_s: a link between nodes, per device, in one direction.
+    intra_latency_s: of a message inside a node.
+    inter_latency_s: of a message between nodes.
+    launch_s: least time of any operation.
+    gpus_per_node: devices of a node.
     sources: fact -> where it is from.
+    price_per_hour: US dollars; None means unknown.
     """
 
     name: str

@@ -48,8 +48,11 @@ from janus_moe.spec import DTYPE_BYTES, ExchangePlanName, FormatName, ModelSpec
 class Oracle:
     """Latency of `model` with attention on one kind of device and experts on another.
 
-    The model's own `weight_format` and `expert_format` are the precision; `build` changes them.
-    kv_format: of the KV cache. measured: tables that replace the laws.
+    model: in the formats that it is computed in; `build` changes them.
+    links: between devices.
+    overheads: what no operation has.
+    kv_format: of the KV cache.
+    measured: tables that replace the laws; None means the laws.
     """
 
     model: ModelSpec

@@ -1,4 +1,7 @@
-"""A pool's device with the laws of its operations, and the host time that no operation has."""
+"""A pool's device with the laws of its operations, and the host time that no operation has.
+
+This module knows no model.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,11 @@ from janus_moe.spec import FormatName
 
 @dataclass(frozen=True)
 class PoolDevice:
-    """One pool's device, with the laws that hold for its operations."""
+    """One pool's device, with the laws that hold for its operations.
+
+    device: its facts.
+    coefficients: the laws that were fitted for it.
+    """
 
     device: DeviceProfile
     coefficients: Coefficients
@@ -39,9 +46,12 @@ class PoolDevice:
 class Overheads:
     """Host and launch time that no operation has.
 
-    step_s: once a step (scheduling, sampling). token_s: per token of the whole batch and step.
-    attention_layer_s, expert_layer_s: per layer and micro-batch on that side. attention_token_s:
-    per layer and token of an attention instance. confidence: of them.
+    step_s: once a step (scheduling, sampling).
+    token_s: per token of the whole batch and step.
+    attention_layer_s: per layer and micro-batch on the attention side.
+    expert_layer_s: per layer and micro-batch on the expert side.
+    attention_token_s: per layer and token of an attention instance.
+    confidence: of them.
     """
 
     step_s: float = 0.0
@@ -53,8 +63,11 @@ class Overheads:
 
     @classmethod
     def of(cls, attention: DeviceProfile, expert: DeviceProfile) -> Overheads:
-        """With captured graphs: small kernels of a layer (norms, rotation, cache write, residuals;
-        gate, top-k, schedule, weighted sum) at the launch time of each, half of it overlapped."""
+        """What captured graphs leave: small kernels at the launch time of each, half overlapped.
+
+        Those of a layer are norms, rotation, cache write and residuals; gate, top-k, schedule and
+        weighted sum.
+        """
         return cls(
             step_s=20 * attention.launch_s,
             attention_layer_s=3 * attention.launch_s,

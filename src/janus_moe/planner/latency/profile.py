@@ -28,8 +28,10 @@ T = TypeVar("T")
 class AttentionTables(Spec, frozen=True):
     """Seconds of one attention instance.
 
-    layer: (tokens, context) of one layer's attention. head: (tokens) of logits and sampling.
-    dense, shared: (tokens) of a dense layer's MLP and of a shared expert, None: has none.
+    layer: (tokens, context) of one layer's attention.
+    head: (tokens) of logits and sampling.
+    dense: (tokens) of a dense layer's MLP; None means that the model has none.
+    shared: (tokens) of a shared expert; None means that the model has none.
     """
 
     layer: DurationGrid
@@ -41,7 +43,8 @@ class AttentionTables(Spec, frozen=True):
 class ExpertTables(Spec, frozen=True):
     """Seconds of one expert instance and layer.
 
-    gate: (rows that arrive) of gating and scheduling. experts: (activated experts, tokens of each).
+    gate: (rows that arrive) of gating and scheduling.
+    experts: (activated experts, tokens of each) of the experts.
     """
 
     gate: DurationGrid
@@ -51,8 +54,10 @@ class ExpertTables(Spec, frozen=True):
 class HostLaw(Spec, frozen=True):
     """What a service adds to its operations: step_s + token_s * tokens of the whole batch.
 
+    step_s: once a step.
+    token_s: per token of the whole batch.
     slower: how much longer operations take in a service than one kind of them again and again,
-    because others have used the caches and wake the threads in between; 1 or more.
+        because others have used the caches and wake the threads in between; 1 or more.
     """
 
     step_s: float
@@ -61,9 +66,15 @@ class HostLaw(Spec, frozen=True):
 
 
 class Profile(Spec, frozen=True):
-    """attention, expert: number of instances on the machine -> tables of each of them.
-    hosts, exchanges: transport -> the host's time, one direction of an exchange. machine: what it
-    was measured on.
+    """What was measured of one model on one machine.
+
+    machine: what it was measured on.
+    device: name of the facts that stand for it.
+    model: in the formats that it ran in.
+    attention: attention instances on the machine -> tables of each of them.
+    expert: expert instances on the machine -> tables of each of them.
+    hosts: transport -> the host's time.
+    exchanges: transport -> one direction of an exchange.
     """
 
     machine: dict[str, str]
@@ -92,8 +103,18 @@ def write_profile(path: Path, profile: Profile) -> None:
 
 @dataclass(frozen=True)
 class MeasuredTimes:
-    """The tables that hold for a shape. *_factor: how much longer operations take than in the
-    tables: in a service, and because more instances share the machine than were measured."""
+    """The tables that hold for a shape.
+
+    A factor says how much longer operations take than in the tables: in a service, and because
+    more instances share the machine than were measured.
+
+    attention: tables of an attention instance.
+    expert: tables of an expert instance.
+    attention_factor: of the attention side.
+    expert_factor: of the expert side.
+    attention_confidence: in what the attention tables say.
+    experts_confidence: in what the expert tables say.
+    """
 
     attention: AttentionTables
     expert: ExpertTables

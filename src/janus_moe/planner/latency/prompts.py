@@ -32,7 +32,13 @@ def pair_cost(oracle: Oracle, tp: Numbers = 1) -> Array:
 
 
 def chunk_positions(cost: Numbers, chunk: Numbers, prompt: Numbers) -> Array:
-    """KV positions whose reading takes as long as the attention of a chunk, a mean over the chunks
-    of a prompt. cost: `pair_cost`. chunk, prompt: tokens."""
+    """KV positions whose reading takes as long as the attention of a chunk.
+
+    It is a mean over the chunks of a prompt.
+
+    cost: `pair_cost`.
+    chunk: tokens of a chunk.
+    prompt: tokens of the prompt.
+    """
     length, whole = np.asarray(chunk, np.float64), np.asarray(prompt, np.float64)
     return np.asarray(np.maximum((whole + length) / 2, cost * length * whole / 2))

@@ -1,4 +1,7 @@
-"""Seconds of the operations of a model by the laws of its devices."""
+"""Seconds of the operations of a model by the laws of its devices.
+
+This module knows no deployment: all numbers are those of one instance and one layer.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,10 @@ from janus_moe.spec import (
 
 
 class OperationTimes(Protocol):
-    """Seconds of one instance's operations; see `Oracle` for the meanings of the arguments. tp:
-    devices that share its heads and its vocabulary."""
+    """Seconds of one instance's operations; `Oracle` says what the arguments mean.
+
+    `tp` is the number of devices that share its heads and its vocabulary.
+    """
 
     @property
     def attention_confidence(self) -> Confidence: ...
