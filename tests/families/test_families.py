@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
 
-from janus_moe.errors import CheckpointError
+from janus_moe.errors import CheckpointError, JanusError
 from janus_moe.families import FAMILIES, describe_model
 from janus_moe.spec import GqaSpec, ModelSpec
 
@@ -130,6 +131,28 @@ def test_what_is_not_computed_is_described_all_the_same(
 def test_contradictions_are_errors(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(CheckpointError, match=problem):
         read("qwen3_moe", **changes)
+
+
+ODD_VALUES: tuple[Any, ...] = (
+    *("x", "", -1, 0, 1, 7, 1.5, float("nan"), True, None, [], ["x"], [None], {}),
+    *({"rope_type": [1]}, {"rope_theta": -1}, {"quant_method": [1]}),
+    *({"rope_type": kind, "factor": 0} for kind in ("linear", "llama3", "yarn")),
+)
+OPTIONAL_KEYS = (
+    *("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor", "head_dim"),
+    *("layer_types", "mlp_only_layers", "decoder_sparse_step", "sliding_window", "eos_token_id"),
+    *("n_group", "topk_group", "n_shared_experts", "q_lora_rank", "routed_scaling_factor"),
+    *("quantization_config", "torch_dtype", "rms_norm_eps", "attention_bias", "norm_topk_prob"),
+)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.filterwarnings("error")
+def test_odd_values_are_read_or_refused(family: str) -> None:
+    for key in {*config(family), *OPTIONAL_KEYS} - {"model_type"}:
+        for value in ODD_VALUES:
+            with contextlib.suppress(JanusError):
+                read(family, **{key: value})
 
 
 def test_a_missing_key_is_named() -> None:

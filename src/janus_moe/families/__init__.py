@@ -58,7 +58,7 @@ def describe_model(raw: Mapping[str, Any]) -> ModelDescription:
     family = find_family(str(raw.get("model_type", "(none)")), needs_code="auto_map" in raw)
     config = Config(raw)
     spec = family.read(config)
-    missing = f"{' and '.join(family.missing)} of {family.model_type} not being implemented"
+    missing = f"for {family.model_type} the engine lacks {', '.join(family.missing)}"
     return ModelDescription(spec, (*([missing] if family.missing else []), *config.obstacles))
 
 

@@ -6,7 +6,8 @@ which the engine cannot run; a planner can still plan for it. This module knows 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from janus_moe.errors import CheckpointError
@@ -35,7 +36,7 @@ class Config:
     def size(self, *keys: str, default: int | None = None) -> int:
         """A whole number of at least 1 under the first of these keys that is there."""
         key = next((key for key in keys if key in self._raw), keys[0])
-        value = self._raw.get(key, default)
+        value = self.get(key, default)
         if value is None and key not in self._raw:
             raise CheckpointError(f"{self._place} has no {' or '.join(keys)}")
         self.require(_is_whole(value) and value >= 1, f"{key} must be 1 or more, found {value!r}")
@@ -48,13 +49,27 @@ class Config:
         return int(value)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number."""
+        """A finite number of at least 0."""
         value = self.get(key, default)
         if value is None:
             raise CheckpointError(f"{self._place} has no {key}")
         good = isinstance(value, int | float) and not isinstance(value, bool)
-        self.require(good, f"{key} must be a number, found {value!r}")
+        good = good and 0 <= value < math.inf
+        self.require(good, f"{key} must be a number of 0 or more, found {value!r}")
         return float(value)
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        """A finite number above 0."""
+        value = self.number(key, default)
+        self.require(value > 0, f"{key} must be above 0")
+        return value
+
+    def items(self, key: str, default: Sequence[Any] = ()) -> Sequence[Any]:
+        """A list."""
+        value = self.get(key, default)
+        good = isinstance(value, Sequence) and not isinstance(value, str)
+        self.require(good, f"{key} must be a list, found {value!r}")
+        return list(value)
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""

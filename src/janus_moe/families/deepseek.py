@@ -48,7 +48,7 @@ def read_v3(config: Config) -> ModelSpec:
         "and a group is scored by its two best",
     )
     router = RouterSpec(
-        top_k=config.size("num_experts_per_tok", default=8),
+        top_k=config.size("num_experts_per_tok"),
         scoring="sigmoid",
         normalize=config.flag("norm_topk_prob", True),
         scaling_factor=config.number("routed_scaling_factor", 2.5),

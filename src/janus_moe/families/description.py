@@ -21,7 +21,7 @@ from janus_moe.spec import (
     MoeSpec,
 )
 
-STORED_DTYPES: Mapping[str, Dtype] = {
+CONFIG_DTYPES: Mapping[str, Dtype] = {
     "float32": "float32", "float16": "bfloat16", "bfloat16": "bfloat16",
 }  # fmt: skip
 """As configs write it -> the dtype of as many bits."""
@@ -63,7 +63,7 @@ def model_spec(
         f"the checkpoint is quantised ({method or 'unknown method'}), which is not supported; use "
         "or convert to a bfloat16, float16 or float32 version",
     )
-    dtype = STORED_DTYPES.get(stored_dtype(config) or "", "bfloat16")
+    dtype = CONFIG_DTYPES.get(stored_dtype(config) or "", "bfloat16")
     beside, experts = QUANTISED.get(str(method), (None, dtype))
     config.require(any(layer.mlp == "moe" for layer in layers), "no layer is a mixture of experts")
     config.require(
@@ -84,7 +84,7 @@ def model_spec(
         dtype=dtype,
         weight_format=WEIGHT_FORMATS[beside or dtype],
         expert_format=WEIGHT_FORMATS[experts],
-        eos_token_ids=eos_ids(config.get("eos_token_id")),
+        eos_token_ids=eos_ids(config),
     )
 
 
@@ -102,7 +102,7 @@ def gqa_spec(
         heads % kv_heads == 0,
         f"num_attention_heads={heads} is no multiple of num_key_value_heads={kv_heads}",
     )
-    head_dim = config.get("head_dim") or config.size("hidden_size") // heads
+    head_dim = config.size("head_dim", default=config.size("hidden_size") // heads)
     return GqaSpec(
         num_heads=heads,
         num_kv_heads=kv_heads,
@@ -120,8 +120,12 @@ def stored_dtype(config: Config) -> str | None:
     return None if stored is None else str(stored).removeprefix("torch.")
 
 
-def eos_ids(value: int | list[int] | None) -> tuple[int, ...]:
+def eos_ids(config: Config) -> tuple[int, ...]:
     """End-of-sequence ids as configs write them: none, one or a list."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
+    value = config.get("eos_token_id", ())
+    ids = tuple(value) if isinstance(value, list | tuple) else (value,)
+    config.require(
+        all(isinstance(one, int) for one in ids),
+        f"eos_token_id must be a token id or a list of them, found {value!r}",
+    )
+    return ids

@@ -16,7 +16,7 @@ def read_gpt_oss(config: Config) -> ModelSpec:
     """The description in a config of GPT-OSS, whose layers see windows and everything in turns."""
     layers = config.size("num_hidden_layers")
     turns = ["sliding_attention", "full_attention"]
-    names = config.get("layer_types", [turns[layer % 2] for layer in range(layers)])
+    names = config.items("layer_types", [turns[layer % 2] for layer in range(layers)])
     config.require(len(names) == layers, f"layer_types has {len(names)} of {layers} layers")
     whole = gqa_spec(config, qk_norm=False, bias=True, theta=150000.0)
     windowed = msgspec.structs.replace(whole, window=config.size("sliding_window", default=128))

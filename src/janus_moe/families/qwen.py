@@ -50,7 +50,7 @@ def _read(config: Config, *, qk_norm: bool, bias: bool, shared_intermediate_size
 
 def _layer(config: Config, layer: int) -> LayerSpec:
     sparse = (layer + 1) % config.size("decoder_sparse_step", default=1) == 0
-    is_moe = sparse and layer not in config.get("mlp_only_layers", ())
+    is_moe = sparse and layer not in config.items("mlp_only_layers")
     return LayerSpec(mlp="moe" if is_moe else "dense")
 
 

@@ -37,10 +37,11 @@ def rope_spec(
     kind = rope_type(config)
     config.serve_only_if(
         kind in ROPE_TYPES,
-        f"rope type {kind!r} is not supported; its frequencies change with the sequence length. "
-        f"Supported are {', '.join(sorted(ROPE_TYPES))}",
+        f"rope type {kind!r} is not supported (its frequencies change with the sequence length), "
+        f"only {', '.join(sorted(ROPE_TYPES))}",
     )
-    base = parameters.number("rope_theta", config.number("rope_theta", theta))
+    base = parameters.positive("rope_theta", config.positive("rope_theta", theta))
+    config.require(base > 1, f"rope_theta must be above 1, found {base}")
     share = parameters.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
     if kind != "proportional":
         config.serve_only_if(
@@ -67,7 +68,7 @@ def yarn_softmax_scale(config: Config, scale: float) -> float:
     all_dim = parameters.number("mscale_all_dim", 0.0)
     if rope_type(config) == "default" or not all_dim:
         return scale
-    mscale = _mscale(parameters.number("factor"), all_dim)
+    mscale = _mscale(parameters.positive("factor"), all_dim)
     return scale * mscale * mscale
 
 
@@ -91,13 +92,13 @@ class _Rotation:
     @property
     def longest(self) -> float:
         """Positions that the model takes."""
-        return self.config.number("max_position_embeddings")
+        return self.config.positive("max_position_embeddings")
 
     @property
     def trained_positions(self) -> float:
         """Positions that the unscaled model was trained with."""
         key = "original_max_position_embeddings"
-        return self.config.number(key, self.parameters.number(key, self.longest))
+        return self.config.positive(key, self.parameters.positive(key, self.longest))
 
     def powers(self, num_angles: int | None = None) -> NDArray[np.float32]:
         """[num_angles] base ** (2i / dim), rounded to float32; None means all angles."""
@@ -111,7 +112,7 @@ def _default(rotation: _Rotation) -> Frequencies:
 
 
 def _linear(rotation: _Rotation) -> Frequencies:
-    return 1.0 / rotation.powers() / rotation.parameters.number("factor"), 1.0
+    return 1.0 / rotation.powers() / rotation.parameters.positive("factor"), 1.0
 
 
 def _proportional(rotation: _Rotation) -> Frequencies:
@@ -119,14 +120,15 @@ def _proportional(rotation: _Rotation) -> Frequencies:
     turning = int(rotation.share * rotation.dim // 2)
     inv_freq = np.zeros(rotation.dim // 2, np.float32)
     inv_freq[:turning] = 1.0 / rotation.powers(turning)
-    return inv_freq / rotation.parameters.number("factor", 1.0), 1.0
+    return inv_freq / rotation.parameters.positive("factor", 1.0), 1.0
 
 
 def _llama3(rotation: _Rotation) -> Frequencies:
     """Long waves are stretched, short ones kept, those between mixed."""
     parameters, positions = rotation.parameters, rotation.trained_positions
-    factor = parameters.number("factor")
-    low, high = parameters.number("low_freq_factor"), parameters.number("high_freq_factor")
+    factor = parameters.positive("factor")
+    low, high = parameters.positive("low_freq_factor"), parameters.positive("high_freq_factor")
+    parameters.require(low != high, "low_freq_factor and high_freq_factor must differ")
     inv_freq = 1.0 / rotation.powers()
     wavelen = 2 * math.pi / inv_freq
     stretched = np.where(wavelen > positions / low, inv_freq / factor, inv_freq)
@@ -140,15 +142,15 @@ def _yarn(rotation: _Rotation) -> Frequencies:
     """arXiv 2309.00071: interpolates long waves, keeps short ones, a ramp between."""
     parameters, dim = rotation.parameters, rotation.dim
     positions = rotation.trained_positions
-    factor = parameters.number("factor", rotation.longest / positions)
+    factor = parameters.positive("factor", rotation.longest / positions)
 
     def turning(rotations: float) -> float:
         """The dimension whose wave turns so often within the trained positions."""
         waves = math.log(positions / (rotations * 2 * math.pi))
         return (dim * waves) / (2 * math.log(rotation.base))
 
-    low = turning(parameters.get("beta_fast") or 32)
-    high = turning(parameters.get("beta_slow") or 1)
+    low = turning(parameters.positive("beta_fast", 32.0))
+    high = turning(parameters.positive("beta_slow", 1.0))
     if parameters.flag("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)

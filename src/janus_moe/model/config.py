@@ -69,4 +69,4 @@ def _eos_token_ids(folder: Path, fallback: tuple[int, ...]) -> tuple[int, ...]:
     path = folder / "generation_config.json"
     if not path.is_file():
         return fallback
-    return eos_ids(_read_json(path).get("eos_token_id")) or fallback
+    return eos_ids(Config(_read_json(path), path.name)) or fallback
