@@ -15,6 +15,7 @@ from janus_moe.model.attention_block import AttentionModel, KvCache, StepInput
 from janus_moe.model.checkpoint import Checkpoint, validate
 from janus_moe.model.config import read_spec
 from janus_moe.model.expert_block import ExpertModel
+from janus_moe.spec import ModelSpec
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 64
@@ -25,6 +26,7 @@ class Runner:
     """A loaded checkpoint with a paged cache whose blocks are handed out in random order.
 
     num_instances: expert instances the logical experts are dealt to, round robin.
+    spec: of the checkpoint; None means as its config says.
     """
 
     def __init__(
@@ -32,8 +34,9 @@ class Runner:
         folder: Path,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         num_instances: int = 1,
+        spec: ModelSpec | None = None,
     ) -> None:
-        self.spec = read_spec(folder, dtype)
+        self.spec = spec or read_spec(folder, dtype)
         checkpoint = Checkpoint.open(folder)
         validate(checkpoint, self.spec)
         self.model = AttentionModel.load(self.spec, checkpoint, CPU)

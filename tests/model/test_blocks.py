@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -12,12 +13,13 @@ from tests.model.runner import Runner
 
 from janus_moe.errors import CheckpointError
 from janus_moe.kernels.rotate_and_cache import rotate_
+from janus_moe.model.attention_kinds import ATTENTION_CLASSES
 from janus_moe.model.checkpoint import Checkpoint
 from janus_moe.model.config import read_spec
 from janus_moe.model.expert_block import ExpertModel
 from janus_moe.model.memory import expert_pool_bytes
 from janus_moe.model.rotation import pair_order, rotation_table
-from janus_moe.spec import WEIGHT_FORMATS, RopeSpec
+from janus_moe.spec import WEIGHT_FORMATS, AttentionSpec, RopeSpec
 
 FAMILIES = ["qwen3_moe", "deepseek_v2", "deepseek_v3"]
 
@@ -56,6 +58,36 @@ def test_instance_without_slots_answers_with_zeros(tmp_path: Path) -> None:
     with torch.inference_mode():
         ids, weights = instance.route(0, hidden)
         assert not instance.compute(0, hidden, torch.full_like(ids, -1), weights).any()
+
+
+def test_every_kind_of_attention_has_a_class() -> None:
+    assert set(ATTENTION_CLASSES) == set(get_args(AttentionSpec))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_of_different_kinds_are_computed_as_their_own(tmp_path: Path, family: str) -> None:
+    """Two kinds that are equal change nothing; one that differs changes what comes after it."""
+    folder = make_checkpoint(tmp_path / "model", family)
+    plain = read_spec(folder)
+    (kind,) = plain.attention
+    layers = tuple(
+        msgspec.structs.replace(layer, attention=number % 2)
+        for number, layer in enumerate(plain.layers)
+    )
+    faster = msgspec.structs.replace(
+        kind, rope=msgspec.structs.replace(kind.rope, inv_freq=(0.7,) * len(kind.rope.inv_freq))
+    )
+    logits = [
+        Runner(folder, spec=spec).step({"a": [1, 2, 3], "b": [4]})["a"]
+        for spec in (
+            plain,
+            msgspec.structs.replace(plain, attention=(kind, kind), layers=layers),
+            msgspec.structs.replace(plain, attention=(kind, faster), layers=layers),
+        )
+    ]
+    assert torch.equal(logits[0], logits[1])
+    torch.testing.assert_close(logits[0][0], logits[2][0])  # position 0 is not rotated
+    assert (logits[0][2] - logits[2][2]).abs().max() > 1e-2
 
 
 def test_a_format_that_is_not_computed_is_counted_and_refused(tmp_path: Path) -> None:

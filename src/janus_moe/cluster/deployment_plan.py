@@ -120,7 +120,7 @@ def plan_deployment(config: EngineConfig, hosts: Sequence[Host]) -> DeploymentPl
         )
     transport = _transport(config, hosts, choices)
     budget = _free_after_weights(config, spec, hosts)
-    one_slot = spec.expert_bytes * len(spec.moe_layer_ids)
+    one_slot = spec.slot_bytes
     spare = _spare_slots(config, spec, int(budget.for_experts() * REPLICA_SHARE), choices)
     budget = budget.less_experts(spare * config.expert_instances * one_slot)
     redundant = _redundancy(config, spec, int(budget.for_experts() * REPLICA_SHARE), choices)
@@ -184,7 +184,7 @@ def _spare_slots(
         return 0
     if config.rebalance_spare_slots != "auto":
         return min(config.rebalance_spare_slots, spec.moe.num_experts)
-    needed = config.expert_instances * spec.expert_bytes * len(spec.moe_layer_ids)
+    needed = config.expert_instances * spec.slot_bytes
     spare = 1 if needed <= budget_bytes or config.rebalance_interval else 0
     choices.append(f"{spare} spare slots per layer and expert instance")
     return spare
@@ -291,7 +291,7 @@ def _redundancy(
         return config.redundant_experts
     redundant = auto_redundancy(
         free_bytes=budget_bytes,
-        expert_bytes_all_layers=spec.expert_bytes * len(spec.moe_layer_ids),
+        expert_bytes_all_layers=spec.slot_bytes,
         num_experts=spec.moe.num_experts,
         num_instances=config.expert_instances,
     )

@@ -16,6 +16,7 @@ import msgspec
 import zmq
 
 from janus_moe import __version__
+from janus_moe.bundled import BUNDLED
 from janus_moe.cluster.control_channel import ControlChannel
 from janus_moe.cluster.deployment_plan import DeploymentPlan
 from janus_moe.cluster.hosts.messages import StartHost, WorkerStart
@@ -35,7 +36,7 @@ from janus_moe.messages import (
     ToWorker,
     decode_from_worker,
 )
-from janus_moe.model.source import BUNDLED, fingerprint
+from janus_moe.model.source import fingerprint
 from janus_moe.transport import ShmRegion
 
 OnProgress = Callable[[Progress], None]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from janus_moe.bundled import BUNDLED, BUNDLED_FOLDER
 from janus_moe.errors import CheckpointError
-
-BUNDLED = "bundled"
 
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _TAIL_BYTES = 4096
@@ -30,8 +29,10 @@ def resolve_model(name: str) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """Tells copies of different models apart without reading their weights: a digest of the config
-    and of every weight file's name, size, header and last bytes."""
+    """A digest that tells copies of different models apart without reading their weights.
+
+    It is of the config and of every weight file's name, size, header and last bytes.
+    """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
@@ -46,12 +47,9 @@ def fingerprint(folder: Path) -> str:
 
 
 def _bundled() -> Path:
-    import janus_moe
-
-    folder = Path(janus_moe.__file__).parent / "bundled"
-    if not (folder / "config.json").is_file():
+    if not (BUNDLED_FOLDER / "config.json").is_file():
         raise CheckpointError("this installation of janus-moe comes without the bundled model")
-    return folder
+    return BUNDLED_FOLDER
 
 
 def _looks_like_hub_id(name: str) -> bool:

@@ -155,6 +155,11 @@ class ModelSpec(Spec, frozen=True, dict=True):
         return 2 * up + down
 
     @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot of an expert instance: an expert of every MoE layer."""
+        return self.expert_bytes * self.num_moe_layers
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes that a token keeps in the caches of all layers."""
         rows = sum(count * kind.cache_row for kind, count in self.attention_counts)

@@ -11,12 +11,11 @@ from typing import Any
 
 import msgspec
 
+from janus_moe.bundled import BUNDLED, BUNDLED_FOLDER
 from janus_moe.errors import CheckpointError, ConfigError
 from janus_moe.families import describe_model
 from janus_moe.planner.latency import facts
 from janus_moe.spec import ModelSpec, Spec
-
-_BUNDLED = Path(__file__).parents[2] / "bundled"
 
 
 class KnownModel(Spec, frozen=True):
@@ -65,8 +64,8 @@ def find_model(name: str) -> ModelSpec:
 
 def folder_of(name: str) -> Path | None:
     """The checkpoint folder that a name means; None means none."""
-    if name == "bundled":
-        return _BUNDLED
+    if name == BUNDLED:
+        return BUNDLED_FOLDER
     path = Path(name)
     return path if (path / "config.json").is_file() else None
 

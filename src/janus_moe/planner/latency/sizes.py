@@ -57,11 +57,6 @@ def router_bytes(model: ModelSpec) -> float:
     return 2.0 * router_weights(model)
 
 
-def slot_bytes(model: ModelSpec) -> int:
-    """One slot of an expert instance: an expert of every MoE layer."""
-    return model.expert_bytes * model.num_moe_layers
-
-
 def kv_bytes_per_token(model: ModelSpec, kv_format: FormatName, tp: Numbers = 1) -> Array:
     """Cache rows of one token in all layers, on each device of an attention instance."""
     rows: Numbers = 0.0

@@ -17,7 +17,6 @@ from janus_moe.planner.latency.sizes import (
     attention_side_bytes,
     kv_bytes_per_sequence,
     router_bytes,
-    slot_bytes,
 )
 from janus_moe.spec import DTYPE_BYTES, ModelSpec
 
@@ -88,7 +87,7 @@ def expert_need(oracle: Oracle, num_expert: Numbers, slots: Numbers) -> MemoryNe
     model = oracle.model
     return MemoryNeed(
         weights=router_bytes(model),
-        experts=np.asarray(slots, np.float64) * slot_bytes(model),
+        experts=np.asarray(slots, np.float64) * model.slot_bytes,
         kv=0.0,
         activations=_expert_row(model) / np.asarray(num_expert, np.float64)
         + DTYPE_BYTES[model.dtype] * model.hidden_size,
@@ -105,7 +104,7 @@ def monolithic_need(
     kv = kv_bytes_per_sequence(model, context, oracle.kv_format, tp)
     return MemoryNeed(
         weights=attention_side_bytes(model, tp) + router_bytes(model),
-        experts=np.asarray(slots, np.float64) * slot_bytes(model),
+        experts=np.asarray(slots, np.float64) * model.slot_bytes,
         kv=share * tp * kv,
         activations=share * tp * _attention_row(model, tp) + share * _expert_row(model),
         buffers=share * BUFFERS * _exchange_row(model) * min(model.moe.router.top_k, 8),
@@ -117,7 +116,7 @@ def most_slots(oracle: Oracle, rules: MemoryRules) -> int:
     room = rules.usable * oracle.expert_side.device.memory_bytes
     one = expert_need(oracle, 1, 0)
     left = room - float(one.fixed) - float(one.per_token)
-    return max(0, int(left // slot_bytes(oracle.model)))
+    return max(0, int(left // oracle.model.slot_bytes))
 
 
 def _attention_row(model: ModelSpec, tp: Numbers = 1) -> Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from janus_moe.errors import ConfigError
-from janus_moe.planner.latency.sizes import slot_bytes
 from janus_moe.planner.search.answers import Deployment, Infeasible
 from janus_moe.planner.search.memory import attention_need, most_slots
 from janus_moe.planner.search.monolithic import MonolithicSearch
@@ -112,7 +111,7 @@ def why_no_pools(search: PoolSearch) -> Infeasible:
         )
     slots = most_slots(oracle, problem.memory)
     wanted = slots if search.style.slots is None else search.style.slots
-    each = slot_bytes(model) / 1e9
+    each = model.slot_bytes / 1e9
     if slots < 1 or wanted > slots:
         return Infeasible(
             reason=f"{max(wanted, 1)} slots of {each:.2f} GB on an expert instance do not fit into "

@@ -14,7 +14,6 @@ from janus_moe.planner.latency.sizes import (
     attention_side_bytes,
     kv_bytes_per_token,
     router_bytes,
-    slot_bytes,
 )
 from janus_moe.planner.simulation.max_activated import PoolMaxActivated, placement_of
 from janus_moe.planner.simulation.state import BatchLimits
@@ -124,7 +123,7 @@ class Deployments:
         if slots is None:
             return None
         attention_bytes = float(attention_side_bytes(model, size.attention_tp))
-        expert_bytes = slots * slot_bytes(model) + router_bytes(model)
+        expert_bytes = slots * model.slot_bytes + router_bytes(model)
         room = MEMORY_SHARE * oracle.attention_side.device.memory_bytes - attention_bytes
         room -= expert_bytes if size.monolithic else 0.0
         kv_bytes = float(kv_bytes_per_token(model, oracle.kv_format, size.attention_tp))
@@ -160,7 +159,7 @@ class Deployments:
         if instances > model.moe.num_experts:
             return None
         memory = MEMORY_SHARE * oracle.expert_side.device.memory_bytes - router_bytes(model)
-        possible = int(memory / slot_bytes(model))
+        possible = int(memory / model.slot_bytes)
         least = -(-model.moe.num_experts // instances)
         wanted = least
         if style.slots is not None:
