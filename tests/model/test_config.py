@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.checkpoints import FAMILY_DEFAULTS
+from tests.families.test_families import config
 
 from janus_moe.errors import CheckpointError
 from janus_moe.model.config import read_spec
@@ -102,6 +103,11 @@ def test_eos_from_generation_config(
 
 def test_unsupported_architecture_lists_the_supported(tmp_path: Path) -> None:
     refuse(write_config(tmp_path, "llama"), "'llama'.*deepseek_v2, deepseek_v3, qwen3_moe")
+
+
+def test_a_family_for_planning_is_refused_with_what_the_engine_lacks(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config("gpt_oss")))
+    refuse(tmp_path, "for gpt_oss the engine lacks attention sinks, sliding windows, biases")
 
 
 def test_checkpoint_code_is_never_run(tmp_path: Path) -> None:
