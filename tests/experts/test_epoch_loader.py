@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from tests.checkpoints import make_checkpoint
+from tests.experts.build import expert_instance
 
 from janus_moe.errors import ExchangeError
 from janus_moe.experts import epoch_loader
 from janus_moe.experts.epoch_loader import EpochLoader
-from janus_moe.experts.instance import ExpertInstance
 from janus_moe.messages import (
     DropEpoch,
     EpochFailed,
@@ -54,7 +54,7 @@ class Bench:
             spec, checkpoint, [layer[0] for layer in FIRST], "cpu", spare_slots=1
         )
         placement = Placement(epoch=0, num_experts=4, slots=FIRST)
-        self.instance = ExpertInstance(ID, 0, model, placement, "exact", spec.moe_layer_ids)
+        self.instance = expert_instance(0, model, placement)
         self.reports: queue.SimpleQueue[FromWorker] = queue.SimpleQueue()
         self.inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
         loader = EpochLoader(
@@ -69,7 +69,7 @@ class Bench:
     def serve(self, epoch: int) -> torch.Tensor:
         hidden = torch.linspace(-1, 1, 3 * 40).reshape(3, 40)
         work = Work(Ticket(epoch, 0, 0), hidden, (3,))
-        return self.instance.compute(work)[0]
+        return self.instance.compute(work).partial
 
     def stop(self) -> None:
         self.inbox.put(Stop())
@@ -92,7 +92,7 @@ def test_a_prepared_epoch_serves_and_an_unknown_one_is_an_error(folder: Path) ->
         bench.serve(2)
     bench.serve(0)
     bench.serve(1)
-    assert bench.instance.epoch.number == 1
+    assert bench.instance.epochs.current.number == 1
     with pytest.raises(ExchangeError, match="serves epoch 1 and was not prepared for epoch 0"):
         bench.serve(0)
     bench.stop()
@@ -176,7 +176,7 @@ def test_an_epoch_without_a_step_is_what_the_next_one_starts_from(folder: Path) 
         assert isinstance(bench.reports.get(timeout=10), EpochFailed), "two at once are too many"
         bench.inbox.put(DropEpoch(instance=ID, epoch=3))
     assert torch.equal(skipping.serve(2), stepping.serve(2))
-    assert skipping.instance.epoch.number == 2
+    assert skipping.instance.epochs.current.number == 2
     for bench in (skipping, stepping):
         bench.prepare(4, SECOND)
         assert bench.reports.get(timeout=10) == EpochPrepared(instance=ID, epoch=4)

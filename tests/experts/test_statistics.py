@@ -3,61 +3,29 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from janus_moe.experts import instance as module
-from janus_moe.experts.instance import ExpertInstance
+from janus_moe.experts import routing_observer as module
+from janus_moe.experts.routing_observer import RoutingObserver
 from janus_moe.messages import ExpertLoad
-from janus_moe.policy.placement import initial_placement
-from janus_moe.spec import InstanceId
-from janus_moe.transport import Ticket, Work
 
-ID = InstanceId(pool="expert", number=0)
-
-LAYER, EXPERTS, TOKENS = 3, 8, 32
-
-
-class HiddenAreIds:
-    """A model whose router reads the experts from the hidden states, and whose experts add 0."""
-
-    def route(self, layer: int, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return hidden.int(), torch.ones_like(hidden)
-
-    def compute(self, layer: int, hidden: torch.Tensor, *_: Any) -> torch.Tensor:
-        return torch.zeros_like(hidden)
-
-
-class OnePort:
-    """Brings the same exchange again and again, under new step numbers."""
-
-    def __init__(self) -> None:
-        self.step, self.ids = 0, torch.empty(0)
-
-    def accept(self) -> Work:
-        self.step += 1
-        return Work(Ticket(0, self.step, LAYER), self.ids.float(), (len(self.ids),))
-
-    def reply(self, *_: Any) -> None:
-        pass
+EXPERTS, TOKENS = 8, 32
 
 
 def test_a_report_forgets_what_came_before_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REPORT_EVERY_S", 0.0)
     reports: list[ExpertLoad] = []
-    placement = initial_placement(1, EXPERTS, 2, 0)
-    model: Any = HiddenAreIds()
-    instance = ExpertInstance(ID, 0, model, placement, "exact", (LAYER,), on_load=reports.append)
-    port: Any = OnePort()
+    observer = RoutingObserver(1, EXPERTS, reports.append)
     rng = np.random.default_rng(0)
 
     def serve(experts: range, num_steps: int) -> None:
         for _ in range(num_steps):
-            port.ids = torch.from_numpy(rng.choice(experts, (TOKENS, 1)))
-            instance.serve_once(port)
+            ids = rng.choice(experts, (TOKENS, 1)).astype(np.int32)
+            observer.batch(0, torch.from_numpy(ids))
+            observer.end_of_step()
 
     serve(range(4), 300)
     assert len(reports) == 300 and sum(reports[-1].tokens[0]) == 300 * TOKENS
@@ -75,14 +43,11 @@ def test_a_report_forgets_what_came_before_a_change(monkeypatch: pytest.MonkeyPa
 def test_a_full_bucket_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REPORT_EVERY_S", 3600.0)
     reports: list[ExpertLoad] = []
-    model: Any = HiddenAreIds()
-    placement = initial_placement(1, EXPERTS, 2, 0)
-    instance = ExpertInstance(ID, 0, model, placement, "exact", (LAYER,), on_load=reports.append)
-    monkeypatch.setattr(instance, "_reported_at", time.monotonic())
-    port: Any = OnePort()
-    port.ids = torch.zeros(1, 1)
+    observer = RoutingObserver(1, EXPERTS, reports.append)
+    monkeypatch.setattr(observer, "_reported_at", time.monotonic())
     for _ in range(3 * module.BUCKET_BATCHES - 1):
-        instance.serve_once(port)
+        observer.batch(0, torch.zeros(1, 1, dtype=torch.int32))
+        observer.end_of_step()
     assert [sum(report.num_batches) for report in reports] == [
         module.BUCKET_BATCHES,
         2 * module.BUCKET_BATCHES,

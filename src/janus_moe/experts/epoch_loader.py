@@ -45,7 +45,11 @@ LoadPiece = Callable[[Piece], None]
 class EpochLoader:
     """Takes PrepareEpoch and DropEpoch for one expert instance.
 
-    bytes_per_step: what it reads between two steps. load_piece: how; tests pass faults.
+    instance: what epochs are staged for.
+    checkpoint: where weights are read from.
+    bytes_per_step: what it reads between two steps.
+    send: takes `EpochPrepared` and `EpochFailed`.
+    load_piece: how a piece is read; tests pass faults.
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class EpochLoader:
                 case PrepareEpoch() as message:
                     self._prepare(message, inbox)
                 case DropEpoch(epoch=epoch):
-                    self._instance.unstage(epoch)
+                    self._instance.epochs.unstage(epoch)
                 case Stop():
                     return
                 case other:
@@ -97,27 +101,28 @@ class EpochLoader:
 
     def _load(self, message: PrepareEpoch, inbox: queue.SimpleQueue[ToWorker]) -> bool:
         """False when it was told something else before it was done."""
-        instance, model = self._instance, self._instance.model
+        instance, epochs, model = self._instance, self._instance.epochs, self._instance.runner.model
         placement = Placement(
             epoch=message.epoch,
             num_experts=model.spec.moe.num_experts,
             slots=message.placement,
         )
         tables, arrivals = place_arrivals(
-            instance.latest.slots,
-            [layer[instance.rank] for layer in placement.slots],
+            epochs.latest.slots,
+            [layer[epochs.rank] for layer in placement.slots],
             [model.layers[layer].gate_up.shape[0] for layer in instance.layers],
         )
         if not self._load_all(arrivals, inbox):
             return False
-        instance.stage(make_epoch(placement, tables, instance.schedulers, self._wait_when_long))
+        epochs.stage(make_epoch(placement, tables, epochs.schedulers, self._wait_when_long))
         return True
 
     def _load_all(self, arrivals: Sequence[Arrival], inbox: queue.SimpleQueue[ToWorker]) -> bool:
         for layer, expert, slot in arrivals:
             layer_id = self._instance.layers[layer]
+            model = self._instance.runner.model
             for piece in expert_pieces(
-                self._instance.model, self._checkpoint, layer_id, expert, slot, self._bytes_per_step
+                model, self._checkpoint, layer_id, expert, slot, self._bytes_per_step
             ):
                 if not inbox.empty():
                     return False

@@ -9,6 +9,8 @@ import queue
 import threading
 from collections.abc import Sequence
 
+import torch
+
 from janus_moe.errors import ExchangeClosed
 from janus_moe.experts.epoch_loader import EpochLoader
 from janus_moe.experts.instance import ExpertInstance
@@ -33,7 +35,8 @@ def serve(
     thread = threading.Thread(target=loader.serve, args=(orders,), name="prepare", daemon=True)
     thread.start()
     try:
-        _answer(instance, first, inbox, orders, servers)
+        with torch.inference_mode():  # once: entering it costs more than a lookup per layer
+            _answer(instance, first, inbox, orders, servers)
     finally:
         for server in servers:
             server.stop()
@@ -70,8 +73,9 @@ class MicroBatchServer:
 
     def _run(self) -> None:
         try:
-            while not self._stopping:
-                self._instance.serve_once(self._port)
+            with torch.inference_mode():
+                while not self._stopping:
+                    self._instance.serve_once(self._port)
         # Not handled here: the thread of the first exchange is woken and raises it.
         except BaseException as error:
             if not (self._stopping and isinstance(error, ExchangeClosed)):

@@ -70,7 +70,7 @@ class HostScheduler:
         start = time.perf_counter_ns()
         slot_ids, activated, _ = self._scheduler.rewrite(ids)
         scheduler_ns = time.perf_counter_ns() - start
-        digest = zlib.crc32(ids.tobytes(), self._epoch)
+        digest = zlib.crc32(ids.data, self._epoch)
         metadata = ReplyMetadata(digest, int(activated[self._instance]), scheduler_ns)
         return Scheduled(torch.from_numpy(slot_ids).to(expert_ids.device), metadata)
 

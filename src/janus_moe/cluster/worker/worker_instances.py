@@ -24,6 +24,10 @@ from janus_moe.experts.epoch_loader import EpochLoader, LoadPiece
 from janus_moe.experts.instance import ExpertInstance
 from janus_moe.experts.loop import serve as serve_experts
 from janus_moe.experts.recording import RoutingRecorder
+from janus_moe.experts.routing_observer import RoutingObserver
+from janus_moe.experts.runner import ExpertRunner
+from janus_moe.experts.scheduling import Schedulers
+from janus_moe.experts.served_epochs import ServedEpochs
 from janus_moe.messages import FromWorker, Progress, Setup, ToWorker, Trace, Traced
 from janus_moe.model.attention_block import AttentionModel, KvCache
 from janus_moe.model.checkpoint import Checkpoint
@@ -212,17 +216,22 @@ class _Builder:
             self._reporter(instance_id),
             setup.spare_slots,
         )
-        instance = ExpertInstance(
-            instance_id,
-            rank,
-            model,
-            self._placement,
-            activation_rule(setup.config),
-            setup.spec.moe_layer_ids,
-            on_load=self._send if rank == 0 else None,  # all see the same routing
-            spans=spans,
-            device=self._device,
+        closing = contextlib.ExitStack()
+        recorder = None
+        if rank == 0 and setup.config.record_routing is not None:  # all see the same routing
+            recorder = self._recorder(setup.config.record_routing)
+            closing.callback(recorder.close)
+        layers = setup.spec.moe_layer_ids
+        observer = RoutingObserver(
+            len(layers),
+            setup.spec.moe.num_experts,
+            self._send if rank == 0 else None,  # all see the same routing
+            recorder,
         )
+        schedulers = Schedulers(rank, activation_rule(setup.config), self._device)
+        epochs = ServedEpochs(instance_id, rank, self._placement, schedulers)
+        runner = ExpertRunner(model, spans)
+        instance = ExpertInstance(instance_id, runner, epochs, layers, observer)
         loader = EpochLoader(
             instance,
             self._checkpoint,
@@ -233,11 +242,6 @@ class _Builder:
         self._report_loaded(instance_id, expert_pool_bytes(setup.spec, slots))
         self._send(Progress(instance=instance_id, stage="warm up"))
         instance.warm_up()
-        closing = contextlib.ExitStack()
-        if rank == 0 and setup.config.record_routing is not None:  # all see the same routing
-            recorder = self._recorder(setup.config.record_routing)
-            instance.record_to(recorder)
-            closing.callback(recorder.close)
         member = partial(HostedInstance, spans=spans, send=self._send)
         if isinstance(self._exchanges[0], LoopbackExchange):
             self._exchanges[0].serve(rank, instance.serve_once)

@@ -46,8 +46,8 @@ def num_workers(multiply_adds: int) -> int:
     Waking a sleeping thread takes about as long as that much work that is bound by memory. Results
     never depend on this number.
     """
-    available = int(numba.get_num_threads())
-    return max(1, min(available, multiply_adds // WORK_PER_WORKER))
+    wanted = multiply_adds // WORK_PER_WORKER
+    return 1 if wanted <= 1 else max(1, min(int(numba.get_num_threads()), wanted))
 
 
 @contextmanager
