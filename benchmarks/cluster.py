@@ -25,8 +25,8 @@ from typing import Any
 
 import msgspec
 from benchmarks.support.cluster_engine import IN_TWO, Answer, Job, Order
-from benchmarks.support.hosts import HostsUnavailable, Link, Network, network
-from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.hosts import Link, Network, network
+from benchmarks.support.program import Result, flag, main
 
 PLANS = ("1pc", "2pc-direct", "2pc-relay", "2pc-sharded", "auto")
 ALL_PLANS = (*PLANS, *(plan + IN_TWO for plan in PLANS if plan != "auto"))
@@ -40,7 +40,6 @@ LEARN_STEPS = 64
 VISIT_S = 1.5
 MIN_STEPS, MAX_STEPS = 5, 24
 NAMES = ("local", "b", "c", "d")
-SHOWN = ("hosts", "gbps", "batch", "plan", "tpot_ms", "exchange_ms", "tpot_vs_1pc", "plans")
 
 
 class Services:
@@ -162,8 +161,10 @@ def rows_of(
     return rows
 
 
-def measure_all(options: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
+def measure(options: argparse.Namespace) -> Result:
+    if "1pc" not in options.plans:
+        raise SystemExit("--plans needs 1pc, which the others are compared with")
+    rows: list[dict[str, Any]] = []
     for text in options.layouts:
         rates, batches = CASES.get(text, CASES["2A,2E"])
         rates, batches = options.rates_gbps or rates, options.batches or batches
@@ -178,34 +179,20 @@ def measure_all(options: argparse.Namespace) -> list[dict[str, Any]]:
                     rows += rows_of(layout, rate, batch, found)
                     _note(started, f"{text}, {rate:g} Gb/s, batch {batch}")
             net.set_link(Link())
-    return rows
+    return {"rows": rows}
 
 
 def _note(started: float, what: str) -> None:
     print(f"{what} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, help="JSON with machine, commit and all figures")
-    parser.add_argument("--layouts", nargs="+", default=list(CASES))
-    parser.add_argument("--rates-gbps", type=float, nargs="+")
-    parser.add_argument("--batches", type=int, nargs="+")
-    parser.add_argument("--plans", nargs="+", choices=ALL_PLANS, default=list(PLANS))
-    parser.add_argument("--rounds", type=int, default=2)
-    options = parser.parse_args()
-    if "1pc" not in options.plans:
-        parser.error("--plans needs 1pc, which the others are compared with")
-    try:
-        rows = measure_all(options)
-    except HostsUnavailable as error:
-        raise SystemExit(f"benchmarks.cluster: {error}") from None
-    print_table([{key: row[key] for key in SHOWN} for row in rows])
-    if options.json:
-        told = {key: value for key, value in vars(options).items() if key != "json"}
-        facts = {"benchmark": "cluster", **told, "machine": machine_facts()}
-        write_json(options.json, {**facts, "rows": rows})
-
-
 if __name__ == "__main__":
-    main()
+    main(
+        __doc__,
+        measure,
+        flag("--layouts", nargs="+", default=list(CASES)),
+        flag("--rates-gbps", type=float, nargs="+"),
+        flag("--batches", type=int, nargs="+"),
+        flag("--plans", nargs="+", choices=ALL_PLANS, default=list(PLANS)),
+        flag("--rounds", type=int, default=2),
+    )

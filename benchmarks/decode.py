@@ -8,7 +8,8 @@ the tokens per second of transformers eager at B=16 and 2x at B=1, and costs at 
 same engine in one process (loopback) at B=16.
 
 All engines are loaded at once and take turns, round after round, so that what else the machine
-does hits all of them; the ratios are medians of the rounds. What waits is blocked and uses no core.
+does hits all of them; the ratios are medians over the rounds, with 95 % bootstrap intervals. What
+waits is blocked and uses no core.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.program import Result, flag, main
+from benchmarks.support.ratios import paired_ratio
 
 from janus_moe.cluster.service import Service
 from janus_moe.config import EngineConfig
@@ -51,22 +53,16 @@ THREADS = 2
 Decode = Callable[[list[list[int]], int], Awaitable[float]]
 """(prompts, tokens to produce) -> seconds per decode step, prefill left out."""
 
+Times = dict[tuple[str, int], list[float]]
+"""(engine, batch) -> seconds per decode step of each round."""
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--tokens", type=int, default=24, help="decode steps per turn")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--checkpoint", type=Path, help="folder to make or reuse")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+
+def measure(options: argparse.Namespace) -> Result:
     with tempfile.TemporaryDirectory() as scratch:
-        folder = arguments.checkpoint or Path(scratch) / "1b"
+        folder = options.checkpoint or Path(scratch) / "1b"
         make_checkpoint(folder)
-        result = asyncio.run(measure(folder, arguments.batches, arguments.tokens, arguments.rounds))
-    print_table(result["rows"])
-    if arguments.json:
-        write_json(arguments.json, {"machine": machine_facts(), **result})
+        times = asyncio.run(decode_in_turns(folder, options))
+    return {"rows": [row(batch, times) for batch in options.batches]}
 
 
 def make_checkpoint(folder: Path) -> None:
@@ -80,27 +76,25 @@ def make_checkpoint(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-async def measure(folder: Path, batches: list[int], num_tokens: int, rounds: int) -> dict[str, Any]:
-    """Rounds of all engines over all batch sizes; one row per batch size."""
-    times: dict[tuple[str, int], list[float]] = {}
+async def decode_in_turns(folder: Path, options: argparse.Namespace) -> Times:
+    """Lets all engines decode all batch sizes, round after round; the first one warms up."""
+    times: Times = {}
     async with contextlib.AsyncExitStack() as stack:
         engines: dict[str, Decode] = {"transformers": transformers_engine(folder)}
         for transport in ("loopback", "shm"):
             service = await stack.enter_async_context(live.running(settings(folder, transport)))
             engines[transport] = janus_engine(service)
-        for turn in range(rounds + 1):
-            for batch in batches:
+        for turn in range(options.rounds + 1):
+            for batch in options.batches:
                 for name, decode in engines.items():
-                    prompts = make_prompts(batch, turn)
-                    seconds = await decode(prompts, num_tokens)
-                    print(f"  {name} B={batch}: {1e3 * seconds:.1f} ms a step", flush=True)
-                    if turn > 0:  # the first round warms up
+                    seconds = await decode(make_prompts(batch, turn), options.tokens)
+                    if turn > 0:
                         times.setdefault((name, batch), []).append(seconds)
-            print(f"round {turn} of {rounds} done", flush=True)
-    return {"rows": [row(batch, times) for batch in batches], "rounds": rounds}
+            print(f"round {turn} of {options.rounds} done", flush=True)
+    return times
 
 
-def row(batch: int, times: dict[tuple[str, int], list[float]]) -> dict[str, Any]:
+def row(batch: int, times: Times) -> dict[str, Any]:
     """Tokens per second of each engine and the ratios that are claimed."""
     hf, loopback, shm = (times[name, batch] for name in ("transformers", "loopback", "shm"))
     return {
@@ -108,8 +102,8 @@ def row(batch: int, times: dict[tuple[str, int], list[float]]) -> dict[str, Any]
         "transformers tok/s": batch / median(hf),
         "loopback tok/s": batch / median(loopback),
         "shm 1A1E tok/s": batch / median(shm),
-        "shm / transformers": median(a / b for a, b in zip(hf, shm, strict=True)),
-        "tax of shm": median(b / a for a, b in zip(loopback, shm, strict=True)) - 1,
+        **paired_ratio(hf, shm).columns("shm / transformers"),
+        **paired_ratio(shm, loopback).columns("step of shm / loopback"),
     }
 
 
@@ -163,4 +157,11 @@ def janus_engine(service: Service) -> Decode:
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        __doc__,
+        measure,
+        flag("--batches", type=int, nargs="+", default=[1, 4, 16, 64]),
+        flag("--tokens", type=int, default=24, help="decode steps per turn"),
+        flag("--rounds", type=int, default=5),
+        flag("--checkpoint", type=Path, help="folder to make or reuse"),
+    )

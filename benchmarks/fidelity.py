@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.program import Result, flag, main
 from numpy.typing import NDArray
 
 from janus_moe.cluster.service import Service
@@ -75,16 +75,7 @@ class Run(NamedTuple):
     slower: float
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="bundled")
-    parser.add_argument("--tokenizer")
-    parser.add_argument("--profile", type=Path, help="of this machine and model")
-    parser.add_argument("--save-profile", type=Path)
-    parser.add_argument("--rounds", type=int, default=5, help="of each start")
-    parser.add_argument("--starts", type=int, default=2, help="of each service")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> Result:
     config = EngineConfig(model=options.model, tokenizer=options.tokenizer)
     plan = plan_profile(config, max_batch=MAX_BATCH)
     references = [reference_s()]
@@ -92,9 +83,9 @@ def main() -> None:
         read_profile(options.profile) if options.profile else asyncio.run(run_tables(plan, say))
     )
     references.append(reference_s())
-    lives = services(plan, config)
     around_s = sum(references) / 2
-    runs = asyncio.run(measure(lives, profile, options.rounds, options.starts, around_s))
+    lives = services(plan, config)
+    runs = asyncio.run(serve(lives, profile, options.rounds, options.starts, around_s))
     if not options.profile:
         calibration = {
             live: {b: [run.done for run in runs[key(live.config)][b]] for b in live.batches}
@@ -104,12 +95,9 @@ def main() -> None:
     if options.save_profile:
         write_profile(options.save_profile, profile)
     rows = [row(profile, cell, runs[cell[:3]][batch], batch) for cell in CELLS for batch in cell[3]]
-    print_table(rows)
-    summaries = {name: summary([row[name] for row in rows]) for name in ("error", "normalised")}
-    print(summaries, f"reference around the profile: {references}")
-    if options.json:
-        content = {"machine": machine_facts(), "reference_s": references}
-        write_json(options.json, {**content, "errors": summaries, "rows": rows})
+    errors = {name: summary([row[name] for row in rows]) for name in ("error", "normalised")}
+    print(errors)
+    return {"reference_s": references, "errors": errors, "rows": rows}
 
 
 def summary(errors: list[float]) -> dict[str, float]:
@@ -148,7 +136,7 @@ def services(plan: ProfilePlan, config: EngineConfig) -> list[LiveRun]:
     return lives
 
 
-async def measure(
+async def serve(
     lives: list[LiveRun], profile: Profile, rounds: int, starts: int, around_s: float
 ) -> dict[Key, dict[int, list[Run]]]:
     """batch -> runs, of each service. around_s: the reference when the machine was profiled."""
@@ -205,4 +193,13 @@ def row(profile: Profile, cell: Shape, runs: list[Run], batch: int) -> dict[str,
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        __doc__,
+        measure,
+        flag("--model", default="bundled"),
+        flag("--tokenizer"),
+        flag("--profile", type=Path, help="of this machine and model"),
+        flag("--save-profile", type=Path),
+        flag("--rounds", type=int, default=5, help="of each start"),
+        flag("--starts", type=int, default=2, help="of each service"),
+    )

@@ -18,12 +18,11 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
-from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.program import Result, flag, main
 
 from janus_moe.experts.scheduling import DeviceDigest, DeviceScheduler
 from janus_moe.kernels.activation_schedule import (
@@ -157,19 +156,17 @@ def rows_of(experts: int, instances: int, slots: int, replays: int) -> list[dict
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/gpu_scheduling.json"))
-    parser.add_argument("--replays", type=int, default=200, help="replays of each graph")
-    options = parser.parse_args()
+def measure_all(options: argparse.Namespace) -> Result:
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks.gpu_scheduling needs a CUDA device; torch finds none here")
     rows = [row for shape in SHAPES for row in rows_of(*shape, options.replays)]
-    print("us per layer call on the device, replayed from a CUDA graph: set + schedule + rewrite")
-    print_table(rows)
-    facts = machine_facts() | {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    write_json(options.json, {"machine": facts, "routing": "synthetic topics", "rows": rows})
+    gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    return {**gpu, "routing": "synthetic topics", "rows": rows}
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        __doc__,
+        measure_all,
+        flag("--replays", type=int, default=200, help="replays of each graph"),
+    )

@@ -13,13 +13,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 import torch
-from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.program import Result, flag, main
 
 from janus_moe.kernels.cpu.ir import lanes
 from janus_moe.kernels.grouped_experts import grouped_experts, grouped_experts_reference
@@ -188,10 +187,9 @@ def bench_attention(dtype: torch.dtype, stream: Stream, rounds: int) -> list[Row
 
 
 def facts() -> dict[str, Any]:
-    """What a number needs to be read."""
+    """Returns what a number needs to be read, beside the machine."""
     names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "NUMBA_THREADING_LAYER")
     return {
-        **machine_facts(),
         "float32_lanes": lanes(),
         "numba_threads": numba.get_num_threads(),
         "torch_threads": torch.get_num_threads(),
@@ -200,40 +198,23 @@ def facts() -> dict[str, Any]:
     }
 
 
-def columns(row: Row) -> dict[str, str]:
-    """A row as the table shows it."""
-    return {
-        "op": row.op,
-        "shape": row.shape,
-        "dtype": row.dtype,
-        "us": f"{row.fast_us:.0f}",
-        "reference us": f"{row.reference_us:.0f}",
-        "speedup": f"{row.speedup:.1f}x",
-        "GB/s": f"{row.gbps:.1f}",
-        "of read": f"{row.of_bandwidth:.0%}",
-        "GFLOP/s": f"{row.gflops:.0f}",
-    }
+def columns(row: Row) -> dict[str, Any]:
+    return {**asdict(row), "speedup": row.speedup, "of_bandwidth": row.of_bandwidth}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the rows and the machine facts here")
-    parser.add_argument("--rounds", type=int, default=8, help="repetitions of each shape")
-    options = parser.parse_args()
+def measure_all(options: argparse.Namespace) -> Result:
     torch.manual_seed(0)
     stream, rows = Stream(), []
     for dtype in (torch.float32, torch.bfloat16):
         rows += bench_grouped_experts(dtype, stream, options.rounds)
         rows += bench_linear(dtype, stream, options.rounds)
         rows += bench_attention(dtype, stream, options.rounds)
-    print_table([columns(row) for row in rows])
-    if options.json:
-        results = [
-            {**asdict(row), "speedup": row.speedup, "of_bandwidth": row.of_bandwidth}
-            for row in rows
-        ]
-        write_json(options.json, {"machine": facts(), "rows": results})
+    return {**facts(), "rows": [columns(row) for row in rows]}
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        __doc__,
+        measure_all,
+        flag("--rounds", type=int, default=8, help="repetitions of each shape"),
+    )

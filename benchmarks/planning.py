@@ -1,4 +1,4 @@
-"""Claim: a joint plan over up to 1,024 GPUs takes at most 2 s on two cores.
+"""A joint plan over up to 1,024 GPUs takes at most 2 s on two cores.
 
     python -m benchmarks.planning --json benchmarks/results/planning.json
 
@@ -13,12 +13,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.program import Result, flag, main
 
 from janus_moe.planner.latency import Oracle
 from janus_moe.planner.search.activation import ActivationSource, uniform
@@ -49,30 +47,17 @@ QUESTIONS: tuple[tuple[str, str, ServiceDemand, float, int], ...] = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    for question in QUESTIONS[:1]:
-        answer(*question)  # imports and first calls
+def measure(options: argparse.Namespace) -> Result:
+    answer(*QUESTIONS[0])  # imports and first calls
     seconds: list[list[float]] = [[] for _ in QUESTIONS]
-    plans: list[Recommendation | None] = [None] * len(QUESTIONS)
-    for _ in range(arguments.rounds):
+    plans: dict[int, Recommendation] = {}
+    for _ in range(options.rounds):
         for index, question in enumerate(QUESTIONS):
-            took, plans[index] = timed(lambda question=question: answer(*question))  # type: ignore[misc]
-            seconds[index].append(took)
-    rows = [
-        row(question, own, plan)
-        for question, own, plan in zip(QUESTIONS, seconds, plans, strict=True)
-        if plan is not None
-    ]
-    print_table(rows)
-    trace = sampled_seconds(arguments.rounds)
-    print(f"a_max table from routing (160 experts, pools of 6 to 64): {trace:.2f} s, median")
-    if arguments.json:
-        content = {"machine": machine_facts(), "plans": rows, "sampled_table_s": trace}
-        write_json(arguments.json, content)
+            start = time.perf_counter()
+            plans[index] = answer(*question)
+            seconds[index].append(time.perf_counter() - start)
+    rows = [row(QUESTIONS[index], seconds[index], plan) for index, plan in plans.items()]
+    return {"rows": rows, "sampled_table_s": sampled_seconds(options.rounds)}
 
 
 def problem(model: str, system: str, demand: ServiceDemand, tpot_ms: float, gpus: int) -> Problem:
@@ -92,12 +77,6 @@ def answer(
     model: str, system: str, demand: ServiceDemand, tpot_ms: float, gpus: int
 ) -> Recommendation:
     return recommend(problem(model, system, demand, tpot_ms, gpus))
-
-
-def timed(work: Callable[[], Recommendation]) -> tuple[float, Recommendation]:
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
 
 
 def row(
@@ -120,13 +99,16 @@ def row(
 
 
 def pairs(question: Problem) -> int:
-    """Pairs of pool sizes that the GPUs allow, before slots, plans, micro-batches and copies."""
+    """Counts pairs of pool sizes that the GPUs allow, before slots, plans and copies."""
     grid = PoolSearch(question, PoolStyle()).grid
     return 0 if grid is None else int((grid.gpus <= question.max_gpus).sum())
 
 
 def sampled_seconds(rounds: int) -> float:
-    """Median time of a table from drawn routing; the first call, which compiles, is not counted."""
+    """Returns the median time of a max_activated table from drawn routing.
+
+    160 experts, pools of 6 to 64; the first call, which compiles, is not counted.
+    """
     router = SyntheticRouter("topics", 160, 6)
     ids = router.batch(4096, np.random.default_rng(0))
     counts = np.bincount(ids.ravel(), minlength=160)[None]
@@ -142,4 +124,4 @@ def sampled_seconds(rounds: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure, flag("--rounds", type=int, default=7))

@@ -6,76 +6,76 @@ Claim: on the bundled model, 1A2E over shared memory, exchanging the experts of 
 and again adds at most 5 % to the 99th percentile of the time between two tokens.
 
 One service; turns with and without rebalancing alternate, so that what else the machine does hits
-both, and which of a pair comes first changes. Ratios are of pairs of turns.
+both, and which of a pair comes first changes. Ratios are medians over pairs of turns, with 95 %
+bootstrap intervals.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import time
-from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.program import Result, flag, main
+from benchmarks.support.ratios import paired_ratio
+from benchmarks.support.streams import Gaps, gaps_of
 
 from janus_moe.cluster.service import Service
 from janus_moe.config import EngineConfig
-from janus_moe.messages import SamplingParams
 from janus_moe.profiling.live import running
 
-PROMPT_TOKENS = 16
+
+class Turn(NamedTuple):
+    """gaps: seconds between tokens of all streams.
+    epochs: placements that were taken meanwhile.
+    """
+
+    gaps: Gaps
+    epochs: int
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="bundled")
-    parser.add_argument("--streams", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=600, help="per stream and turn")
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds between two rebalances")
-    parser.add_argument("--rounds", type=int, default=10, help="pairs of turns")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    result = asyncio.run(measure(arguments))
-    print_table(result["rows"])
-    print({key: value for key, value in result.items() if key != "rows"})
-    if arguments.json:
-        write_json(arguments.json, {"machine": machine_facts(), **result})
+def measure(options: argparse.Namespace) -> Result:
+    pairs = asyncio.run(serve(options))
+    still, moving = (list(side) for side in zip(*pairs, strict=True))
+    ratios: dict[str, float] = {}
+    for percent in (50, 99):
+        p_moving, p_still = percentiles(moving, percent), percentiles(still, percent)
+        ratios |= paired_ratio(p_moving, p_still).columns(f"p{percent} moving / still")
+    return {
+        "rows": [row(*pair) for pair in pairs],
+        **ratios,
+        "epochs": sum(t.epochs for t in moving),
+    }
 
 
-async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+async def serve(options: argparse.Namespace) -> list[tuple[Turn, Turn]]:
+    """Returns (still, moving) of every pair; the first one, which warms up, is not among them."""
     config = EngineConfig(
-        model=arguments.model, expert_instances=2, transport="shm", threads=1, max_model_len=1024
+        model=options.model, expert_instances=2, transport="shm", threads=1, max_model_len=1024
     )
+    pairs = []
     async with running(config) as service:
-        rows = []
-        for number in range(arguments.rounds + 1):
+        for number in range(options.rounds + 1):
             pair = {}
-            for moving in (True, False) if number % 2 else (False, True):
-                pair[moving] = await turn(service, arguments, moving)
-            if number:  # the first round warms up
-                rows.append(row(pair))
-        return summary(rows)
+            for is_moving in (True, False) if number % 2 else (False, True):
+                pair[is_moving] = await turn(service, options, is_moving)
+            if number:
+                pairs.append((pair[False], pair[True]))
+    return pairs
 
 
-async def turn(
-    service: Service, arguments: argparse.Namespace, moving: bool
-) -> tuple[np.ndarray[Any, Any], int]:
-    """(seconds between tokens of all streams, epochs taken meanwhile)."""
+async def turn(service: Service, options: argparse.Namespace, moving: bool) -> Turn:
     epoch = service.rebalancer.placement.epoch
-    mover = asyncio.create_task(keep_moving(service, arguments.pause)) if moving else None
-    gaps = await asyncio.gather(
-        *(stream(service, arguments.tokens, index) for index in range(arguments.streams))
-    )
+    mover = asyncio.create_task(keep_moving(service, options.pause)) if moving else None
+    gaps = await gaps_of(service, options.streams, options.tokens)
     epochs = service.rebalancer.placement.epoch - epoch
     if mover is not None:
         mover.cancel()
         await asyncio.gather(mover, return_exceptions=True)
         while service.rebalancer.status.state != "idle":
             await asyncio.sleep(0.01)
-    return np.concatenate(gaps), epochs
+    return Turn(gaps, epochs)
 
 
 async def keep_moving(service: Service, pause_s: float) -> None:
@@ -89,40 +89,26 @@ async def keep_moving(service: Service, pause_s: float) -> None:
         await asyncio.sleep(0.02)
 
 
-async def stream(service: Service, num_tokens: int, index: int) -> np.ndarray[Any, Any]:
-    """Seconds between the tokens of one request."""
-    sampling = SamplingParams(max_tokens=num_tokens, temperature=0, ignore_eos=True)
-    prompt = [(37 * index + 11 * i) % service.plan.spec.vocab_size for i in range(PROMPT_TOKENS)]
-    arrivals = []
-    name = f"{time.monotonic_ns()}-{index}"
-    async for chunk in service.engine.submit(name, prompt, sampling):
-        arrivals += [time.perf_counter()] * len(chunk.token_ids)
-    return np.diff(np.array(arrivals[2:]))
+def percentiles(turns: list[Turn], percent: int) -> list[float]:
+    return [float(np.percentile(turn.gaps, percent)) for turn in turns]
 
 
-def row(pair: dict[bool, tuple[np.ndarray[Any, Any], int]]) -> dict[str, Any]:
-    still, moving = pair[False][0], pair[True][0]
-    return {
-        "epochs": pair[True][1],
-        "p50 still ms": 1e3 * float(np.percentile(still, 50)),
-        "p50 moving ms": 1e3 * float(np.percentile(moving, 50)),
-        "p99 still ms": 1e3 * float(np.percentile(still, 99)),
-        "p99 moving ms": 1e3 * float(np.percentile(moving, 99)),
-    }
-
-
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    ratios = {
-        name: median(r[f"{name} moving ms"] / r[f"{name} still ms"] for r in rows)
-        for name in ("p50", "p99")
-    }
-    return {
-        "rows": rows,
-        "p50 moving / still": ratios["p50"],
-        "p99 moving / still": ratios["p99"],
-        "epochs": sum(r["epochs"] for r in rows),
+def row(still: Turn, moving: Turn) -> dict[str, Any]:
+    sides = {"still": still, "moving": moving}
+    return {"epochs": moving.epochs} | {
+        f"p{percent} {name} ms": 1e3 * float(np.percentile(side.gaps, percent))
+        for percent in (50, 99)
+        for name, side in sides.items()
     }
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        __doc__,
+        measure,
+        flag("--model", default="bundled"),
+        flag("--streams", type=int, default=8),
+        flag("--tokens", type=int, default=600, help="per stream and turn"),
+        flag("--pause", type=float, default=0.0, help="seconds between two rebalances"),
+        flag("--rounds", type=int, default=10, help="pairs of turns"),
+    )

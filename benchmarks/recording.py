@@ -18,12 +18,12 @@ import contextlib
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from benchmarks.rebalance import stream
-from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.program import Result, flag, main
+from benchmarks.support.ratios import paired_ratio
+from benchmarks.support.streams import gaps_of
 
 from janus_moe.cluster.service import Service
 from janus_moe.config import EngineConfig
@@ -32,74 +32,72 @@ from janus_moe.policy.routing_trace import RoutingTrace
 from janus_moe.profiling.live import running
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="bundled")
-    parser.add_argument("--streams", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=300, help="per stream and turn")
-    parser.add_argument("--rounds", type=int, default=16, help="pairs of turns")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+class Turn(NamedTuple):
+    """tokens_per_s: of all streams together.
+    gap_s: median seconds between two tokens.
+    """
+
+    tokens_per_s: float
+    gap_s: float
+
+
+def measure(options: argparse.Namespace) -> Result:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "routing.jrt"
-        result = asyncio.run(measure(arguments, path))
+        without, recording = asyncio.run(serve(options, path))
         trace = RoutingTrace.load(path)
-        result["recorded tokens"], result["file bytes"] = trace.num_tokens, path.stat().st_size
-        result["recorder us per step"] = recorder_us(trace, arguments.streams, path)
-    print_table(result["rows"])
-    print({key: value for key, value in result.items() if key != "rows"})
-    if arguments.json:
-        write_json(arguments.json, {"machine": machine_facts(), **result})
-
-
-async def measure(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
-    rows = []
-    async with contextlib.AsyncExitStack() as stack:
-        services = {
-            recording: await stack.enter_async_context(
-                running(settings(arguments.model, str(path) if recording else None))
-            )
-            for recording in (False, True)
+        recorded = {
+            "recorded tokens": trace.num_tokens,
+            "file bytes": path.stat().st_size,
+            "recorder us per step": recorder_us(trace, options.streams, path),
         }
-        for number in range(arguments.rounds + 1):
-            pair = {}
-            for recording in (True, False) if number % 2 else (False, True):
-                pair[recording] = await turn(services[recording], arguments)
-            if number:  # the first round warms up
-                rows.append(row(pair))
+    rates = paired_ratio([t.tokens_per_s for t in recording], [t.tokens_per_s for t in without])
+    gaps = paired_ratio([t.gap_s for t in recording], [t.gap_s for t in without])
     return {
-        "rows": rows,
-        "tokens per second, recording / not": median(
-            r["tok/s recording"] / r["tok/s without"] for r in rows
-        ),
-        "p50 between tokens, recording / not": median(
-            r["p50 recording ms"] / r["p50 without ms"] for r in rows
-        ),
+        "rows": [row(*pair) for pair in zip(without, recording, strict=True)],
+        **rates.columns("tokens per second, recording / not"),
+        **gaps.columns("p50 between tokens, recording / not"),
+        **recorded,
     }
 
 
-async def turn(service: Service, arguments: argparse.Namespace) -> tuple[float, float]:
-    """(tokens per second of all streams together, median seconds between two tokens)."""
+async def serve(options: argparse.Namespace, path: Path) -> tuple[list[Turn], list[Turn]]:
+    """Returns the turns without and with recording; the first pair warms up and is left out."""
+    turns: dict[bool, list[Turn]] = {False: [], True: []}
+    async with contextlib.AsyncExitStack() as stack:
+        services = {
+            recording: await stack.enter_async_context(
+                running(settings(options.model, str(path) if recording else None))
+            )
+            for recording in (False, True)
+        }
+        for number in range(options.rounds + 1):
+            for recording in (True, False) if number % 2 else (False, True):
+                turns[recording].append(await turn_of(services[recording], options))
+    return turns[False][1:], turns[True][1:]
+
+
+async def turn_of(service: Service, options: argparse.Namespace) -> Turn:
     start = time.perf_counter()
-    gaps = await asyncio.gather(
-        *(stream(service, arguments.tokens, index) for index in range(arguments.streams))
-    )
+    gaps = await gaps_of(service, options.streams, options.tokens)
     seconds = time.perf_counter() - start
-    return arguments.streams * arguments.tokens / seconds, float(np.median(np.concatenate(gaps)))
+    return Turn(options.streams * options.tokens / seconds, float(np.median(gaps)))
 
 
-def row(pair: dict[bool, tuple[float, float]]) -> dict[str, Any]:
+def row(without: Turn, recording: Turn) -> dict[str, Any]:
     return {
-        "tok/s without": pair[False][0],
-        "tok/s recording": pair[True][0],
-        "p50 without ms": 1e3 * pair[False][1],
-        "p50 recording ms": 1e3 * pair[True][1],
+        "tok/s without": without.tokens_per_s,
+        "tok/s recording": recording.tokens_per_s,
+        "p50 without ms": 1e3 * without.gap_s,
+        "p50 recording ms": 1e3 * recording.gap_s,
     }
 
 
 def recorder_us(trace: RoutingTrace, batch_size: int, path: Path) -> float:
-    """Microseconds per step of all layers' `record` and of `end_of_step`, the writing's share
-    included; fastest of five runs."""
+    """Returns microseconds per step of all layers' `record` and of `end_of_step`.
+
+    The writing's share is included; it is the fastest of five runs.
+    """
     rng = np.random.default_rng(0)
     batches = [trace.sample(layer, batch_size, rng) for layer in range(trace.num_layers)]
     best, steps = float("inf"), 5_000
@@ -127,4 +125,11 @@ def settings(model: str, record_routing: str | None) -> EngineConfig:
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        __doc__,
+        measure,
+        flag("--model", default="bundled"),
+        flag("--streams", type=int, default=8),
+        flag("--tokens", type=int, default=300, help="per stream and turn"),
+        flag("--rounds", type=int, default=16, help="pairs of turns"),
+    )

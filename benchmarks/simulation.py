@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
-from benchmarks.support.report import machine_facts, print_table, write_json
+from benchmarks.support.program import Result, flag, main
 
 from janus_moe.planner.latency import Oracle
 from janus_moe.planner.simulation.deployment import Deployments
@@ -32,23 +31,15 @@ TPOT_S = 0.15
 POLICIES = ["janus", "sglang", "megascale-infer", "xdeepserve", "static:16A48E"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rate", type=float, default=30.0, help="mean requests/s")
-    parser.add_argument("--policies", nargs="+", default=POLICIES)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+def measure(options: argparse.Namespace) -> Result:
     oracle = Oracle.build("deepseek-v2", "h100_sxm")
     router = SyntheticRouter("topics", oracle.model.moe.num_experts, oracle.model.moe.router.top_k)
     short = generate("poisson", 1.0, 10.0)
     simulate(short, named_policy("janus", _choices(oracle, router), short))  # compiles
-    rows = [_measure(name, oracle, router, arguments.rate) for name in arguments.policies]
-    print_table(rows)
-    if arguments.json:
-        write_json(arguments.json, {"machine": machine_facts(), "rows": rows})
+    return {"rows": [_row(name, oracle, router, options.rate) for name in options.policies]}
 
 
-def _measure(name: str, oracle: Oracle, router: SyntheticRouter, rate: float) -> dict[str, Any]:
+def _row(name: str, oracle: Oracle, router: SyntheticRouter, rate: float) -> dict[str, Any]:
     workload = generate("diurnal", rate, 86_400.0, seed=1)
     wall, processor = time.perf_counter(), time.process_time()
     policy = named_policy(name, _choices(oracle, router), workload)
@@ -76,4 +67,9 @@ def _choices(oracle: Oracle, router: SyntheticRouter) -> PolicyContext:
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        __doc__,
+        measure,
+        flag("--rate", type=float, default=30.0, help="mean requests/s"),
+        flag("--policies", nargs="+", default=POLICIES),
+    )
