@@ -13,7 +13,7 @@ SERVE  ?= --attention-instances 1 --expert-instances 2
 .PHONY: serve check test test-all lint types fast unit slow figures format clean
 
 serve: $(VENV)/.runtime
-	@exec $(BIN)/janus serve $(SERVE)
+	@exec $(BIN)/janus serve $(SERVE) $(if $(PORT),--port $(PORT))
 
 check: lint
 	@$(MAKE) --no-print-directory --jobs=2 types fast

@@ -23,6 +23,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("attention", "experts"),
     ("engine",),
     ("cluster",),
+    ("startup_view",),
     ("server", "llm", "profiling"),
     ("cli",),
 )

@@ -13,19 +13,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import msgspec
 
-from janus_moe.cluster.deployment_plan import DeploymentPlan
-from janus_moe.cluster.service import Service, ignore_progress
+from janus_moe.cluster.service import Service
 from janus_moe.config import EngineConfig
 from janus_moe.errors import ConfigError, RequestError, ServiceError
-from janus_moe.messages import Progress, SamplingParams, TokenLogprob
+from janus_moe.messages import SamplingParams, TokenLogprob
+from janus_moe.startup_view import StartupView
 
+QUIET_S = 5.0
+"""Seconds that a start may take before it says what it is doing."""
 Prompt = str | Sequence[int]
 
 
@@ -48,7 +50,9 @@ class Completion:
 class LLM:
     """A running service, used from ordinary (not async) code; close it, or use it in `with`.
 
-    settings: fields of `EngineConfig`, e.g. model="bundled", attention_instances=1.
+    view: shows how the start goes; None means one that prints once it takes longer
+    settings: fields of `EngineConfig`, e.g. model="bundled", attention_instances=1
+
     Raises ConfigError or CheckpointError before anything is started, ServiceError when the
     workers cannot start.
     """
@@ -56,18 +60,21 @@ class LLM:
     def __init__(
         self,
         *,
-        on_plan: Callable[[DeploymentPlan], None] = lambda plan: None,
-        on_progress: Callable[[Progress], None] = ignore_progress,
+        view: StartupView | None = None,
         **settings: Any,
     ) -> None:
+        with view or StartupView(quiet_s=QUIET_S) as view:
+            self._start_up(view, settings)
+
+    def _start_up(self, view: StartupView, settings: dict[str, Any]) -> None:
         self._service = Service.prepare(_struct(EngineConfig, settings))
-        on_plan(self._service.plan)
+        view.plan(self._service.plan)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="janus", daemon=True)
         self._thread.start()
         self._counter = 0
         try:
-            self._running: asyncio.Task[None] = self._call(self._start(on_progress))
+            self._running: asyncio.Task[None] = self._call(self._start(view))
         except BaseException:
             self._end_loop()
             raise
@@ -98,9 +105,9 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def _start(self, on_progress: Callable[[Progress], None]) -> asyncio.Task[None]:
+    async def _start(self, view: StartupView) -> asyncio.Task[None]:
         ready = asyncio.Event()
-        running = asyncio.create_task(self._service.run(ready, on_progress))
+        running = asyncio.create_task(self._service.run(ready, view.progress))
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()

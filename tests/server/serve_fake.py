@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Core
 
 from janus_moe.config import ServerConfig
 from janus_moe.engine.text.tokenizer import Tokenizer
-from janus_moe.server.run import run_server
+from janus_moe.server.run import HttpServer, run_server
 
 
 async def main(folder: str) -> None:
@@ -30,7 +30,7 @@ async def main(folder: str) -> None:
 
     asyncio.get_running_loop().add_reader(sys.stdin, become_ready)
     config = ServerConfig(port=0, shutdown_timeout=20)
-    await run_server(engine, config, lambda server: print(server.url, flush=True))
+    await run_server(HttpServer(engine, config), lambda server: print(server.url, flush=True))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tests.server.fake_engine import FakeEngine
 
 from janus_moe.config import ServerConfig
 from janus_moe.errors import ConfigError
-from janus_moe.server.run import HttpServer, run_server
+from janus_moe.server.run import HttpServer, bind, run_server
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,8 @@ def serving(engine: FakeEngine, **settings: object) -> Iterator[str]:
         started.set()
 
     config = ServerConfig(port=0, **settings)  # type: ignore[arg-type]
-    thread = threading.Thread(target=lambda: asyncio.run(run_server(engine, config, note)))
+    server = HttpServer(engine, config)
+    thread = threading.Thread(target=lambda: asyncio.run(run_server(server, note)))
     thread.start()
     assert started.wait(10)
     loop, server = box[0]
@@ -196,8 +197,36 @@ def test_unfinished_requests_end_with_the_patience(engine: FakeEngine) -> None:
 def test_taken_port_is_a_setting_to_change(engine: FakeEngine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match="--port"):
-            asyncio.run(run_server(engine, ServerConfig(port=port)))
+        with pytest.raises(ConfigError, match=f"--port {port + 1}"):
+            HttpServer(engine, ServerConfig(port=port))
+
+
+def test_a_bound_port_is_refused_to_others_at_once() -> None:
+    with bind("127.0.0.1", 0) as taken, pytest.raises(ConfigError, match="in use"):
+        bind("127.0.0.1", taken.getsockname()[1])
+
+
+def test_make_is_told_how_to_choose_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAKELEVEL", "1")
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"make serve PORT={port + 1}"):
+            bind("127.0.0.1", port)
+
+
+async def test_signals_say_what_happens(engine: FakeEngine) -> None:
+    said: list[str] = []
+    server = HttpServer(engine, ServerConfig(port=0, shutdown_timeout=7), say=said.append)
+    running = asyncio.create_task(server.run())
+    server.state.lifecycle.enter()
+    server.stop()
+    server.stop()
+    server.state.lifecycle.leave()
+    await running
+    assert said == [
+        "finishing 1 request, up to 7 s; Ctrl-C again ends them at once",
+        "ending 1 request at once",
+    ]
 
 
 @contextlib.contextmanager

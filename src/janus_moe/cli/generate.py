@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from janus_moe.cli.console import StartupView
 from janus_moe.cli.flags import Command, flag
 from janus_moe.config import EngineConfig
 from janus_moe.llm import LLM, Completion
+from janus_moe.startup_view import StartupView
 
 
 class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,9 +36,9 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 def run(options: GenerateOptions, engine: EngineConfig) -> int:
     """Prints each completion after its prompt; everything else goes to standard error."""
-    view = StartupView()
     settings = msgspec.structs.asdict(engine)
-    with LLM(on_plan=view.plan, on_progress=view.progress, **settings) as llm:
+    view = StartupView()
+    with LLM(view=view, **settings) as llm:
         view.say("ready", f"prompts to complete: {len(options.prompt)}")
         for one in llm.generate(options.prompt, options.stop, **options.sampling):
             print(_as_json(one) if options.json else f"{one.prompt}{one.text}")

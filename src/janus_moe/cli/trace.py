@@ -12,13 +12,13 @@ import msgspec
 
 from janus_moe.cli import cluster_file
 from janus_moe.cli.cluster_file import ClusterFile
-from janus_moe.cli.console import StartupView
 from janus_moe.cli.flags import Command, flag
 from janus_moe.cluster.hosts.gathering import gather_hosts, why
 from janus_moe.cluster.service import Service
 from janus_moe.cluster.tracing import InstanceTrace, trace_decode
 from janus_moe.config import ClusterConfig, EngineConfig
 from janus_moe.profiling.chrome_trace import chrome_trace
+from janus_moe.startup_view import StartupView
 
 
 class TraceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,9 +32,10 @@ class TraceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 def run(options: TraceOptions, engine: EngineConfig, _: ClusterFile, cluster: ClusterConfig) -> int:
     """Starts a service, traces it, stops it."""
-    view, out = StartupView(), options.out
+    out = options.out
     load = (options.batch, options.prompt_tokens, options.steps)
-    traces = asyncio.run(_traces(engine, cluster, view, load))
+    with StartupView() as view:
+        traces = asyncio.run(_traces(engine, cluster, view, load))
     trace = chrome_trace(traces, options.steps)
     out.write_text(json.dumps(trace))
     events = sum(event["ph"] == "X" for event in trace["traceEvents"])

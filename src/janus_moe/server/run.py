@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import signal
 import socket
 import threading
@@ -26,16 +28,30 @@ logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _KEEP_ALIVE_S = 65
+_BACKLOG = 2048
 _LAST_WORDS_S = 2.0
 
 
 class HttpServer:
-    """One listening socket with the app behind it."""
+    """One listening socket with the app behind it.
 
-    def __init__(self, backend: EngineBackend, config: ServerConfig) -> None:
+    listener: what `bind` returned; None means that the server binds host and port itself
+    say: told in one sentence what a signal has begun
+
+    Raises ConfigError when the address is taken or the chat template cannot be used.
+    """
+
+    def __init__(
+        self,
+        backend: EngineBackend,
+        config: ServerConfig,
+        listener: socket.socket | None = None,
+        say: Callable[[str], None] = logger.info,
+    ) -> None:
         self._config = config
         self._state = make_state(backend, config)
-        self._socket = _bind(config.host, config.port)
+        self._socket = listener or bind(config.host, config.port)
+        self._say = say
         self._uvicorn = _Uvicorn(create_app(self._state))
         self._draining: asyncio.Task[None] | None = None
 
@@ -48,7 +64,7 @@ class HttpServer:
         host, port = self._socket.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    async def run(self, on_started: Callable[[HttpServer], None]) -> None:
+    async def run(self, on_started: Callable[[HttpServer], None] = lambda server: None) -> None:
         """Serves until `stop`; `on_started` is called once the socket is listening."""
         self._uvicorn.on_started = lambda: on_started(self)
         try:
@@ -60,10 +76,12 @@ class HttpServer:
 
     def stop(self) -> None:
         """First call: finish what is under way, then end. Second call: end now."""
+        running = self._state.lifecycle.num_requests
         if self._draining is None:
-            logger.info("finishing %d requests", self._state.lifecycle.num_requests)
+            self._say(_what_stops(running, self._config.shutdown_timeout))
             self._draining = asyncio.get_running_loop().create_task(self._drain())
         else:
+            self._say(f"ending {_requests(running)} at once")
             self._state.lifecycle.out_of_patience.set()
             self._uvicorn.end_now()
 
@@ -73,7 +91,7 @@ class HttpServer:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(lifecycle.drained(), self._config.shutdown_timeout)
         if lifecycle.num_requests:
-            logger.warning("ending %d unfinished requests", lifecycle.num_requests)
+            self._say(f"ending {_requests(lifecycle.num_requests)}, the time is over")
             lifecycle.out_of_patience.set()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(lifecycle.drained(), _LAST_WORDS_S)
@@ -81,15 +99,9 @@ class HttpServer:
 
 
 async def run_server(
-    backend: EngineBackend,
-    config: ServerConfig,
-    on_started: Callable[[HttpServer], None] = lambda server: None,
+    server: HttpServer, on_started: Callable[[HttpServer], None] = lambda server: None
 ) -> None:
-    """Serves until a signal ends it. The engine may still be loading; it is not stopped here.
-
-    Raises ConfigError when the address is taken or the chat template cannot be used.
-    """
-    server = HttpServer(backend, config)
+    """Serves until a signal ends it. The engine may still be loading; it is not stopped here."""
     with _signals_call(server.stop):
         await server.run(on_started)
 
@@ -143,7 +155,21 @@ def _signals_call(stop: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _what_stops(running: int, timeout_s: float) -> str:
+    if not running:
+        return "no request is under way; stopping the workers"
+    return f"finishing {_requests(running)}, up to {timeout_s:g} s; Ctrl-C again ends them at once"
+
+
+def _requests(count: int) -> str:
+    return f"{count} request{'' if count == 1 else 's'}"
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens; raises ConfigError that says what to choose instead.
+
+    It listens at once: a socket that is only bound would not keep others from the port.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -151,9 +177,18 @@ def _bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(_BACKLOG)
     except OSError as error:
         raise ConfigError(
-            f"cannot listen on {host} port {port} ({error.strerror}); choose another --port"
+            f"cannot listen on {host} port {port} ({error.strerror}); {_instead(error, port)}"
         ) from error
     listener.setblocking(False)
     return listener
+
+
+def _instead(error: OSError, port: int) -> str:
+    if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+        return "choose another --host"
+    other = 1024 + port if port < 1024 else port + 1
+    made = f"; with make: make serve PORT={other}" if "MAKELEVEL" in os.environ else ""
+    return f"choose another --port, e.g. --port {other}{made}"
