@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from janus_moe.cli import main
-from janus_moe.cli.flags import build, read_yaml, split
+from janus_moe.cli import main, serve
+from janus_moe.cli.flags import build, parse, read_yaml, split
+from janus_moe.cluster.deployment_plan import plan_deployment, this_host
 from janus_moe.config import EngineConfig, ServerConfig
+from janus_moe.planner.latency import model_names, serve_source
 from janus_moe.policy.routing_trace import TraceRecorder
 from janus_moe.policy.synthetic import SyntheticRouter
 
@@ -50,6 +52,33 @@ def test_what_is_saved_is_taken_by_serve(tmp_path: Path) -> None:
     assert config.expert_instances == chosen["num_expert"]
     assert config.max_num_seqs * config.attention_instances >= chosen["batch"]
     assert config.max_model_len == 1024 + 512
+
+
+@pytest.mark.parametrize("name", [*model_names(), "deepseek-ai/DeepSeek-R1", "bundled"])
+def test_the_settings_of_every_model_are_taken_by_serve(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["plan", name, "--system", "b200_sxm", "--isl", "512", "--total-gpus", "64"]
+    assert main([*command, "--save-dir", str(tmp_path)]) == 0
+    path = tmp_path / "serve.yaml"
+    engine, *_ = parse("janus serve", "", serve.COMMAND, ["--config", str(path)])
+    obstacles = serve_source(name).obstacles
+    shown = words(capsys.readouterr().out)
+    for why in obstacles:
+        assert why in words(path.read_text()) and why in shown
+    if obstacles:
+        return
+    assert "/" in engine.model or name == "bundled"
+    assert name.lower().split("/")[-1] in engine.model.lower()
+
+
+def test_the_settings_of_a_model_on_this_disk_make_a_deployment(tmp_path: Path) -> None:
+    command = ["plan", "bundled", "--system", "cpu", "--isl", "64", "--osl", "64"]
+    assert main([*command, "--total-gpus", "4", "--save-dir", str(tmp_path)]) == 0
+    path = str(tmp_path / "serve.yaml")
+    engine, *_ = parse("janus serve", "", serve.COMMAND, ["--config", path])
+    plan = plan_deployment(engine, [this_host(engine)])
+    assert plan.membership.shape == engine.shape
 
 
 def test_settings_of_pools_hold_the_planned_slots(tmp_path: Path) -> None:

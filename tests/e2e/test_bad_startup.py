@@ -23,7 +23,7 @@ def folder(qwen3: Model, tmp_path: Path) -> Path:
 
 def refuse(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The message of a start that is refused."""
-    assert main(["serve", *arguments]) == 1
+    assert main(["serve", "--port", "0", *arguments]) == 1
     captured = capsys.readouterr()
     line = next(line for line in captured.err.splitlines() if line.startswith("janus serve: "))
     assert "Traceback" not in captured.err

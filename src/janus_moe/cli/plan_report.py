@@ -17,6 +17,7 @@ from rich.table import Table
 from janus_moe.cli.plan_plots import plot_frontiers, text_frontiers
 from janus_moe.cli.prices import dollars_per_hour, dollars_per_million
 from janus_moe.errors import ConfigError
+from janus_moe.planner.latency import serve_source
 from janus_moe.planner.search.answers import Deployment
 from janus_moe.planner.search.explain import memory_parts, prefill_s, prompt_step_s, step_estimate
 from janus_moe.planner.search.pareto import FrontierPoint, monolithic_frontier, pools_frontier
@@ -75,6 +76,8 @@ class PlanReport:
             for one in [best, *(d for d in listed[:1] if d != best)]:
                 self._explain(console, one)
         console.print(text_frontiers(self.frontiers))
+        for why in serve_source(self.model).obstacles:
+            console.print(f"[yellow]`janus serve` cannot serve {self.model}[/]: {why}")
 
     def as_json(self) -> dict[str, Any]:
         """All figures; nothing that is not a number is NaN."""
@@ -128,7 +131,7 @@ class PlanReport:
             written[-1].write_text(json.dumps(self.as_json(), indent=1) + "\n", encoding="utf-8")
             if self.plan.best is not None:
                 written.append(folder / "serve.yaml")
-                text = serve_yaml(self.plan.problem, self.plan.best, self.model)
+                text = serve_yaml(self.plan.problem, self.plan.best, serve_source(self.model))
                 written[-1].write_text(text, encoding="utf-8")
             plot = folder / "pareto.png"
             if plot_frontiers(self.frontiers, plot):

@@ -5,7 +5,7 @@ from. Planner, simulator and the choice of an exchange ask it. It decides nothin
 and imports no framework.
 """
 
-from janus_moe.planner.latency.catalog import find_model, model_names
+from janus_moe.planner.latency.catalog import ServeSource, find_model, model_names, serve_source
 from janus_moe.planner.latency.coefficients import Coefficients, OpLaw
 from janus_moe.planner.latency.devices import DeviceProfile, device_names, device_profile
 from janus_moe.planner.latency.estimate import Confidence, Estimate, weakest
@@ -42,6 +42,7 @@ __all__ = [
     "Overheads",
     "PoolDevice",
     "Profile",
+    "ServeSource",
     "StepEstimate",
     "StepLoad",
     "all_to_all_counts",
@@ -53,5 +54,6 @@ __all__ = [
     "fit_links",
     "model_names",
     "read_profile",
+    "serve_source",
     "weakest",
 ]

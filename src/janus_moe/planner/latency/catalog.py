@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -39,6 +39,32 @@ class KnownModel(Spec, frozen=True):
         return msgspec.structs.replace(describe_model(self.config).spec, name=self.title)
 
 
+class ServeSource(NamedTuple):
+    """A model as `janus serve` is told of it.
+
+    model: folder or Hugging Face id
+    obstacles: why the engine cannot serve it, as clauses; empty means that it can
+    """
+
+    model: str
+    obstacles: tuple[str, ...]
+
+
+def serve_source(name: str) -> ServeSource:
+    """Returns what `janus serve` takes for a name that `find_model` knows."""
+    folder = folder_of(name)
+    if folder is not None:
+        model = name if name == BUNDLED else str(folder)
+        return ServeSource(model, describe_model(_config_of(folder)).obstacles)
+    known = _known_model(name)
+    ids = [alias for alias in known.aliases if "/" in alias]
+    asked = [one for one in ids if one.lower() == name.lower()]
+    obstacles = describe_model(known.config).obstacles
+    if not ids:
+        return ServeSource(name, (*obstacles, "no checkpoint of it is published"))
+    return ServeSource((asked or ids)[0], obstacles)
+
+
 def model_names() -> tuple[str, ...]:
     """The models that ship with this package."""
     return facts.names("models")
@@ -51,11 +77,16 @@ def find_model(name: str) -> ModelSpec:
     """
     folder = folder_of(name)
     if folder is not None:
-        return _model_of_folder(folder)
+        description = describe_model(_config_of(folder))
+        return msgspec.structs.replace(description.spec, name=folder.name)
+    return _known_model(name).spec
+
+
+def _known_model(name: str) -> KnownModel:
     for known in model_names():
         found: KnownModel = facts.load("models", known, KnownModel)
         if name.lower() in {known, *(alias.lower() for alias in found.aliases)}:
-            return found.spec
+            return found
     raise ConfigError(
         f"there are no facts about model {name!r}; known are {', '.join(model_names())}, "
         "or give a folder with a config.json"
@@ -70,7 +101,7 @@ def folder_of(name: str) -> Path | None:
     return path if (path / "config.json").is_file() else None
 
 
-def _model_of_folder(folder: Path) -> ModelSpec:
+def _config_of(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -78,4 +109,4 @@ def _model_of_folder(folder: Path) -> ModelSpec:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not {type(raw).__name__}")
-    return msgspec.structs.replace(describe_model(raw).spec, name=folder.name)
+    return raw

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from janus_moe.planner.latency import ServeSource
 from janus_moe.planner.search.answers import Deployment
 from janus_moe.planner.search.problem import Problem
 
@@ -34,8 +35,8 @@ def serve_settings(problem: Problem, one: Deployment, model: str) -> dict[str, s
     }
 
 
-def serve_yaml(problem: Problem, one: Deployment, model: str) -> str:
-    """The file, with what it is for and what it promises as comments."""
+def serve_yaml(problem: Problem, one: Deployment, source: ServeSource) -> str:
+    """Returns the file, with what it is for and what it promises as comments."""
     oracle = problem.oracle
     devices = oracle.attention_side.device.name
     if one.kind == "pools":
@@ -55,6 +56,9 @@ def serve_yaml(problem: Problem, one: Deployment, model: str) -> str:
             f"the plan has {one.attention_tp} devices share the heads of attention, which `janus "
             "serve` does not do yet"
         )
+    notes += [f"janus serve cannot serve this model: {why}" for why in source.obstacles]
     lines = [f"# {note}" for note in notes]
-    lines += [f"{key}: {value}" for key, value in serve_settings(problem, one, model).items()]
+    lines += [
+        f"{key}: {value}" for key, value in serve_settings(problem, one, source.model).items()
+    ]
     return "\n".join(lines) + "\n"
