@@ -137,7 +137,7 @@ def live() -> None:
             rows.append({"tokens": batch, "plan": plan, "gating": gating, "us": quartile})
     if node.rank == 0:
         print(json.dumps(rows), flush=True)
-    for rank in range(node.topology.num_ranks):  # nobody leaves before everybody is done
+    for rank in range(node.topology.num_ranks):  # none leaves before all are done
         if rank == node.rank:
             node.meeting.put(f"done {rank}", b"")
         node.meeting.get(f"done {rank}", TIMEOUT_S)

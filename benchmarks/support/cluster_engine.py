@@ -32,7 +32,15 @@ MARGIN_STEPS = 6
 
 
 class Order(msgspec.Struct, frozen=True):
-    """services: name -> exchange plan, all with the same pools. hosts: as in `--hosts`."""
+    """Services to start, all with the same pools.
+
+    services: name -> exchange plan.
+    attention, experts: instances of each pool.
+    hosts: as in `--hosts`.
+    listen: address at which the hosts' agents join.
+    secret_file: as in `--cluster-secret-file`.
+    max_batch: most requests at once.
+    """
 
     services: dict[str, str]
     attention: int
@@ -44,7 +52,12 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """batch: requests at once. steps: decode steps to measure, after `warm_up` further ones."""
+    """A batch that one service is to decode.
+
+    batch: requests at once.
+    steps: decode steps to measure.
+    warm_up: further ones before them.
+    """
 
     service: str
     batch: int
@@ -53,7 +66,13 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Medians over the steps with the whole batch. plans: steps by exchange plan."""
+    """Medians over the steps with the whole batch.
+
+    tpot_s, dispatch_s, combine_s: seconds of a step.
+    num_steps: that were measured.
+    batch: requests of attention instance 0.
+    plans: exchange plan -> steps.
+    """
 
     tpot_s: float = 0.0
     dispatch_s: float = 0.0
@@ -148,7 +167,7 @@ class Engines:
 
 
 def summary(steps: Sequence[tuple[float, StepDone]], warm_up: int) -> Answer:
-    """Of the steps with most tokens that follow one of these, but for the first `warm_up`."""
+    """Sums up the steps with most tokens that follow one of these, but for the first `warm_up`."""
     most = max(len(done.outputs) for _, done in steps)
     whole = [
         (at - before, done)

@@ -45,11 +45,12 @@ class HostsUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A host's link in both directions; `rate_gbps` None is as fast as the kernel copies.
+    """A host's link, the same in both directions.
 
-    delay_us is one way. It needs the kernel's netem queue, which small kernels come without.
-    queue_bytes wait at most for a limited rate; what comes on top is dropped. A TCP connection that
-    sends without end fills the queue, so others on the link need a short one.
+    rate_gbps: None means as fast as the kernel copies.
+    delay_us: one way; it needs the kernel's netem queue, which small kernels come without.
+    queue_bytes: wait at most for a limited rate; what comes on top is dropped. A TCP connection
+        that sends without end fills the queue, so others on the link need a short one.
     """
 
     rate_gbps: float | None = None
@@ -67,7 +68,12 @@ class Link:
 
 @dataclass(slots=True)
 class Host:
-    """One namespace. interface: its end of the cable; port: the bridge's end."""
+    """A host is one namespace.
+
+    interface: its end of the cable.
+    port: the bridge's end.
+    processes: that were started inside.
+    """
 
     index: int
     namespace: str
@@ -115,7 +121,7 @@ class Network(Sequence[Host]):
                 _shape(namespace, interface, link)
 
     def cut(self, host: Host) -> None:
-        """Takes a host's cable out: nobody is told, packets just end."""
+        """Takes a host's cable out: no process is told, packets just end."""
         _ip("-n", self._bridge, "link", "set", host.port, "down")
 
     def mend(self, host: Host) -> None:
@@ -123,7 +129,7 @@ class Network(Sequence[Host]):
 
 
 def why_unavailable(link: Link | None = None) -> str | None:
-    """Why `network` would refuse, or None."""
+    """Says why `network` would refuse; None means that it would not."""
     if not sys.platform.startswith("linux"):
         return "network namespaces need Linux"
     if os.geteuid() != 0:
@@ -142,7 +148,7 @@ def why_unavailable(link: Link | None = None) -> str | None:
 
 
 def queues() -> set[str]:
-    """Which of tbf and netem this kernel offers, found by trying in a scratch namespace."""
+    """Tries in a scratch namespace which of tbf and netem this kernel offers."""
     name = f"{PREFIX}-{os.getpid()}-try"
     try:
         _ip("netns", "add", name)
@@ -161,7 +167,7 @@ def queues() -> set[str]:
 
 @contextlib.contextmanager
 def network(count: int, link: Link | None = None) -> Iterator[Network]:
-    """`count` hosts that reach each other; gone afterwards with every process in them.
+    """Makes `count` hosts that reach each other; they end with every process in them.
 
     SIGTERM ends the block like SIGINT does (in the main thread). What a run that was killed with
     SIGKILL left behind is removed by the next one. Raises HostsUnavailable with the reason.
@@ -227,7 +233,7 @@ def _queues(link: Link) -> set[str]:
 
 
 def _end_processes(host: Host) -> None:
-    """Whatever runs inside is ours: first a polite signal, then SIGKILL."""
+    """Ends every process inside, all of which are ours: SIGTERM first, then SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + GRACE_S
         for pid in _pids(host.namespace):
@@ -248,7 +254,7 @@ def _pids(namespace: str) -> list[int]:
 
 
 def _remove_abandoned() -> None:
-    """Namespaces of runs whose process is gone."""
+    """Removes namespaces of runs whose process is gone."""
     for path in NAMESPACES.glob(f"{PREFIX}-*"):
         owner = path.name.removeprefix(f"{PREFIX}-").split("-")[0]
         if owner.isdigit() and not Path("/proc", owner).exists():
@@ -310,7 +316,7 @@ while time.perf_counter() < end:
 
 
 def throughput_gbps(source: Host, target: Host, seconds: float = 1.0) -> float:
-    """What one TCP connection from `source` to `target` carries."""
+    """Measures what one TCP connection from `source` to `target` carries."""
     receiver = target.popen([sys.executable, "-c", _RECEIVER], stdout=subprocess.PIPE, text=True)
     assert receiver.stdout is not None
     receiver.stdout.readline()
