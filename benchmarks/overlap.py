@@ -27,7 +27,8 @@ from benchmarks.support.program import Result, flag, main
 
 from janus_moe.errors import ExchangeClosed
 from janus_moe.spec import InstanceId
-from janus_moe.transport import AttentionPort, ExchangeLayout, GlooExchange, ReplyMetadata, WaitRule
+from janus_moe.transport import AttentionPort, ExchangeLayout, ReplyMetadata, WaitRule
+from janus_moe.transport.network.exchange import open_network
 from janus_moe.transport.network.rendezvous import FolderRendezvous
 
 SHAPE = "2A+2E"
@@ -76,7 +77,7 @@ def live() -> None:
     torch.set_num_threads(1)
     order = msgspec.json.decode(sys.argv[1], type=Order)
     meeting = FolderRendezvous(Path(order.meeting))
-    end = GlooExchange(order.layout, order.instance, meeting, order.bind)
+    end = open_network(order.layout, order.instance, meeting, order.bind)
     number = order.instance.number
     with contextlib.suppress(ExchangeClosed):
         if order.instance.pool == "attention":

@@ -26,8 +26,9 @@ from janus_moe.profiling.exchange_times import distinct_plans, spread
 from janus_moe.spec import ExchangePlanName, InstanceId
 from janus_moe.torch_dtypes import TORCH_DTYPES
 from janus_moe.transport import ExchangeLayout, Ticket
+from janus_moe.transport.base import global_rank
 from janus_moe.transport.exchange_plans import EveryRow, ExchangePlan, RoutedRows, RowDemand
-from janus_moe.transport.host_memory.handshake import connect_host_peers
+from janus_moe.transport.host_memory.connecting import connect_host_peers
 from janus_moe.transport.network.executor import BoundProgram, Executor
 from janus_moe.transport.network.gloo import GlooChannel
 from janus_moe.transport.network.message_buffers import RowFormat
@@ -60,7 +61,7 @@ class Node:
 
     def __init__(self, order: Order) -> None:
         layout, self.topology = order.layout, order.layout.topology
-        self.rank = layout.rank(order.instance)
+        self.rank = global_rank(layout.membership, order.instance)
         self.meeting = FolderRendezvous(Path(order.meeting))
         self.channel = GlooChannel(
             self.rank, self.topology.num_ranks, self.meeting, order.bind, TIMEOUT_S
@@ -68,9 +69,20 @@ class Node:
         dtype = TORCH_DTYPES[layout.dtype]
         rows = layout.shape.attention * layout.max_tokens
         format_ = RowFormat(rows, layout.hidden_size, layout.shape.expert, dtype)
-        self.near = connect_host_peers(self.rank, self.topology, self.meeting, TIMEOUT_S)
+        self.near = connect_host_peers(
+            self.rank,
+            self.topology.host_peers(self.rank),
+            self.topology.num_ranks,
+            self.meeting,
+            TIMEOUT_S,
+        )
         self.executor = Executor(
-            self.rank, self.topology, self.channel, format_, TIMEOUT_S, host_peers=self.near
+            self.rank,
+            layout.membership.instances,
+            self.channel,
+            format_,
+            TIMEOUT_S,
+            host_peers=self.near,
         )
         self.wide = torch.zeros(rows, layout.hidden_size)
         self.narrow = torch.zeros(rows, layout.hidden_size, dtype=dtype)

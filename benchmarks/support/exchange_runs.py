@@ -20,7 +20,7 @@ from benchmarks.support.hosts import Link, Network, network
 
 from janus_moe.profiling.exchange_run import orders_of, run_orders
 from janus_moe.profiling.exchange_times import ExchangeTimes
-from janus_moe.spec import InstanceId, PoolShape
+from janus_moe.spec import InstanceId, Membership
 from janus_moe.transport import ExchangeLayout
 
 HIDDEN, DTYPE = 1024, "bfloat16"
@@ -54,12 +54,10 @@ def layout_of(shape: str, max_batch: int) -> ExchangeLayout:
             raise SystemExit(f"{part!r} in {shape!r} is not like 2A or 4E")
         pools[found[2]] += [node] * int(found[1])
     return ExchangeLayout(
-        shape=PoolShape(attention=len(pools["A"]), expert=len(pools["E"])),
+        membership=Membership.on_hosts(tuple(pools["A"]), tuple(pools["E"])),
         hidden_size=HIDDEN,
         dtype=DTYPE,  # type: ignore[arg-type]
         max_tokens=-(-max_batch // len(pools["A"])),
-        attention_nodes=tuple(pools["A"]),
-        expert_nodes=tuple(pools["E"]),
     )
 
 
@@ -94,7 +92,7 @@ def compare_plans(
     """
     told = {"batches": tuple(profile), "compared": tuple(batches), "budget_s": budget_s}
     with contextlib.ExitStack() as stack:
-        hosts = stack.enter_context(network(1 + max(layout.expert_nodes), link))
+        hosts = stack.enter_context(network(1 + max(layout.membership.expert_hosts), link))
         stack.enter_context(traffic(hosts, connections))
         meeting = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         orders = [

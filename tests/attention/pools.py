@@ -18,8 +18,9 @@ from janus_moe.model.config import read_spec
 from janus_moe.model.expert_block import ExpertModel
 from janus_moe.policy.paging import BlockManager
 from janus_moe.policy.placement import initial_placement
-from janus_moe.spec import InstanceId, PoolShape
-from janus_moe.transport import AttentionPort, LoopbackExchange, WaitRule
+from janus_moe.spec import InstanceId, Membership, PoolShape
+from janus_moe.transport import AttentionPort, WaitRule
+from janus_moe.transport.loopback import LoopbackExchange
 
 EXPERT_INSTANCES, BLOCK_SIZE = 2, 4
 EXPERT_IDS = tuple(InstanceId(pool="expert", number=n) for n in range(EXPERT_INSTANCES))
@@ -44,7 +45,9 @@ class Weights:
 
     def exchange(self, num_attention: int = 1) -> LoopbackExchange:
         """A new exchange whose experts serve."""
-        exchange = LoopbackExchange(PoolShape(attention=num_attention, expert=EXPERT_INSTANCES))
+        exchange = LoopbackExchange(
+            Membership.first(PoolShape(attention=num_attention, expert=EXPERT_INSTANCES))
+        )
         for rank, model in enumerate(self.experts):
             exchange.serve(rank, expert_instance(rank, model, self.placement).serve_once)
         return exchange

@@ -1,8 +1,8 @@
 """What every exchange promises; one suite for all backends.
 
-Instances live in threads here; `tests/transport/test_shm_processes.py` and
-`test_dist_processes.py` repeat the core of it with processes. `threads 1pc` is an exchange of one
-end per instance under plan 1pc, over channels among threads; `gloo 1pc` is the same over gloo, and
+Instances live in threads here; `test_shared_memory_processes.py` and `test_exchange_processes.py`
+in `tests/transport` repeat the core of it with processes. `threads 1pc` is an exchange of one end
+per instance under plan 1pc, over channels among threads; `gloo 1pc` is the same over gloo, and
 `hosts 1pc` over gloo between nodes and through shared memory within them, as services have it.
 """
 
@@ -29,33 +29,33 @@ from janus_moe.errors import (
     ExchangeTimeout,
     RoutingDivergence,
 )
-from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName, InstanceId, PoolShape
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName, Membership, PoolShape
 from janus_moe.transport import (
     AttentionPort,
     Combined,
     Exchange,
+    ExchangeLayout,
     ExpertPort,
-    LoopbackExchange,
     ReplyMetadata,
-    ShmLayout,
-    ShmRegion,
     Ticket,
     WaitRule,
     Work,
 )
+from janus_moe.transport.host_memory.shared_memory import open_shared_memory
+from janus_moe.transport.loopback import LoopbackExchange
 from janus_moe.transport.network.channel import LocalNetwork
-from janus_moe.transport.network.exchange import ExchangeLayout, GlooExchange, NetworkExchange
+from janus_moe.transport.network.exchange import NetworkExchange, open_network
 from janus_moe.transport.network.rendezvous import MemoryRendezvous
 
 HIDDEN = 8
 MAX_TOKENS = 64
 PATIENT = WaitRule(timeout_s=20.0)
 HASTY = WaitRule(timeout_s=0.5)
-SHARED = ("loopback-inline", "loopback-threads", "shm")  # all instances look at one board
+SHARED = ("loopback-inline", "loopback-threads", "shm")  # all instances look at one control block
 DIST = tuple(f"threads {plan}" for plan in (*EXCHANGE_PLANS, "auto"))
 GLOO = tuple(f"{kind} {plan}" for kind in ("gloo", "hosts") for plan in (*EXCHANGE_PLANS, "auto"))
 BACKENDS = (*SHARED, "threads 2pc-direct", "hosts 2pc-relay")
-APART = ("loopback-threads", "shm", "threads 2pc-direct", "hosts 2pc-relay")  # nobody inline
+APART = ("loopback-threads", "shm", "threads 2pc-direct", "hosts 2pc-relay")  # no expert inline
 
 Respond = Callable[[int, Work], tuple[Tensor, ReplyMetadata]]
 
@@ -110,17 +110,17 @@ class Fleet:
     def __init__(self, backend: str, shape: PoolShape) -> None:
         kind, plan = backend.split()
         self.layout = ExchangeLayout(
-            shape=shape,
+            membership=Membership.on_hosts(
+                tuple(i % 2 for i in range(shape.attention)),
+                tuple(1 + (e * e) % 3 for e in range(shape.expert)),
+            ),
             max_tokens=MAX_TOKENS,
             hidden_size=HIDDEN,
             dtype="float32",
-            attention_nodes=tuple(i % 2 for i in range(shape.attention)),
-            expert_nodes=tuple(1 + (e * e) % 3 for e in range(shape.expert)),
             plan=cast(ExchangePlanName, plan),
             within_nodes="gloo" if kind == "gloo" else "memory",
         )
-        instances = [InstanceId(pool="attention", number=i) for i in range(shape.attention)]
-        instances += [InstanceId(pool="expert", number=e) for e in range(shape.expert)]
+        instances = self.layout.membership.instances
         self.ends: list[NetworkExchange]
         if kind == "threads":
             network = LocalNetwork(len(instances))
@@ -133,16 +133,16 @@ class Fleet:
             meeting = MemoryRendezvous()
             with ThreadPoolExecutor(len(instances)) as threads:
                 joins = [
-                    threads.submit(GlooExchange, self.layout, instance, meeting, "127.0.0.1")
+                    threads.submit(open_network, self.layout, instance, meeting, "127.0.0.1")
                     for instance in instances
                 ]
                 self.ends = [join.result(60) for join in joins]
 
-    def attention_port(self, index: int, rule: WaitRule) -> AttentionPort:
-        return self.ends[index].attention_port(index, rule)
+    def attention_port(self, rank: int, rule: WaitRule) -> AttentionPort:
+        return self.ends[rank].attention_port(rank, rule)
 
-    def expert_port(self, index: int, rule: WaitRule) -> ExpertPort:
-        return self.ends[self.layout.shape.attention + index].expert_port(index, rule)
+    def expert_port(self, rank: int, rule: WaitRule) -> ExpertPort:
+        return self.ends[self.layout.shape.attention + rank].expert_port(rank, rule)
 
     def shutdown(self) -> None:
         self.ends[-1].shutdown()  # the others learn it
@@ -162,14 +162,15 @@ class Pools:
         if backend in (*DIST, *GLOO):
             fleet = Fleet(backend, shape)
             self.exchange = fleet
-            self.expert_nodes = fleet.layout.expert_nodes
+            self.expert_nodes = fleet.layout.membership.expert_hosts
         elif backend == "shm":
-            layout = ShmLayout(
-                shape=shape, max_tokens=MAX_TOKENS, hidden_size=HIDDEN, dtype="float32"
+            membership = Membership.first(shape)
+            layout = ExchangeLayout(
+                membership=membership, max_tokens=MAX_TOKENS, hidden_size=HIDDEN, dtype="float32"
             )
-            self.exchange = ShmRegion.create(layout)
+            self.exchange = open_shared_memory(layout, membership.instances, MemoryRendezvous())
         else:
-            self.exchange = LoopbackExchange(shape)
+            self.exchange = LoopbackExchange(Membership.first(shape))
         self.attention = [self.exchange.attention_port(i, rule) for i in range(shape.attention)]
         self.shape = shape
         self.rule = rule
@@ -189,8 +190,7 @@ class Pools:
     def stop(self) -> None:
         self.exchange.shutdown()
         self.threads.shutdown()
-        if isinstance(self.exchange, (ShmRegion, Fleet)):
-            self.exchange.close()
+        self.exchange.close()
 
 
 def _serve_once(expert: int, answer: Respond, port: ExpertPort) -> None:
@@ -595,14 +595,17 @@ def test_all_see_the_latest_epoch_that_anybody_announced_for_a_step(backend: str
 
     with running(backend, (2, 2)) as pools:
         pools.start_experts(answer)
-        news = [{2: 1, 7: 5}, {4: 1, 5: 3, 6: 2}]  # per instance: step -> epoch learned before it
+        learned = [
+            {2: 1, 7: 5},
+            {4: 1, 5: 3, 6: 2},
+        ]  # per instance: step -> epoch learned before it
         expected_epochs = [0, 0, 1, 1, 1, 3, 3, 5, 5, 5]
 
         def live(instance: int) -> list[int]:
             port, epochs = pools.attention[instance], []
             for step in range(len(expected_epochs)):
-                if step in news[instance]:
-                    port.use_epoch(news[instance][step])
+                if step in learned[instance]:
+                    port.use_epoch(learned[instance][step])
                 port.begin_step(1 + instance)
                 ticket = port.dispatch(0, rows(instance, step, 0, 1 + instance))
                 port.combine(ticket)

@@ -14,7 +14,7 @@ from typing import Any
 from janus_moe.cluster.service import Service
 from janus_moe.cluster.worker.exchanges import open_exchanges
 from janus_moe.cluster.worker.worker_instances import build_instances
-from janus_moe.cluster.worker_layout import create_regions, setup_message, worker_layouts
+from janus_moe.cluster.worker_layout import setup_message, worker_layouts
 from janus_moe.config import EngineConfig
 from janus_moe.engine.engine import Engine
 from janus_moe.errors import ExchangeClosed
@@ -30,7 +30,6 @@ from janus_moe.messages import (
 )
 from janus_moe.model.piecewise import Piece
 from janus_moe.transport import Exchange
-from janus_moe.transport.network.exchange import NetworkExchange
 from janus_moe.transport.network.rendezvous import MemoryRendezvous
 
 START_TIMEOUT_S = 100.0
@@ -95,7 +94,7 @@ async def running_in_threads(
     folder: Path, load_piece: LoadPiece = Piece.load, **settings: Any
 ) -> AsyncIterator[Engine]:
     """The same engine and instances in this process: quick to start, and `shm` still goes through
-    shared memory and doorbells. load_piece: how experts that move are read."""
+    shared memory and wake-ups. load_piece: how experts that move are read."""
     async with serving_in_threads(folder, load_piece, **settings) as service:
         yield service.engine
 
@@ -130,17 +129,15 @@ class ThreadWorkers:
     def __init__(self, service: Service, load_piece: LoadPiece) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[FromWorker] = asyncio.Queue()
-        self._regions = create_regions(service.plan)
-        shm = [region.address for region in self._regions]
         rendezvous = MemoryRendezvous()
         setups = [setup_message(service.plan, layout) for layout in worker_layouts(service.plan)]
 
         def meet(setup: Setup) -> tuple[Exchange, ...]:
-            return open_exchanges(setup, shm, rendezvous, "127.0.0.1")
+            return open_exchanges(setup, rendezvous, "127.0.0.1")
 
-        with ThreadPoolExecutor(len(setups)) as pool:  # over gloo they wait for each other
+        with ThreadPoolExecutor(len(setups)) as pool:  # they wait for each other
             exchanges = list(pool.map(meet, setups))
-        self._exchanges = [e for own in exchanges for e in own if isinstance(e, NetworkExchange)]
+        self._exchanges = [exchange for own in exchanges for exchange in own]
         self._members = {}
         for setup, exchange in zip(setups, exchanges, strict=True):
             for member in build_instances(setup, exchange, self._emit, load_piece):
@@ -161,15 +158,13 @@ class ThreadWorkers:
     async def close(self) -> None:
         for member in self._members.values():
             member.post(Stop())
-        for region in self._regions:
-            region.shutdown()
         for exchange in self._exchanges:
-            await asyncio.to_thread(exchange.close)
+            exchange.shutdown()
         for thread in self._threads:
             await asyncio.to_thread(thread.join, 10)
             assert not thread.is_alive()
-        for region in self._regions:
-            region.close()
+        for exchange in self._exchanges:
+            await asyncio.to_thread(exchange.close)
 
     def _live(self, member: Any) -> None:
         try:

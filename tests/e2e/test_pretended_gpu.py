@@ -46,7 +46,7 @@ from janus_moe.messages import (
 )
 from janus_moe.model import expert_block
 from janus_moe.spec import InstanceId
-from janus_moe.transport import LoopbackExchange
+from janus_moe.transport.loopback import LoopbackExchange
 
 ATTENTION = InstanceId(pool="attention", number=0)
 
@@ -110,7 +110,7 @@ class OneThread:
         self._done = 0
         self._prepared = 0
         [layout] = worker_layouts(self.plan)
-        exchange = LoopbackExchange(config.shape)
+        exchange = LoopbackExchange(self.plan.membership)
         self._attention: HostedInstance
         self._attention, *self._experts = build_instances(
             setup_message(self.plan, layout), [exchange], self._take

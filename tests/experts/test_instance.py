@@ -22,8 +22,9 @@ from janus_moe.model.config import read_spec
 from janus_moe.model.expert_block import ExpertModel
 from janus_moe.model.piecewise import expert_pieces
 from janus_moe.policy.placement import Placement
-from janus_moe.spec import ModelSpec, PoolShape
-from janus_moe.transport import LoopbackExchange, Ticket, WaitRule, Work
+from janus_moe.spec import Membership, ModelSpec, PoolShape
+from janus_moe.transport import Ticket, WaitRule, Work
+from janus_moe.transport.loopback import LoopbackExchange
 
 SPARE = 2
 FIRST = Placement(epoch=0, num_experts=5, slots=(((0, 1, 2), (2, 3, 4)),) * 3)
@@ -116,7 +117,7 @@ def test_an_epoch_is_served_once_it_is_staged_and_none_comes_back(pool: Pool) ->
 
 
 def test_instances_that_route_differently_are_found_out(pool: Pool) -> None:
-    exchange = LoopbackExchange(PoolShape(attention=1, expert=2))
+    exchange = LoopbackExchange(Membership.first(PoolShape(attention=1, expert=2)))
     for rank, instance in enumerate(pool.instances):
         exchange.serve(rank, instance.serve_once)
     port = exchange.attention_port(0, WaitRule(timeout_s=10))
@@ -147,7 +148,7 @@ def test_a_step_ends_with_its_last_layer(pool: Pool) -> None:
     first, observer = pool.instances[0], SeenLayers()
     watched: Any = observer
     instance = ExpertInstance(first.id, first.runner, first.epochs, first.layers, watched)
-    exchange = LoopbackExchange(PoolShape(attention=1, expert=2))
+    exchange = LoopbackExchange(Membership.first(PoolShape(attention=1, expert=2)))
     exchange.serve(0, instance.serve_once)
     exchange.serve(1, pool.instances[1].serve_once)
     port = exchange.attention_port(0, WaitRule(timeout_s=10))

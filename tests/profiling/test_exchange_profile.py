@@ -24,18 +24,16 @@ from janus_moe.profiling.exchange_times import (
     link_profile,
     spread,
 )
-from janus_moe.spec import InstanceId, PoolShape
+from janus_moe.spec import InstanceId, Membership
 from janus_moe.transport import ExchangeLayout
 from janus_moe.transport.exchange_plans import egate_plan
 from janus_moe.transport.exchange_plans.pricing import priced_counts
 
 LAYOUT = ExchangeLayout(
-    shape=PoolShape(attention=2, expert=4),
+    membership=Membership.on_hosts((0, 0), (1, 1, 2, 2)),
     hidden_size=64,
     dtype="float32",
     max_tokens=64,
-    attention_nodes=(0, 0),
-    expert_nodes=(1, 1, 2, 2),
 )
 
 

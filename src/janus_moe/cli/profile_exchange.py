@@ -20,7 +20,7 @@ from janus_moe.planner.latency.link_profile import LinkProfile, write_link_profi
 from janus_moe.profiling.exchange_run import orders_of, run_orders
 from janus_moe.profiling.exchange_times import link_profile
 from janus_moe.profiling.run import machine
-from janus_moe.spec import PoolShape
+from janus_moe.spec import Membership
 from janus_moe.transport import ExchangeLayout
 
 LIMIT_S = 600.0
@@ -51,12 +51,10 @@ class ProfileExchangeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_u
 def run(options: ProfileExchangeOptions) -> int:
     """Measures, and on the host of attention instance 0 writes and prints what it found."""
     layout = ExchangeLayout(
-        shape=PoolShape(attention=len(options.attention_nodes), expert=len(options.expert_nodes)),
+        membership=Membership.on_hosts(options.attention_nodes, options.expert_nodes),
         hidden_size=options.hidden_size,
         dtype=options.dtype,
         max_tokens=-(-max(options.batches) // len(options.attention_nodes)),
-        attention_nodes=options.attention_nodes,
-        expert_nodes=options.expert_nodes,
     )
     console, start = Console(highlight=False), time.perf_counter()
     with _meeting(options.meeting) as meeting:

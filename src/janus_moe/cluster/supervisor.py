@@ -22,7 +22,7 @@ from janus_moe.cluster.deployment_plan import DeploymentPlan
 from janus_moe.cluster.hosts.messages import StartHost, WorkerStart
 from janus_moe.cluster.hosts.pool import IDENTITY_PREFIX, HostPool
 from janus_moe.cluster.runtime.local import ProcessLauncher, WorkerProcess, end_processes
-from janus_moe.cluster.worker_layout import create_regions, setup_message, worker_layouts
+from janus_moe.cluster.worker_layout import setup_message, worker_layouts
 from janus_moe.errors import JanusError, ServiceError, WorkerDied, WorkerFailed
 from janus_moe.messages import (
     Failed,
@@ -37,7 +37,6 @@ from janus_moe.messages import (
     decode_from_worker,
 )
 from janus_moe.model.source import fingerprint
-from janus_moe.transport import ShmRegion
 
 OnProgress = Callable[[Progress], None]
 STOP_GRACE_S = 3.0
@@ -69,7 +68,6 @@ class Cluster:
         self._workers: list[WorkerProcess] = []
         self._watchers: list[asyncio.Task[None]] = []
         self._inbox: asyncio.Queue[FromWorker | ServiceError] = asyncio.Queue()
-        self._regions: tuple[ShmRegion, ...] = ()
         self._receiver: asyncio.Task[None] | None = None
         self._stopping = False
         self._stage = "starting"
@@ -137,8 +135,6 @@ class Cluster:
         for layout in self._layouts:
             with contextlib.suppress(zmq.ZMQError):
                 self._post(layout.name, Stop())
-        for region in self._regions:
-            region.shutdown()
         hosts_end = asyncio.create_task(self._stop_hosts(error, grace_s))
         await end_processes(self._workers, grace_s)
         await hosts_end
@@ -148,15 +144,12 @@ class Cluster:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._channel.close()
-        for region in self._regions:
-            region.close()
 
     async def _stop_hosts(self, error: str | None, grace_s: float) -> None:
         if self._hosts is not None:
             await self._hosts.stop(error, 3 * grace_s + HOST_WORD_S)
 
     async def _spawn(self) -> None:
-        self._regions = create_regions(self._plan)
         self._receiver = asyncio.create_task(self._receive_forever())
         if self._hosts is not None:
             self._hosts.watch(self._lost)
@@ -164,9 +157,8 @@ class Cluster:
         for layout in self._layouts:
             if not layout.host.share.is_local:
                 continue
-            bootstrap = layout.bootstrap(self._channel.endpoint, self._regions, self._bind_host)
-            fds = [fd for region in self._regions for fd in region.fds]
-            worker = await self._launcher.spawn(bootstrap, fds, layout.num_threads)
+            bootstrap = layout.bootstrap(self._channel.endpoint, self._bind_host)
+            worker = await self._launcher.spawn(bootstrap, layout.num_threads)
             self._workers.append(worker)
             self._watchers.append(asyncio.create_task(self._watch(worker)))
 

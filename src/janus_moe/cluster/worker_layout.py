@@ -1,7 +1,7 @@
 """Which worker process hosts which instances, and what each of them is told.
 
-Loopback: one worker with everything. Otherwise one worker per instance: shm, the region shared by
-all; gloo, on the host that the plan gives it.
+Loopback: one worker with everything. Otherwise one worker per instance, on the host
+that the plan gives it.
 """
 
 from __future__ import annotations
@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
-
 from janus_moe.cluster.deployment_plan import DeploymentPlan, Host
 from janus_moe.cluster.worker.bootstrap import Bootstrap
 from janus_moe.messages import Setup
 from janus_moe.spec import InstanceId
-from janus_moe.transport import ShmLayout, ShmRegion
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +24,12 @@ class WorkerLayout:
     instances: tuple[InstanceId, ...]
     num_threads: int
 
-    def bootstrap(self, endpoint: str, regions: Sequence[ShmRegion], bind_host: str) -> Bootstrap:
+    def bootstrap(self, endpoint: str, bind_host: str) -> Bootstrap:
         """What the process needs on its command line; the launcher fills in the descriptors."""
         return Bootstrap(
             name=self.name,
             endpoint=endpoint,
             lifeline_fd=-1,
-            shm=tuple(msgspec.json.encode(region.address).decode() for region in regions),
             bind_host=bind_host,
         )
 
@@ -47,20 +43,6 @@ def worker_layouts(plan: DeploymentPlan) -> Sequence[WorkerLayout]:
     instances = plan.membership.instances
     hosts = {instance: plan.host_of(instance) for instance in instances}
     return [WorkerLayout(str(i), hosts[i], (i,), plan.threads(hosts[i], i.pool)) for i in instances]
-
-
-def create_regions(plan: DeploymentPlan) -> tuple[ShmRegion, ...]:
-    """Shared memory for the exchange of each micro-batch, where a run needs any."""
-    if plan.config.transport != "shm":
-        return ()
-    layout = ShmLayout(
-        shape=plan.membership.shape,
-        max_tokens=plan.config.max_num_batched_tokens,
-        hidden_size=plan.spec.hidden_size,
-        dtype=plan.spec.dtype,
-        epoch=plan.placement.epoch,
-    )
-    return tuple(ShmRegion.create(layout) for _ in range(plan.config.num_micro_batches))
 
 
 def setup_message(plan: DeploymentPlan, layout: WorkerLayout) -> Setup:

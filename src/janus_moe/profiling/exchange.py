@@ -27,7 +27,8 @@ from janus_moe.profiling.exchange_times import (
 )
 from janus_moe.spec import EXCHANGE_PLANS, InstanceId, Spec
 from janus_moe.torch_dtypes import TORCH_DTYPES
-from janus_moe.transport import AttentionPort, ExchangeLayout, GlooExchange, ReplyMetadata, WaitRule
+from janus_moe.transport import AttentionPort, ExchangeLayout, ReplyMetadata, WaitRule
+from janus_moe.transport.network.exchange import NetworkExchange, open_network
 from janus_moe.transport.network.plan_selection import FixedPlan, PlanChooser, PlanSource
 from janus_moe.transport.network.rendezvous import FolderRendezvous, Rendezvous
 
@@ -76,7 +77,7 @@ def take_part(order: ExchangeOrder) -> ExchangeTimes | None:
     torch.set_num_threads(1)
     meeting = FolderRendezvous(Path(order.meeting))
     rule = WaitRule(timeout_s=order.timeout_s)
-    end = GlooExchange(order.layout, order.instance, meeting, order.bind)
+    end = open_network(order.layout, order.instance, meeting, order.bind)
     try:
         if order.instance.pool == "expert":
             _answer(end, rule)
@@ -95,7 +96,7 @@ def take_part(order: ExchangeOrder) -> ExchangeTimes | None:
         end.close()
 
 
-def _answer(end: GlooExchange, rule: WaitRule) -> None:
+def _answer(end: NetworkExchange, rule: WaitRule) -> None:
     layout = end.layout
     sums = torch.zeros(layout.shape.attention * layout.max_tokens, layout.hidden_size)
     port = end.expert_port(end.instance.number, rule)
@@ -132,7 +133,7 @@ class _Driver:
     """An attention instance: all of them take the same steps, the first one knows why."""
 
     def __init__(
-        self, end: GlooExchange, order: ExchangeOrder, rule: WaitRule, meeting: Rendezvous
+        self, end: NetworkExchange, order: ExchangeOrder, rule: WaitRule, meeting: Rendezvous
     ) -> None:
         self._order = order
         self._layout = order.layout

@@ -16,7 +16,6 @@ import msgspec
 from janus_moe.errors import ServiceError
 from janus_moe.profiling.exchange import ExchangeOrder
 from janus_moe.profiling.exchange_times import ExchangeTimes
-from janus_moe.spec import InstanceId
 from janus_moe.transport import ExchangeLayout
 
 Start = Callable[..., "subprocess.Popen[Any]"]
@@ -29,18 +28,16 @@ def orders_of(
     layout: ExchangeLayout, node: int | None, meeting: Path, bind: str, **settings: Any
 ) -> list[ExchangeOrder]:
     """One per instance that lives on `node` (None: on any), attention first."""
-    pools = (("attention", layout.attention_nodes), ("expert", layout.expert_nodes))
     return [
         ExchangeOrder(
             layout=layout,
-            instance=InstanceId(pool=pool, number=index),  # type: ignore[arg-type]
+            instance=instance,
             meeting=str(meeting),
             bind=bind,
             **settings,
         )
-        for pool, nodes in pools
-        for index, home in enumerate(nodes)
-        if node is None or home == node
+        for instance in layout.membership.instances
+        if node is None or layout.membership.host_of(instance) == node
     ]
 
 

@@ -113,8 +113,8 @@ def link_profile(
     )
     return LinkProfile(
         machine=machine,
-        attention_nodes=layout.attention_nodes,
-        expert_nodes=layout.expert_nodes,
+        attention_nodes=layout.membership.attention_hosts,
+        expert_nodes=layout.membership.expert_hosts,
         hidden_size=layout.hidden_size,
         links=times.links,
         median_error=fit.median_error,

@@ -77,12 +77,20 @@ class Membership(Spec, frozen=True):
     @classmethod
     def first(cls, shape: PoolShape) -> Membership:
         """Generation 0 of a service on one host, with ids from 0 in each pool."""
+        return cls.on_hosts((0,) * shape.attention, (0,) * shape.expert)
+
+    @classmethod
+    def on_hosts(
+        cls, attention_hosts: tuple[int, ...], expert_hosts: tuple[int, ...]
+    ) -> Membership:
+        """Generation 0 of a service on these hosts, with ids from 0 in each pool."""
+        attention, expert = range(len(attention_hosts)), range(len(expert_hosts))
         return cls(
             generation=0,
-            attention=tuple(InstanceId(pool="attention", number=i) for i in range(shape.attention)),
-            expert=tuple(InstanceId(pool="expert", number=i) for i in range(shape.expert)),
-            attention_hosts=(0,) * shape.attention,
-            expert_hosts=(0,) * shape.expert,
+            attention=tuple(InstanceId(pool="attention", number=i) for i in attention),
+            expert=tuple(InstanceId(pool="expert", number=i) for i in expert),
+            attention_hosts=attention_hosts,
+            expert_hosts=expert_hosts,
         )
 
     @property

@@ -2,25 +2,96 @@
 
 Lockstep: in step s all attention instances' tokens of one layer form one batch for the experts.
 Every attention instance announces the step with its token count, the same for all layers; with 0
-it takes no further part in that step. Per layer every participant dispatches its rows, every
-expert instance sees their concatenation in ascending instance order and replies with partial sums
-for all rows, and every participant combines its own rows: float32, ascending expert order, so the
-result does not depend on timing. Whoever has nothing to do is blocked, not spinning.
+it takes no further part in that step. Per layer every participant dispatches its rows. Every
+expert instance sees their concatenation in ascending order of rank and replies with partial sums
+for all rows. Every participant combines its own rows: float32, ascending expert order, so the
+result does not depend on timing. An instance with nothing to do is blocked, not spinning.
 
-This module does not know how bytes travel (`loopback`, `shm`) or what experts compute.
+This module does not know how bytes travel (`loopback`, `host_memory`, `network`) or what experts
+compute.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
+import msgspec
+import torch
 from torch import Tensor
+
+from janus_moe.errors import ConfigError
+from janus_moe.planner.latency.link_fit import COEFFICIENTS
+from janus_moe.spec import (
+    DTYPE_BYTES,
+    EXCHANGE_PLANS,
+    Dtype,
+    ExchangePlanName,
+    InstanceId,
+    Membership,
+    PoolShape,
+    Spec,
+)
+from janus_moe.torch_dtypes import TORCH_DTYPES
+from janus_moe.transport.exchange_plans import Topology
+from janus_moe.transport.exchange_plans.counts import RowBytes
+
+CONNECT_TIMEOUT_S = 60.0
+
+
+class ExchangeLayout(Spec, frozen=True):
+    """What all instances of an exchange must agree on; an exchange never changes.
+
+    membership: who takes part, on which hosts, and the epoch of the first steps.
+    hidden_size: elements of a row.
+    dtype: of the hidden states; sums are float32.
+    max_tokens: rows per attention instance and step.
+    plan: which rows travel in which messages between hosts; auto is decided step by step.
+    links: what a message costs, coefficients of `planner.latency.LinkModel`; {} is not measured.
+    within_nodes: how messages of the network exchange travel between instances of one host.
+    """
+
+    membership: Membership
+    hidden_size: int
+    dtype: Dtype
+    max_tokens: int
+    plan: ExchangePlanName | Literal["auto"] = "auto"
+    links: dict[str, float] = msgspec.field(default_factory=dict)
+    within_nodes: Literal["memory", "gloo"] = "memory"
+
+    def __post_init__(self) -> None:
+        if self.plan not in ("auto", *EXCHANGE_PLANS):
+            raise ConfigError(
+                f"no exchange plan {self.plan!r}; there are auto, {', '.join(EXCHANGE_PLANS)}"
+            )
+        if unknown := set(self.links) - set(COEFFICIENTS):
+            raise ConfigError(f"links have {', '.join(COEFFICIENTS)}, not {', '.join(unknown)}")
+
+    @property
+    def shape(self) -> PoolShape:
+        return self.membership.shape
+
+    @property
+    def topology(self) -> Topology:
+        return Topology(self.membership.attention_hosts, self.membership.expert_hosts)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Of the hidden states."""
+        return TORCH_DTYPES[self.dtype]
+
+    @property
+    def row_bytes(self) -> RowBytes:
+        there, back = DTYPE_BYTES[self.dtype], DTYPE_BYTES["float32"]
+        return RowBytes(dispatch=self.hidden_size * there, reply=self.hidden_size * back)
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Names one exchange. epoch: the placement of its step."""
+    """The name of one exchange.
+
+    epoch: placement of the step.
+    """
 
     epoch: int
     step: int
@@ -29,13 +100,14 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class ReplyMetadata:
-    """What travels with a reply; all numbers are signed 64-bit.
+    """What travels with a reply beside the sums; all numbers are signed 64-bit.
 
     routing_digest: equal on all expert instances when they agree on the routing of the batch.
-    activated: distinct experts the instance activated.
-    scheduler_ns: nanoseconds its activation scheduler took.
-    on_device: [3] int64 on a device that nobody has waited for: the first two, which are 0 until
-        then, and 1 where an expert id was out of range. Only within one process; see `replies`.
+    activated: distinct experts that the instance activated.
+    scheduler_ns: time of its activation scheduler, nanoseconds.
+    on_device: [3] int64 on a device, not waited for: digest and activated, which are 0 in their
+        own fields until then, and 1 where an expert id was out of range; None means all is on the
+        host. Only within one process, see `lockstep.reply_metadata`.
     """
 
     routing_digest: int
@@ -46,11 +118,13 @@ class ReplyMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Combined:
-    """hidden: [tokens, hidden] float32, sum over expert instances of this instance's rows.
+    """What an attention instance gets back for its rows of one layer.
 
-    The tensor may live in a buffer of the transport: it is valid until the same instance's next
-    `dispatch` or `begin_step`. notes: one per expert instance. plan: of the messages, "" where
-    there are none. notice: a sentence for the log, mostly "".
+    hidden: [tokens, hidden] float32, sum over expert instances. It may live in a buffer of the
+        transport: it is valid until the same instance's next `dispatch` or `begin_step`.
+    replies: [expert instances] metadata of each reply.
+    plan: of the messages; "" means there are none.
+    notice: a sentence for the log, mostly "".
     """
 
     hidden: Tensor
@@ -61,8 +135,9 @@ class Combined:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """hidden: [total tokens, hidden], all participants' rows; read-only and valid until `reply`.
+    """One batch that an expert instance has accepted.
 
+    hidden: [total tokens, hidden], all participants' rows; read-only and valid until `reply`.
     num_tokens: [attention instances] rows of each, 0 for those that are idle in this step.
     """
 
@@ -124,13 +199,13 @@ class AttentionPort(Protocol):
     def combine(self, ticket: Ticket) -> Combined:
         """Waits for all expert instances and sums their replies.
 
-        Raises ExchangeTimeout naming whoever is late, RoutingDivergence, or ExchangeClosed. Notes
-        with something unread are not compared yet.
+        Raises ExchangeTimeout naming the late peers, RoutingDivergence, or ExchangeClosed.
+        Metadata that lies on a device is not compared yet.
         """
         ...
 
     def close(self) -> None:
-        """Ends this port's waits with ExchangeClosed; the other instances are not affected."""
+        """Ends this port's waits with ExchangeClosed."""
         ...
 
 
@@ -156,27 +231,42 @@ class ExpertPort(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends this port's waits with ExchangeClosed; the other instances are not affected."""
+        """Ends this port's waits with ExchangeClosed."""
         ...
 
 
 class Exchange(Protocol):
-    """All instances' ends of one exchange, as a launcher or a worker process holds them."""
+    """The ends of one exchange that this process holds; see `opening.open_exchange`.
 
-    def attention_port(self, index: int, rule: WaitRule) -> AttentionPort: ...
+    rank: position of the instance in its pool, by the membership of the exchange.
+    """
 
-    def expert_port(self, index: int, rule: WaitRule) -> ExpertPort: ...
+    def attention_port(self, rank: int, rule: WaitRule) -> AttentionPort: ...
+
+    def expert_port(self, rank: int, rule: WaitRule) -> ExpertPort: ...
 
     def shutdown(self) -> None:
         """Ends every wait of every instance, now and later, with ExchangeClosed."""
         ...
 
+    def close(self) -> None:
+        """Gives back memory, descriptors and threads; the ports must not be in use any more."""
+        ...
+
+
+def global_rank(membership: Membership, instance: InstanceId) -> int:
+    """Position among all members, attention instances first; ConfigError when it is none."""
+    if instance not in membership.instances:
+        raise ConfigError(f"{instance} is not in generation {membership.generation}")
+    return membership.instances.index(instance)
+
 
 def spin_budget_us(num_cores: int, compute_threads: int) -> float:
     """How long a waiting process may spin, in microseconds.
 
-    compute_threads: threads of both pools on this host that may compute at once. A spinning waiter
-    only helps on a core that nobody else wants, otherwise it starves the one it waits for; the
-    engine and the rest of the host want a core too.
+    A spinning waiter only helps on a core that no other thread wants; otherwise it starves the
+    instance it waits for. The engine and the rest of the host want a core too.
+
+    compute_threads: threads of both pools on this host that may compute at once.
     """
     return 50.0 if num_cores > compute_threads else 0.0

@@ -1,7 +1,7 @@
 """The exchange inside one process, for tensors of any device.
 
-Expert instances that registered a function are run by whichever attention instance dispatches
-last, one after the other in ascending order: with one attention instance there is no thread
+Expert instances that registered a function are run by the attention instance that dispatches last,
+one after the other in ascending order: with one attention instance there is no thread
 switch at all. Attention instances (and experts without a function) each live in a thread. Nothing
 here waits for a device: tensors are handed on by reference, copied only where a caller could
 overwrite them too early.
@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 from janus_moe.errors import ExchangeClosed, ExchangeError
-from janus_moe.spec import PoolShape
+from janus_moe.spec import Membership, PoolShape
 from janus_moe.transport.base import ExpertPort, WaitRule
+from janus_moe.transport.lockstep.batches import BatchSequence
 from janus_moe.transport.lockstep.control_block import ControlBlock, control_block_bytes
-from janus_moe.transport.lockstep.ports import LockstepAttention, LockstepExpert, Wiring
+from janus_moe.transport.lockstep.participant import Wiring
+from janus_moe.transport.lockstep.ports import LockstepAttention, LockstepExpert
 from janus_moe.transport.lockstep.reply_metadata import ExchangeMetadata
+from janus_moe.transport.lockstep.steps import StepSequence
 from janus_moe.transport.lockstep.wakeup import ThreadWakeup
 
 ServeOnce = Callable[[ExpertPort], None]
@@ -30,45 +33,54 @@ ServeOnce = Callable[[ExpertPort], None]
 class LoopbackExchange:
     """An `Exchange` whose instances are all in this process."""
 
-    def __init__(self, shape: PoolShape, epoch: int = 0) -> None:
-        self.shape = shape
+    def __init__(self, membership: Membership) -> None:
+        self.membership = membership
+        shape = membership.shape
         self._words = memoryview(bytearray(control_block_bytes(shape))).cast("q")
-        self._control_block = ControlBlock(shape, self._words)
+        self._control_block = ControlBlock(membership, self._words)
         self._tensors = _Tensors(shape)
         self._served: dict[int, tuple[ServeOnce, LockstepExpert]] = {}
         self._starting = threading.Lock()
         self._started = 0
         self._failure: tuple[int, BaseException] | None = None
-        self._attention_wakeups = [ThreadWakeup() for _ in range(shape.attention)]
-        self._expert_wakeups = [ThreadWakeup() for _ in range(shape.expert)]
         self._wiring = Wiring(
-            self._attention_wakeups, self._expert_wakeups, self._start, self._why_closed, epoch
+            attention_wakeups=[ThreadWakeup() for _ in range(shape.attention)],
+            expert_wakeups=[ThreadWakeup() for _ in range(shape.expert)],
+            start_experts=self._start,
+            why_closed=self._why_closed,
+            epoch=membership.placement_epoch,
         )
 
-    def attention_port(self, index: int, rule: WaitRule) -> LockstepAttention:
-        store = _AttentionTensors(self._tensors, index)
-        control_block = ControlBlock(self.shape, self._words)
-        return LockstepAttention(index, control_block, self._wiring, store, rule)
+    def attention_port(self, rank: int, rule: WaitRule) -> LockstepAttention:
+        control_block = ControlBlock(self.membership, self._words)
+        member = self.membership.attention[rank]
+        steps = StepSequence(member, control_block, self._wiring, rule)
+        return LockstepAttention(steps, _AttentionTensors(self._tensors, rank))
 
-    def expert_port(self, index: int, rule: WaitRule) -> LockstepExpert:
+    def expert_port(self, rank: int, rule: WaitRule) -> LockstepExpert:
         """The end of an expert instance that lives in a thread of its own."""
-        store = _ExpertTensors(self._tensors, index)
-        return LockstepExpert(
-            index, ControlBlock(self.shape, self._words), self._wiring, store, rule
-        )
+        control_block = ControlBlock(self.membership, self._words)
+        batches = BatchSequence(self.membership.expert[rank], control_block, self._wiring, rule)
+        return LockstepExpert(batches, _ExpertTensors(self._tensors, rank))
 
-    def serve(self, index: int, serve_once: ServeOnce) -> None:
-        """Lets the last dispatching attention instance run expert instance `index`.
+    def serve(self, rank: int, serve_once: ServeOnce) -> None:
+        """Lets the last dispatching attention instance run an expert instance.
 
         serve_once: accepts from the port it is given, computes and replies, once.
         """
-        self._served[index] = (serve_once, self.expert_port(index, WaitRule()))
-        self._tensors.inline = len(self._served) == self.shape.expert
+        self._served[rank] = (serve_once, self.expert_port(rank, WaitRule()))
+        self._tensors.inline = len(self._served) == self.membership.shape.expert
 
     def shutdown(self) -> None:
         self._control_block.close()
-        for wakeup in (*self._attention_wakeups, *self._expert_wakeups):
+        for wakeup in (*self._wiring.attention_wakeups, *self._wiring.expert_wakeups):
             wakeup.notify()
+
+    def close(self) -> None:
+        """Leaves nothing to give back but the tensors, and the functions of the experts."""
+        self.shutdown()
+        self._served = {}
+        self._tensors.forget()
 
     def _start(self, key: int) -> None:
         with self._starting:
@@ -76,32 +88,33 @@ class LoopbackExchange:
                 return
             self._started = key
         self._tensors.gather()
-        for index, wakeup in enumerate(self._expert_wakeups):
-            if index not in self._served:
+        for rank, wakeup in enumerate(self._wiring.expert_wakeups):
+            if rank not in self._served:
                 wakeup.notify()
-        for index in sorted(self._served):
+        for rank in sorted(self._served):
             try:
-                self._run(index, key)
+                self._run(rank, key)
             except BaseException as error:
-                self._failure = (index, error)
+                self._failure = (rank, error)
                 self.shutdown()
                 if not isinstance(error, Exception):
                     raise
-                return  # everybody learns it in combine, this instance too
+                return  # all attention instances learn it in combine, this one too
 
-    def _run(self, index: int, key: int) -> None:
-        serve_once, port = self._served[index]
+    def _run(self, rank: int, key: int) -> None:
+        serve_once, port = self._served[rank]
         for _ in range(100):  # again where `wake` made accept return None
             serve_once(port)
-            if self._control_block.latest_reply(index) == key:
+            if self._control_block.latest_reply(rank) == key:
                 return
-        raise ExchangeError(f"expert {index} was called but did not reply")
+        raise ExchangeError(f"{self.membership.expert[rank]} was called but did not reply")
 
     def _why_closed(self) -> ExchangeError:
         if self._failure is None:
             return ExchangeClosed("the exchange was shut down")
-        index, cause = self._failure
-        error = ExchangeError(f"expert {index} failed: {type(cause).__name__}: {cause}")
+        rank, cause = self._failure
+        name = self.membership.expert[rank]
+        error = ExchangeError(f"{name} failed: {type(cause).__name__}: {cause}")
         error.__cause__ = cause
         return error
 
@@ -109,19 +122,26 @@ class LoopbackExchange:
 class _Tensors:
     """What is on its way.
 
-    rows: [attention instances] each [tokens, hidden]; partials: [expert instances] each
-    [total tokens, hidden] float32; unread: [expert instances] what their notes have on a device.
+    rows: [attention instances] each [tokens, hidden], what was dispatched.
+    partials: [expert instances] each [total tokens, hidden] float32, what was replied.
+    on_device: [expert instances] part of their metadata that lies on a device.
+    counts: [attention instances] rows of each in the latest step.
+    batch: [total tokens, hidden], all rows of the latest exchange.
     inline: every expert runs before the last dispatch returns.
     """
 
     def __init__(self, shape: PoolShape) -> None:
-        empty = torch.empty(0)
-        self.rows = [empty] * shape.attention
-        self.partials = [empty] * shape.expert
-        self.on_device: list[Tensor | None] = [None] * shape.expert
+        self.shape = shape
         self.counts: tuple[int, ...] = ()
-        self.batch = empty
         self.inline = False
+        self.forget()
+
+    def forget(self) -> None:
+        empty = torch.empty(0)
+        self.rows = [empty] * self.shape.attention
+        self.partials = [empty] * self.shape.expert
+        self.on_device: list[Tensor | None] = [None] * self.shape.expert
+        self.batch = empty
 
     def gather(self) -> None:
         parts = [rows for rows, count in zip(self.rows, self.counts, strict=True) if count]
@@ -129,9 +149,11 @@ class _Tensors:
 
 
 class _AttentionTensors:
-    def __init__(self, tensors: _Tensors, index: int) -> None:
+    """An `AttentionStore`."""
+
+    def __init__(self, tensors: _Tensors, rank: int) -> None:
         self._tensors = tensors
-        self._index = index
+        self._rank = rank
         self._rows = slice(0, 0)
         self._alone = False
 
@@ -140,14 +162,14 @@ class _AttentionTensors:
 
     def open_step(self, counts: tuple[int, ...]) -> None:
         self._tensors.counts = counts
-        start = sum(counts[: self._index])
-        self._rows = slice(start, start + counts[self._index])
+        start = sum(counts[: self._rank])
+        self._rows = slice(start, start + counts[self._rank])
         self._alone = self._tensors.inline and sum(map(bool, counts)) == 1
 
     def put(self, hidden: Tensor) -> None:
         # Alone, the experts are done with `hidden` when dispatch returns; otherwise its owner may
         # overwrite it before the last instance has arrived.
-        self._tensors.rows[self._index] = hidden if self._alone else hidden.clone()
+        self._tensors.rows[self._rank] = hidden if self._alone else hidden.clone()
 
     def combined(self) -> Tensor:
         first, *others = self._tensors.partials
@@ -158,7 +180,7 @@ class _AttentionTensors:
             total += partial[self._rows]
         return total
 
-    def replies(self, replies: ExchangeMetadata) -> ExchangeMetadata:
+    def with_device_part(self, replies: ExchangeMetadata) -> ExchangeMetadata:
         on_device = self._tensors.on_device
         if all(tensor is None for tensor in on_device):
             return replies
@@ -169,13 +191,15 @@ class _AttentionTensors:
 
 
 class _ExpertTensors:
-    def __init__(self, tensors: _Tensors, index: int) -> None:
+    """An `ExpertStore`."""
+
+    def __init__(self, tensors: _Tensors, rank: int) -> None:
         self._tensors = tensors
-        self._index = index
+        self._rank = rank
 
     def batch(self, counts: tuple[int, ...]) -> Tensor:
         return self._tensors.batch
 
     def put(self, partial: Tensor, on_device: Tensor | None) -> None:
-        self._tensors.partials[self._index] = partial
-        self._tensors.on_device[self._index] = on_device
+        self._tensors.partials[self._rank] = partial
+        self._tensors.on_device[self._rank] = on_device

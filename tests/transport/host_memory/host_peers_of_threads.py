@@ -7,11 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from janus_moe.transport.exchange_plans.topology import Topology
-from janus_moe.transport.host_memory.handshake import connect_host_peers
+from janus_moe.transport.host_memory.connecting import connect_host_peers
 from janus_moe.transport.host_memory.host_peers import HostPeers, NoHostPeers
-from janus_moe.transport.network.rendezvous import MemoryRendezvous
+from janus_moe.transport.network.rendezvous import MemoryRendezvous, Rendezvous
 
 PAIR = Topology((0,), (0,))
+
+
+def connect(
+    rank: int, topology: Topology, rendezvous: Rendezvous, timeout_s: float
+) -> HostPeers | NoHostPeers:
+    same_host = topology.host_peers(rank)
+    return connect_host_peers(rank, same_host, topology.num_ranks, rendezvous, timeout_s)
 
 
 @contextmanager
@@ -21,7 +28,7 @@ def met(
     """Of every rank: the others of its node."""
     meeting, ranks = rendezvous or MemoryRendezvous(), range(topology.num_ranks)
     with ThreadPoolExecutor(len(ranks)) as threads:
-        joins = [threads.submit(connect_host_peers, r, topology, meeting, 20.0) for r in ranks]
+        joins = [threads.submit(connect, r, topology, meeting, 20.0) for r in ranks]
         made = [join.result(30) for join in joins]
     try:
         yield made

@@ -15,12 +15,12 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from tests.transport.host_memory.host_peers_of_threads import PAIR, met
+from tests.transport.host_memory.host_peers_of_threads import PAIR, connect, met
 
 from janus_moe.errors import ExchangeError
 from janus_moe.transport.exchange_plans.topology import Topology
 from janus_moe.transport.host_memory import handshake as handshake
-from janus_moe.transport.host_memory.handshake import Advertisement, connect_host_peers
+from janus_moe.transport.host_memory.handshake import Advertisement
 from janus_moe.transport.host_memory.host_peers import HostPeers, NoHostPeers
 from janus_moe.transport.network.channel import ChannelAborted
 from janus_moe.transport.network.rendezvous import MemoryRendezvous
@@ -48,7 +48,7 @@ def test_a_message_is_read_where_it_was_written_and_given_back() -> None:
 
 
 def test_waiting_threads_do_not_take_each_others_news() -> None:
-    """Ten lanes, each with a thread at either end; every ring wakes one of them first."""
+    """Ten lanes, each with a thread at either end; every notification wakes one of them first."""
     lanes, rounds = range(10), 20
 
     def send(left: HostPeers, tag: int) -> None:
@@ -102,7 +102,7 @@ def test_the_end_of_either_side_ends_waits() -> None:
             right.receive(0, 1).wait(5)
 
 
-def test_nothing_is_left_of_neighbours_that_have_closed() -> None:
+def test_nothing_is_left_of_host_peers_that_have_closed() -> None:
     gc.collect()
     descriptors, maps = len(os.listdir("/proc/self/fd")), our_maps()  # noqa: PTH208
     running = threading.active_count()
@@ -122,11 +122,11 @@ def test_nothing_is_left_of_neighbours_that_have_closed() -> None:
 
 
 def our_maps() -> int:
-    return Path("/proc/self/maps").read_text().count("janus-near")
+    return Path("/proc/self/maps").read_text().count("janus-host-peer")
 
 
 def listening() -> list[str]:
-    """Addresses of neighbours at which somebody listens."""
+    """Addresses of host peers at which a process listens."""
     lines = map(str.split, Path("/proc/net/unix").read_text().splitlines())
     return [line[-1] for line in lines if "@janus-" in line[-1] and line[3] == "00010000"]
 
@@ -138,58 +138,58 @@ def test_memory_that_nobody_has_written_takes_none() -> None:
         assert os.fstat(left._file).st_blocks * 512 < 2 << 20
 
 
-# --- who is let in ------------------------------------------------------------------------------
+# --- who is authenticated -----------------------------------------------------------------------
 
 
 class Crowded(MemoryRendezvous):
-    """Strangers connect to every address as soon as it is known, before the neighbours do."""
+    """Others connect to every address as soon as it is known, before host peers do."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.strangers: list[socket.socket] = []
+        self.intruders: list[socket.socket] = []
 
     def put(self, key: str, value: bytes) -> None:
-        card = msgspec.msgpack.decode(value, type=Advertisement)
+        advertisement = msgspec.msgpack.decode(value, type=Advertisement)
         hellos = [b"", secrets.token_bytes(3), secrets.token_bytes(4096)]
-        for mate in range(3):
-            hellos.append(handshake._HELLO.pack(secrets.token_bytes(32), mate))
+        for rank in range(3):
+            hellos.append(handshake._HELLO.pack(secrets.token_bytes(32), rank))
         read_fd, write_fd = os.pipe()
         for hello in hellos:
-            stranger = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            stranger.connect(f"\0{card.name}")
-            self.strangers.append(stranger)
+            intruder = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            intruder.connect(f"\0{advertisement.name}")
+            self.intruders.append(intruder)
             if hello:
-                socket.send_fds(stranger, [hello], [read_fd, write_fd])
+                socket.send_fds(intruder, [hello], [read_fd, write_fd])
         os.close(read_fd)
         os.close(write_fd)
         super().put(key, value)
 
 
-def test_strangers_are_dropped_and_disturb_nothing() -> None:
+def test_unauthenticated_processes_are_dropped_and_disturb_nothing() -> None:
     crowd = Crowded()
     with met(Topology((0, 0), (0,)), crowd) as ends:
         received = ends[2].receive(0, 0)
         ends[0].send(2, 0, filled(ends[0], 7))
         received.wait(5)
         assert int(received.data[0]) == 7
-        for stranger in crowd.strangers:
-            stranger.settimeout(5)
+        for intruder in crowd.intruders:
+            intruder.settimeout(5)
             try:
-                assert stranger.recv(100) == b""
+                assert intruder.recv(100) == b""
             except ConnectionResetError:
                 continue  # what it had said was not read
-    for stranger in crowd.strangers:
-        stranger.close()
+    for intruder in crowd.intruders:
+        intruder.close()
 
 
 def test_another_user_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel says who has connected; the secret alone is not enough."""
     me = os.geteuid()
-    monkeypatch.setattr(handshake, "place", lambda: "here")
+    monkeypatch.setattr(handshake, "current_place", lambda: "here")
     monkeypatch.setattr(os, "geteuid", lambda: me + 1)
     meeting = MemoryRendezvous()
     with ThreadPoolExecutor(2) as pool:
-        joins = [pool.submit(connect_host_peers, rank, PAIR, meeting, 0.3) for rank in range(2)]
+        joins = [pool.submit(connect, rank, PAIR, meeting, 0.3) for rank in range(2)]
         for join in joins:
             with pytest.raises(ExchangeError, match=r"did not get hold of the memory of rank"):
                 join.result(10)
@@ -201,11 +201,11 @@ def test_instances_that_cannot_share_memory_are_left_out_on_both_sides(
 ) -> None:
     """Three of one node, and rank 2 is elsewhere, or its system has no such sockets."""
     where, meeting, topology = threading.local(), MemoryRendezvous(), Topology((0, 0), (0,))
-    monkeypatch.setattr(handshake, "place", lambda: where.place)
+    monkeypatch.setattr(handshake, "current_place", lambda: where.place)
 
     def join(rank: int) -> HostPeers | NoHostPeers:
         where.place = elsewhere if rank == 2 else "here"
-        return connect_host_peers(rank, topology, meeting, 20.0)
+        return connect(rank, topology, meeting, 20.0)
 
     with caplog.at_level(logging.WARNING), ThreadPoolExecutor(3) as threads:
         ends = list(threads.map(join, range(3)))
@@ -217,15 +217,15 @@ def test_instances_that_cannot_share_memory_are_left_out_on_both_sides(
         end.close()
 
 
-def test_nobody_waits_forever_for_neighbours_that_never_come() -> None:
+def test_nobody_waits_forever_for_host_peers_that_never_come() -> None:
     with pytest.raises(ExchangeError, match=r"rank 0 does not know where rank 1 is.*0\.2 s"):
-        connect_host_peers(0, PAIR, MemoryRendezvous(), 0.2)
+        connect(0, PAIR, MemoryRendezvous(), 0.2)
     meeting = MemoryRendezvous()
     silent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     name = f"janus-test-{secrets.token_hex(8)}"
     silent.bind(f"\0{name}")
     silent.listen()
-    card = Advertisement(place=handshake.place(), name=name, secret=b"")
-    meeting.put("near/1", msgspec.msgpack.encode(card))
+    advertisement = Advertisement(place=handshake.current_place(), name=name, secret=b"")
+    meeting.put("rank 1/host memory", msgspec.msgpack.encode(advertisement))
     with silent, pytest.raises(ExchangeError, match=r"rank 0 did not get .* of rank 1 .*0\.2 s"):
-        connect_host_peers(0, PAIR, meeting, 0.2)
+        connect(0, PAIR, meeting, 0.2)

@@ -21,8 +21,8 @@ from janus_moe.errors import (
     ExchangeTimeout,
     PeerLost,
 )
-from janus_moe.spec import InstanceId, PoolShape
-from janus_moe.transport import AttentionPort, ReplyMetadata, WaitRule
+from janus_moe.spec import InstanceId, Membership, PoolShape
+from janus_moe.transport import AttentionPort, ExchangeLayout, ReplyMetadata, WaitRule
 from janus_moe.transport.lockstep.control_block import control_block_bytes
 from janus_moe.transport.network.channel import LocalNetwork, Pending
 from janus_moe.transport.network.control_broadcast import (
@@ -31,29 +31,27 @@ from janus_moe.transport.network.control_broadcast import (
     LeaveNotice,
     decode_leave_notice,
 )
-from janus_moe.transport.network.exchange import ExchangeLayout, GlooExchange
+from janus_moe.transport.network.exchange import NetworkExchange, open_network
 from janus_moe.transport.network.rendezvous import MemoryRendezvous
 
 HOST = "127.0.0.1"
 LAYOUT = ExchangeLayout(
-    shape=PoolShape(attention=1, expert=2),
+    membership=Membership.on_hosts((0,), (1, 1)),
     hidden_size=4,
     dtype="bfloat16",
     max_tokens=8,
-    attention_nodes=(0,),
-    expert_nodes=(1, 1),
     plan="2pc-direct",
 )
 
 
 @contextmanager
-def joined(layout: ExchangeLayout, meeting: MemoryRendezvous) -> Iterator[list[GlooExchange]]:
+def joined(layout: ExchangeLayout, meeting: MemoryRendezvous) -> Iterator[list[NetworkExchange]]:
     """One end per instance, attention first."""
     shape = layout.shape
     instances = [InstanceId(pool="attention", number=i) for i in range(shape.attention)]
     instances += [InstanceId(pool="expert", number=e) for e in range(shape.expert)]
     with ThreadPoolExecutor(len(instances)) as threads:
-        joins = [threads.submit(GlooExchange, layout, i, meeting, HOST) for i in instances]
+        joins = [threads.submit(open_network, layout, i, meeting, HOST) for i in instances]
         ends = [join.result(60) for join in joins]
     try:
         yield ends
@@ -62,9 +60,9 @@ def joined(layout: ExchangeLayout, meeting: MemoryRendezvous) -> Iterator[list[G
             end.close()
 
 
-def serve(end: GlooExchange, rule: WaitRule) -> None:
+def serve(end: NetworkExchange, rule: WaitRule) -> None:
     """An expert instance that doubles and counts itself."""
-    port = end.expert_port(end.instance.number, rule)
+    port = end.expert_port(LAYOUT.membership.rank(end.instance), rule)
     with suppress(ExchangeError):
         while True:
             work = port.accept()
@@ -81,8 +79,8 @@ def exchange(port: AttentionPort, value: float) -> torch.Tensor:
 def test_a_layout_survives_messagepack_and_checks_itself() -> None:
     data = msgspec.msgpack.encode(LAYOUT)
     assert msgspec.msgpack.decode(data, type=ExchangeLayout) == LAYOUT
-    with pytest.raises(ConfigError, match=r"nodes of 2 attention and 2 expert.*1A2E"):
-        msgspec.structs.replace(LAYOUT, attention_nodes=(0, 0))
+    with pytest.raises(ConfigError, match=r"2pc-tree.*2pc-direct"):
+        msgspec.structs.replace(LAYOUT, plan="2pc-tree")
     with pytest.raises(msgspec.ValidationError, match="3pc"):
         msgspec.msgpack.decode(data.replace(b"2pc-direct", b"3pc-direct"), type=ExchangeLayout)
 
@@ -99,12 +97,12 @@ def test_dtypes_and_indices_that_are_wrong_are_refused_with_both() -> None:
             port.dispatch(0, torch.zeros(1, 4))
 
 
-def test_strangers_at_the_port_disturb_nothing_and_soon_get_no_answer() -> None:
+def test_other_processes_at_the_port_disturb_nothing_and_soon_get_no_answer() -> None:
     meeting = Listening()
     rule = WaitRule(timeout_s=20.0)
     with joined(LAYOUT, meeting) as ends, ThreadPoolExecutor(2) as threads:
         assert len(meeting.ports) == len(ends)
-        assert len(meeting.strangers) >= len(ends)
+        assert len(meeting.intruders) >= len(ends)
         for end in ends[1:]:
             threads.submit(serve, end, rule)
         port = ends[0].attention_port(0, rule)
@@ -113,8 +111,8 @@ def test_strangers_at_the_port_disturb_nothing_and_soon_get_no_answer() -> None:
                 socket.create_connection((HOST, address), 0.1)
             assert torch.equal(exchange(port, number), torch.full((3, 4), 4.0 * number))
         ends[0].shutdown()
-    for stranger in meeting.strangers:
-        stranger.close()
+    for intruder in meeting.intruders:
+        intruder.close()
 
 
 def test_a_port_that_stays_open_is_said(
@@ -124,7 +122,7 @@ def test_a_port_that_stays_open_is_said(
         "janus_moe.transport.network.gloo.drop_new_connections", lambda published: 0
     )
     with joined(LAYOUT, MemoryRendezvous()):
-        assert f"activations at {HOST} stays open to strangers" in caplog.text
+        assert f"activations at {HOST} stays open to others" in caplog.text
 
 
 class Listening(MemoryRendezvous):
@@ -134,7 +132,7 @@ class Listening(MemoryRendezvous):
         super().__init__()
         self.ports: set[int] = set()
         self._others = _listening_ports()  # of ends that are not freed yet
-        self.strangers: list[socket.socket] = []
+        self.intruders: list[socket.socket] = []
         self._noting = threading.Lock()
 
     def put(self, key: str, value: bytes) -> None:
@@ -142,8 +140,8 @@ class Listening(MemoryRendezvous):
             for port in _listening_ports() - self.ports - self._others:
                 self.ports.add(port)
                 for payload in (b"", b"GET / HTTP/1.1\r\n\r\n", bytes(range(1, 256)) * 64):
-                    self.strangers.append(socket.create_connection((HOST, port), 5))
-                    self.strangers[-1].sendall(payload)
+                    self.intruders.append(socket.create_connection((HOST, port), 5))
+                    self.intruders[-1].sendall(payload)
         super().put(key, value)
 
 
@@ -163,7 +161,9 @@ def test_the_port_is_bound_to_the_given_address_only() -> None:
 
 @pytest.mark.parametrize("way", ("memory", "gloo"))
 def test_rows_within_a_node_go_over_gloo_only_where_they_are_told_to(way: str) -> None:
-    layout = msgspec.structs.replace(LAYOUT, expert_nodes=(0, 1), within_nodes=way)
+    layout = msgspec.structs.replace(
+        LAYOUT, membership=Membership.on_hosts((0,), (0, 1)), within_nodes=way
+    )
     rule = WaitRule(timeout_s=20.0)
     sent: set[int] = set()
     with joined(layout, MemoryRendezvous()) as ends, ThreadPoolExecutor(2) as threads:
@@ -205,13 +205,13 @@ def test_nobody_waits_forever_for_instances_that_never_come() -> None:
     first = InstanceId(pool="attention", number=0)
     refusal = pytest.raises(ExchangeError, match=r"rank 0 of 3.*127\.0\.0\.1.*within 0\.3 s")
     with refusal:
-        GlooExchange(LAYOUT, first, MemoryRendezvous(), HOST, connect_timeout_s=0.3)
+        open_network(LAYOUT, first, MemoryRendezvous(), HOST, timeout_s=0.3)
 
 
 def test_an_address_of_another_host_is_refused() -> None:
     first = InstanceId(pool="attention", number=0)
     with pytest.raises(ExchangeError, match=r"203\.0\.113\.1"):
-        GlooExchange(LAYOUT, first, MemoryRendezvous(), "203.0.113.1", connect_timeout_s=0.3)
+        open_network(LAYOUT, first, MemoryRendezvous(), "203.0.113.1", timeout_s=0.3)
 
 
 def test_threads_end_with_their_exchange() -> None:
@@ -230,8 +230,8 @@ def test_threads_end_with_their_exchange() -> None:
     assert threading.active_count() == before
 
 
-def test_nobody_listens_to_a_peer_that_has_said_farewell() -> None:
-    """Without an end of the channel: gloo does not tell everybody of that."""
+def test_nothing_is_received_from_a_peer_that_has_left() -> None:
+    """Without an end of the channel: gloo does not tell all peers of that."""
     network = LocalNetwork(2)
     words = memoryview(bytearray(control_block_bytes(PoolShape(attention=1, expert=1)))).cast("q")
     heard: list[int] = []
@@ -265,7 +265,7 @@ def test_nobody_listens_to_a_peer_that_has_said_farewell() -> None:
         ExchangeError("\N{SNOWMAN}" * 1000),
     ],
 )
-def test_a_farewell_brings_the_error_to_the_others(error: ExchangeError) -> None:
+def test_a_leave_notice_brings_the_error_to_the_others(error: ExchangeError) -> None:
     data = msgspec.msgpack.encode(LeaveNotice.of(error))
     assert len(data) <= 952
     told = decode_leave_notice(data).error("expert 4 (pid 3)")
@@ -276,5 +276,5 @@ def test_a_farewell_brings_the_error_to_the_others(error: ExchangeError) -> None
         assert re.match(r"expert 4 \(pid 3\)", str(told))
 
 
-def test_an_unreadable_farewell_is_an_error_too() -> None:
+def test_an_unreadable_leave_notice_is_an_error_too() -> None:
     assert "unreadable" in decode_leave_notice(b"\xc1 what").text

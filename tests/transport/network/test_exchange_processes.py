@@ -22,20 +22,19 @@ import torch
 from torch import Tensor
 
 from janus_moe.errors import ExchangeClosed, ExchangeError, PeerLost
-from janus_moe.spec import InstanceId, Pool, PoolShape
-from janus_moe.transport import AttentionPort, ExchangeLayout, GlooExchange, ReplyMetadata, WaitRule
+from janus_moe.spec import InstanceId, Membership, Pool
+from janus_moe.transport import AttentionPort, ExchangeLayout, ReplyMetadata, WaitRule
+from janus_moe.transport.network.exchange import NetworkExchange, open_network
 from janus_moe.transport.network.rendezvous import FolderRendezvous
 
 HIDDEN = 16
 NUM_LAYERS = 3
 RULE = WaitRule(timeout_s=30.0)
 LAYOUT = ExchangeLayout(
-    shape=PoolShape(attention=2, expert=2),
+    membership=Membership.on_hosts((0, 1), (1, 2)),
     hidden_size=HIDDEN,
     dtype="bfloat16",
     max_tokens=16,
-    attention_nodes=(0, 1),
-    expert_nodes=(1, 2),
     plan="2pc-relay",
 )
 
@@ -76,7 +75,7 @@ def run_attention(port: AttentionPort, index: int, stop: int, start: int = 0) ->
     return digest.hexdigest()
 
 
-def run_expert(end: GlooExchange) -> None:
+def run_expert(end: NetworkExchange) -> None:
     port = end.expert_port(end.instance.number, RULE)
     while True:
         work = port.accept()
@@ -84,9 +83,9 @@ def run_expert(end: GlooExchange) -> None:
             port.reply(work, partial_sums(end.instance.number, work.hidden), ReplyMetadata(1, 2))
 
 
-def join(folder: str, pool: Pool, index: int) -> GlooExchange:
+def join(folder: str, pool: Pool, index: int) -> NetworkExchange:
     instance = InstanceId(pool=pool, number=index)
-    return GlooExchange(LAYOUT, instance, FolderRendezvous(Path(folder)), "127.0.0.1")
+    return open_network(LAYOUT, instance, FolderRendezvous(Path(folder)), "127.0.0.1")
 
 
 def main(folder: str, pool: Pool, index: str, num_steps: str) -> None:

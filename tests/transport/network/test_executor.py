@@ -18,7 +18,7 @@ from tests.transport.host_memory.host_peers_of_threads import met
 from torch import Tensor
 
 from janus_moe.errors import ExchangeClosed, ExchangeError, ExchangeTimeout, PeerLost
-from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName, InstanceId, Membership
 from janus_moe.transport.base import ReplyMetadata, Ticket
 from janus_moe.transport.exchange_plans import (
     EveryRow,
@@ -107,6 +107,10 @@ class Node:
         self.executor.settle()
 
 
+def members_of(topology: Topology) -> tuple[InstanceId, ...]:
+    return Membership.on_hosts(topology.attention_nodes, topology.expert_nodes).instances
+
+
 def partial_sums(batch: Tensor, expert: int) -> Tensor:
     return torch.sin(batch * (expert + 1.7))
 
@@ -133,13 +137,15 @@ def check_an_exchange(
     with ExitStack() as stack:
         ends = stack.enter_context(channels("gloo" if backend == "gloo" else "local", len(ranks)))
         host_peers: Sequence[HostPeers | NoHostPeers] = [NoHostPeers()] * len(ranks)
-        if backend == "near":
+        if backend == "host memory":
             host_peers = stack.enter_context(met(topology))
         threads = stack.enter_context(ThreadPoolExecutor(len(ranks)))
         lives = []
         for rank in ranks:
             record = recorder(seen, rank)
-            executor = Executor(rank, topology, ends[rank], format_, 20.0, record, host_peers[rank])
+            executor = Executor(
+                rank, members_of(topology), ends[rank], format_, 20.0, record, host_peers[rank]
+            )
             node = Node(executor, exchange, rank)
             lives.append(threads.submit(node.live, hidden.to(device), layers))
         histories = [life.result(30) for life in lives]
@@ -196,7 +202,7 @@ def test_every_plan_in_memory_of_neighbours_gives_the_plain_sum(
 ) -> None:
     """Between nodes through channels, within nodes in memory that instances share."""
     topology = data.draw(topologies())
-    check_an_exchange("near", plan, topology, data.draw(demands(topology, max_tokens=40)), 3)
+    check_an_exchange("host memory", plan, topology, data.draw(demands(topology, max_tokens=40)), 3)
 
 
 @pytest.mark.parametrize("plan", EXCHANGE_PLANS)
@@ -235,7 +241,9 @@ def test_a_late_peer_is_named_with_stage_step_and_layer() -> None:
     topology = Topology((0,), (1,))
     exchange = ExchangePlan("1pc", topology, EveryRow((2,)))
     with channels("local", 2) as ends:
-        executor = Executor(1, topology, ends[1], RowFormat(2, WIDTH, 1, torch.float32), 0.05)
+        executor = Executor(
+            1, members_of(topology), ends[1], RowFormat(2, WIDTH, 1, torch.float32), 0.05
+        )
         program = executor.bind(exchange.dispatch(1))
         executor.post(program)
         with pytest.raises(ExchangeTimeout, match=r"^attention 0 did.*stage send, step 4, layer 9"):
@@ -247,10 +255,10 @@ def test_a_message_of_another_exchange_is_refused() -> None:
     exchange = ExchangePlan("1pc", topology, EveryRow((2,)))
     format_ = RowFormat(2, WIDTH, 1, torch.float32)
     with channels("local", 2) as ends:
-        sender = Executor(0, topology, ends[0], format_, 5.0)
+        sender = Executor(0, members_of(topology), ends[0], format_, 5.0)
         there = sender.bind(exchange.dispatch(0))
         sender.run(there, Ticket(1, 4, 8), {"input": torch.zeros(2, WIDTH)}, [0] * 3)
-        receiver = Executor(1, topology, ends[1], format_, 5.0)
+        receiver = Executor(1, members_of(topology), ends[1], format_, 5.0)
         program = receiver.bind(exchange.dispatch(1))
         receiver.post(program)
         with pytest.raises(ExchangeError, match=r"2 rows of .*layer=9.*rank 0.* 8, 2\]"):
@@ -264,7 +272,9 @@ def test_aborting_a_channel_ends_its_waits_and_those_of_its_peers(backend: str) 
     with channels(backend, 2) as ends, ThreadPoolExecutor(2) as threads:
         runs = []
         for rank in range(2):
-            executor = Executor(rank, topology, ends[rank], RowFormat(2, WIDTH, 1, torch.float32))
+            executor = Executor(
+                rank, members_of(topology), ends[rank], RowFormat(2, WIDTH, 1, torch.float32)
+            )
             program = executor.bind((exchange.reply, exchange.dispatch)[rank](rank))
             executor.post(program)
             local = {"batch": torch.empty(2, WIDTH), "result": torch.empty(2, WIDTH)}

@@ -7,22 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName, InstanceId, PoolShape
-from janus_moe.transport import AttentionPort, WaitRule
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName, InstanceId, Membership
+from janus_moe.transport import AttentionPort, ExchangeLayout, WaitRule
 from janus_moe.transport.network.channel import LocalNetwork
-from janus_moe.transport.network.exchange import ExchangeLayout, NetworkExchange
+from janus_moe.transport.network.exchange import NetworkExchange
 
 
 @pytest.mark.parametrize("plan", EXCHANGE_PLANS)
 def test_dispatch_waits_for_no_other_node(plan: ExchangePlanName) -> None:
     """On this network a send is over when its receive is posted, and no expert ever posts one."""
     layout = ExchangeLayout(
-        shape=PoolShape(attention=4, expert=3),
+        membership=Membership.on_hosts((0, 0, 1, 1), (2, 2, 3)),
         hidden_size=4,
         dtype="float32",
         max_tokens=8,
-        attention_nodes=(0, 0, 1, 1),
-        expert_nodes=(2, 2, 3),
         plan=plan,
     )
     network = LocalNetwork(7)

@@ -14,13 +14,13 @@ import torch
 from janus_moe.errors import ConfigError, ExchangeClosed
 from janus_moe.planner.latency.links import tcp_links
 from janus_moe.policy.exchange_choice import NUM_BUCKETS, ChoiceRule, pack
-from janus_moe.spec import EXCHANGE_PLANS, InstanceId, PoolShape
-from janus_moe.transport import AttentionPort, Combined, ReplyMetadata, WaitRule
+from janus_moe.spec import EXCHANGE_PLANS, InstanceId, Membership, PoolShape
+from janus_moe.transport import AttentionPort, Combined, ExchangeLayout, ReplyMetadata, WaitRule
 from janus_moe.transport.exchange_plans import Topology
 from janus_moe.transport.exchange_plans.counts import RowBytes
 from janus_moe.transport.lockstep.control_block import ControlBlock, control_block_bytes
 from janus_moe.transport.network.channel import LocalNetwork
-from janus_moe.transport.network.exchange import ExchangeLayout, NetworkExchange
+from janus_moe.transport.network.exchange import NetworkExchange
 from janus_moe.transport.network.plan_selection import (
     FixedPlan,
     PlanChooser,
@@ -32,12 +32,10 @@ HIDDEN, MAX_TOKENS = 4, 32
 ROW = RowBytes(dispatch=4096, reply=4096)
 RULE = WaitRule(timeout_s=20.0)
 LAYOUT = ExchangeLayout(
-    shape=PoolShape(attention=3, expert=5),
+    membership=Membership.on_hosts((0, 0, 1), (1, 2, 2, 3, 3)),
     hidden_size=HIDDEN,
     dtype="float32",
     max_tokens=MAX_TOKENS,
-    attention_nodes=(0, 0, 1),
-    expert_nodes=(1, 2, 2, 3, 3),
 )
 
 
@@ -126,7 +124,9 @@ def test_plans_may_change_with_every_step_and_all_instances_follow_the_first() -
 
 def test_the_board_keeps_the_plans_of_two_steps() -> None:
     shape = PoolShape(attention=2, expert=1)
-    control_block = ControlBlock(shape, memoryview(bytearray(control_block_bytes(shape))).cast("q"))
+    control_block = ControlBlock(
+        Membership.first(shape), memoryview(bytearray(control_block_bytes(shape))).cast("q")
+    )
     words = [0, 2**32 - 1, 5, 2**31, 0, 7]
     for step, (before, packed_plans) in enumerate(itertools.pairwise(words)):
         control_block.announce(0, step, 1, 0, before)
@@ -178,11 +178,9 @@ def test_plans_that_do_the_same_are_one() -> None:
 def test_unknown_coefficients_are_refused() -> None:
     with pytest.raises(ConfigError, match="not wire_s"):
         ExchangeLayout(
-            shape=PoolShape(attention=1, expert=1),
+            membership=Membership.on_hosts((0,), (0,)),
             hidden_size=4,
             dtype="float32",
             max_tokens=1,
-            attention_nodes=(0,),
-            expert_nodes=(0,),
             links={"wire_s": 1.0},
         )

@@ -1,7 +1,7 @@
 """Starting worker processes on this host, and making sure none is ever left behind.
 
-A worker inherits exactly the file descriptors it needs: the lifeline, with shared memory the region
-and its doorbells, in a cluster a pipe with the secret. It is told everything else by message.
+A worker inherits exactly the file descriptors it needs: the lifeline, and in a cluster a pipe with
+the secret. It is told everything else by message.
 """
 
 from __future__ import annotations
@@ -46,15 +46,13 @@ class ProcessLauncher:
         self._secret = secret
         self._lifeline_read, self._lifeline_write = os.pipe()
 
-    async def spawn(
-        self, bootstrap: Bootstrap, pass_fds: Sequence[int], num_threads: int
-    ) -> WorkerProcess:
+    async def spawn(self, bootstrap: Bootstrap, num_threads: int) -> WorkerProcess:
         """Starts one worker; descriptors of lifeline and secret are filled in here."""
         secret_fd = None if self._secret is None else _pipe_holding(self._secret)
         bootstrap = msgspec.structs.replace(
             bootstrap, lifeline_fd=self._lifeline_read, secret_fd=secret_fd
         )
-        own_fds = (self._lifeline_read, *(() if secret_fd is None else (secret_fd,)))
+        descriptors = (self._lifeline_read, *(() if secret_fd is None else (secret_fd,)))
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -62,7 +60,7 @@ class ProcessLauncher:
                 "janus_moe.cluster.worker",
                 msgspec.json.encode(bootstrap).decode(),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(*own_fds, *pass_fds),
+                pass_fds=descriptors,
                 env={**os.environ, **worker_environment(num_threads)},
                 start_new_session=True,  # Ctrl-C goes to the engine, which drains first
             )

@@ -24,7 +24,7 @@ from janus_moe.cluster.worker.worker_channel import WorkerChannel
 from janus_moe.cluster.worker.worker_instances import HostedInstance, build_instances
 from janus_moe.errors import ExchangeClosed, ExchangeError, HostLost, JanusError
 from janus_moe.messages import Failed, Hello, Ready, Setup, Stop, StorePut, ToWorker
-from janus_moe.transport import Exchange, ShmAddress
+from janus_moe.transport import Exchange
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +47,10 @@ def run(bootstrap: Bootstrap) -> int:
             raise TypeError(f"expected a setup first, got {type(setup).__name__}")
         if bootstrap.checkpoint is not None:
             setup = msgspec.structs.replace(setup, checkpoint=bootstrap.checkpoint)
-        shm = [msgspec.json.decode(address, type=ShmAddress) for address in bootstrap.shm]
-        exchanges = open_exchanges(setup, shm, mailbox, bootstrap.bind_host)
+        exchanges = open_exchanges(setup, mailbox, bootstrap.bind_host)
         members = build_instances(setup, exchanges, mailbox.send)
         mailbox.send(Ready(name=bootstrap.name))
-        # Over a network nobody else can end this worker's waits.
-        return _serve(members, exchanges if setup.config.transport == "gloo" else (), mailbox)
+        return _serve(members, exchanges, mailbox)
     # A last resort: the end of the process; the engine is to learn why.
     except Exception as error:
         _report(bootstrap.name, error, mailbox)
@@ -72,11 +70,11 @@ def _first_message(bootstrap: Bootstrap, mailbox: WorkerChannel) -> ToWorker:
 
 
 def _serve(
-    members: Sequence[HostedInstance], to_end: Sequence[Exchange], mailbox: WorkerChannel
+    members: Sequence[HostedInstance], exchanges: Sequence[Exchange], mailbox: WorkerChannel
 ) -> int:
     """Runs every member in a thread and hands messages on until the worker is told to stop.
 
-    to_end: exchanges to shut down then."""
+    exchanges: to shut down then, which ends the waits of all members."""
     failed = threading.Event()
 
     def live(member: HostedInstance) -> None:
@@ -99,7 +97,7 @@ def _serve(
             next(member for member in members if member.id == home).post(message)
     for member in members:
         member.post(Stop())
-    for exchange in to_end:
+    for exchange in exchanges:
         exchange.shutdown()
     for thread in threads:
         thread.join()

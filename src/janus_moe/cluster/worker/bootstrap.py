@@ -12,7 +12,6 @@ class Bootstrap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Passed on the worker's command line as JSON; holds no secret.
 
     endpoint: ZeroMQ address of the engine. lifeline_fd: read end of the lifeline pipe.
-    shm: JSON of each `ShmAddress` of inherited shared memory, where the transport has it.
     secret_fd: a pipe with the cluster's secret, where the endpoint is open to the network.
     bind_host: the only address at which the worker may listen.
     checkpoint: folder of the model on this host; None where it is the one in the setup.
@@ -21,7 +20,6 @@ class Bootstrap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     name: str
     endpoint: str
     lifeline_fd: int
-    shm: tuple[str, ...] = ()
     secret_fd: int | None = None
     bind_host: str = "127.0.0.1"
     checkpoint: str | None = None

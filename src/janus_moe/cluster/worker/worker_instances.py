@@ -38,12 +38,8 @@ from janus_moe.policy.paging import BlockManager
 from janus_moe.policy.placement import Placement
 from janus_moe.spec import InstanceId
 from janus_moe.tracing import SpanLog
-from janus_moe.transport import (
-    Exchange,
-    LoopbackExchange,
-    WaitRule,
-    spin_budget_us,
-)
+from janus_moe.transport import Exchange, WaitRule, spin_budget_us
+from janus_moe.transport.loopback import LoopbackExchange
 from janus_moe.transport.network.exchange import NetworkExchange
 
 Send = Callable[[FromWorker], None]
@@ -155,12 +151,12 @@ class _Builder:
         spans = SpanLog()
         over_network = [e for e in self._exchanges if isinstance(e, NetworkExchange)]
         if over_network:
-            topology = over_network[0].layout.topology
+            members = self._setup.membership.instances
 
             def record(
                 peer: int, way: str, num_bytes: int, stage: str, start_ns: int, end_ns: int
             ) -> None:
-                row, name = MESSAGE_ROWS[way], str(topology.instance(peer))
+                row, name = MESSAGE_ROWS[way], str(members[peer])
                 spans.message(row, stage, name, num_bytes, start_ns, end_ns)
 
             for exchange in over_network:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from janus_moe.errors import ConfigError
-from janus_moe.spec import InstanceId, PoolShape
+from janus_moe.spec import PoolShape
 
 
 @dataclass(frozen=True)
 class Topology:
-    """attention_nodes, expert_nodes: [instances of the pool] node of each.
+    """The nodes of all instances, by rank: attention instances 0..m-1, then expert instances.
 
-    Any numbers in any order; a node may host instances of both pools. Ranks number all instances:
-    attention 0..m-1, then expert 0..n-1.
+    Nodes are any numbers in any order; a node may host instances of both pools.
+
+    attention_nodes: [attention instances] node of each.
+    expert_nodes: [expert instances] node of each.
     """
 
     attention_nodes: tuple[int, ...]
@@ -67,10 +69,10 @@ class Topology:
     def expert_rank(self, expert: int) -> int:
         return self.num_attention_instances + expert
 
-    def instance(self, rank: int) -> InstanceId:
-        if rank < self.num_attention_instances:
-            return InstanceId(pool="attention", number=rank)
-        return InstanceId(pool="expert", number=rank - self.num_attention_instances)
+    def host_peers(self, rank: int) -> tuple[int, ...]:
+        """Ranks of the other instances on the node of `rank`."""
+        same = _where(self.nodes, self.nodes[rank])
+        return tuple(other for other in same if other != rank)
 
 
 def _where(nodes: tuple[int, ...], node: int) -> Iterable[int]:

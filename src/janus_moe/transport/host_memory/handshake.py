@@ -1,16 +1,16 @@
-"""How instances of one host get hold of each other's memory: descriptors over unix sockets.
+"""How instances of one host hand each other descriptors: authenticated abstract unix sockets.
 
-Each listens at an abstract address (https://man7.org/linux/man-pages/man7/unix.7.html) with a
-random name, which its neighbours learn through the `Rendezvous`; the lower rank connects. Both
-prove that they know the other's secret, and the kernel says under whose name they run. Whoever
-else connects is dropped. Nothing has a name in the file system, and the address is gone as soon as
-all neighbours are there. What the descriptors are for is not known here (`host_peers`).
+An instance listens at an abstract address (https://man7.org/linux/man-pages/man7/unix.7.html) with
+a random name, which its host peers learn through the `Rendezvous`, and others connect. Both sides
+prove that they know the other's secret, and the kernel says under which user they run. Any other
+process that connects is unauthenticated and is dropped. Nothing has a name in the file system, and
+the address is gone as soon as the listener is closed. This module does not know what the
+descriptors are for (`connecting`, `shared_memory`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hmac
 import logging
 import os
@@ -19,95 +19,74 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from janus_moe.errors import ExchangeError, JanusError
 from janus_moe.spec import Spec
-from janus_moe.transport.exchange_plans.topology import Topology
-from janus_moe.transport.host_memory.host_peers import (
-    Connection,
-    HostPeers,
-    NoHostPeers,
-    table_bytes,
-)
 from janus_moe.transport.network.rendezvous import Rendezvous
 
 _SECRET_BYTES = 32
-_HELLO = struct.Struct(f"<{_SECRET_BYTES}sq")  # secret of whom it is for, rank of the sender
+_HELLO = struct.Struct(f"<{_SECRET_BYTES}sq")  # secret of the receiver, rank of the sender
+_MORE = b"\0"  # the packet that carries further descriptors
+_MAX_DESCRIPTORS = 250  # of one packet; the kernel's limit is SCM_MAX_FD = 253
 _CREDENTIALS = struct.Struct("<iII")  # `struct ucred`: process, user, group
-_NUM_FDS = 2
-_MOST_STRANGERS = 64
+_MAX_UNAUTHENTICATED = 64
 _RETRY_S = 0.01
 
 logger = logging.getLogger(__name__)
 
 
 class Advertisement(Spec, frozen=True):
-    """What neighbours learn of an instance. place: equal where memory can be shared, "" where
-    this is not known. name: of the address it listens at."""
+    """What host peers learn of an instance before they connect.
+
+    place: equal where memory can be shared; "" means that this is not known.
+    name: of the abstract address that it listens at; "" means none.
+    secret: what those who connect or answer must know.
+    """
 
     place: str = ""
     name: str = ""
     secret: bytes = b""
 
+    def publish(self, key: str, rendezvous: Rendezvous) -> None:
+        rendezvous.put(key, msgspec.msgpack.encode(self))
 
-def connect_host_peers(
-    rank: int, topology: Topology, rendezvous: Rendezvous, timeout_s: float
-) -> HostPeers | NoHostPeers:
-    """The other instances of this rank's node that share memory with it; blocks until all of them
-    do the same.
-
-    Instances that cannot (another system, network namespace or user) are left out, on both sides,
-    and logged. Raises ExchangeError when somebody is missing after `timeout_s`.
-    """
-    nodes = topology.nodes
-    mates = [mate for mate in range(len(nodes)) if nodes[mate] == nodes[rank] and mate != rank]
-    if not mates:
-        return NoHostPeers()
-    deadline = time.monotonic() + timeout_s
-    with contextlib.ExitStack() as stack:
-        door = stack.enter_context(_door(rank, place()))
-        rendezvous.put(f"near/{rank}", msgspec.msgpack.encode(door.card))
-        cards = {mate: _card(rendezvous, rank, mate, timeout_s) for mate in mates}
-        far = [mate for mate in mates if not cards[mate].place or cards[mate].place != door.place]
-        if far or not door.place:
-            logger.warning(
-                "rank %d cannot share memory with rank %s of its host (another system, network "
-                "namespace or user): messages between them go over TCP",
-                rank,
-                ", ".join(map(str, far)),
-            )
-        host_peers = [mate for mate in mates if mate not in far]
-        if not host_peers:
-            return NoHostPeers()
-        held = stack.enter_context(contextlib.ExitStack())  # given back when something fails
-        file, wakeup = _own(len(nodes))
-        held.callback(os.close, file)
-        held.callback(os.close, wakeup)
+    @classmethod
+    def read(cls, key: str, rendezvous: Rendezvous, timeout_s: float) -> Advertisement:
+        """Raises ExchangeError when it does not come, or is no advertisement."""
         try:
-            for mate in host_peers:
-                if mate > rank:
-                    door.knock(mate, cards[mate], (file, wakeup), deadline)
-            door.let_in(
-                [mate for mate in host_peers if mate < rank], cards, (file, wakeup), deadline
-            )
-            door.hear_answers(deadline)
-        except (OSError, TimeoutError) as error:
-            missing = ", ".join(str(mate) for mate in host_peers if mate not in door.met)
-            raise ExchangeError(
-                f"rank {rank} did not get hold of the memory of rank {missing} of its host within "
-                f"{timeout_s:g} s: {error}"
-            ) from error
-        held.pop_all()
-        return HostPeers(rank, len(nodes), file, wakeup, door.take())
+            return msgspec.msgpack.decode(rendezvous.get(key, timeout_s), type=cls)
+        except (TimeoutError, msgspec.DecodeError, JanusError) as error:
+            raise ExchangeError(f"no advertisement {key!r}: {error}") from error
+
+    def shares_memory_with(self, other: Advertisement) -> bool:
+        return bool(self.place) and self.place == other.place
 
 
-def place() -> str:
-    """Equal in processes that can reach each other's abstract sockets and trust each other: one
-    run of one system, one network namespace, one user."""
+@dataclass(frozen=True, slots=True)
+class Met:
+    """A host peer that has proved who it is.
+
+    connection: to it; nothing else is sent there, so its end tells of the peer's.
+    descriptors: what it has handed over; owned by the receiver.
+    """
+
+    connection: socket.socket
+    descriptors: tuple[int, ...]
+
+    def close(self) -> None:
+        self.connection.close()
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
+
+def current_place() -> str:
+    """A text that is equal in processes that can reach each other's abstract sockets and trust
+    each other: one run of one system, one network namespace, one user."""
     needed = ((os, "memfd_create"), (os, "eventfd"), (socket, "SO_PEERCRED"))
     if not all(hasattr(module, name) for module, name in needed):
         return ""
@@ -119,144 +98,165 @@ def place() -> str:
     return f"{boot} {network.st_dev}:{network.st_ino} {os.geteuid()}"
 
 
-def _card(rendezvous: Rendezvous, rank: int, mate: int, timeout_s: float) -> Advertisement:
-    try:
-        return msgspec.msgpack.decode(rendezvous.get(f"near/{mate}", timeout_s), type=Advertisement)
-    except (TimeoutError, msgspec.DecodeError, JanusError) as error:
-        raise ExchangeError(f"rank {rank} does not know where rank {mate} is: {error}") from error
+class Listener:
+    """One instance's abstract address, and the host peers that it has met.
 
+    A context manager: it closes what was not taken.
 
-def _own(num_ranks: int) -> tuple[int, int]:
-    """File and bell of an instance."""
-    file = os.memfd_create("janus-near", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(file, table_bytes(num_ranks))
-        # Who maps memory that a neighbour takes away again would be killed.
-        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        return file, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-    except OSError:
-        os.close(file)
-        raise
+    rank: of this instance, as its host peers know it.
+    advertisement: to be published.
+    met: by rank.
+    """
 
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.met: dict[int, Met] = {}
+        self._unanswered: dict[int, socket.socket] = {}
+        self._unauthenticated: dict[int, socket.socket] = {}
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        place = current_place()
+        name = f"janus-{secrets.token_hex(16)}" if place else ""
+        if place:
+            self._socket.bind(f"\0{name}")
+            self._socket.listen(_MAX_UNAUTHENTICATED)
+            self._socket.setblocking(False)
+        self.advertisement = Advertisement(place, name, secrets.token_bytes(_SECRET_BYTES))
 
-@contextlib.contextmanager
-def _door(rank: int, where: str) -> Iterator[_Door]:
-    """Listens where neighbours can be; closes what was not taken."""
-    door = _Door(rank, where)
-    try:
-        yield door
-    finally:
-        door.close()
+    def __enter__(self) -> Listener:
+        return self
 
+    def __exit__(self, *error: object) -> None:
+        for met in self.met.values():
+            met.close()
+        pending = (*self._unanswered.values(), *self._unauthenticated.values())
+        for connection in (*pending, self._socket):
+            connection.close()
 
-class _Door:
-    """One instance's address, and the neighbours that it has met."""
-
-    def __init__(self, rank: int, where: str) -> None:
-        self.place = where
-        self.met: dict[int, Connection] = {}
-        self._rank = rank
-        self._knocked: dict[int, socket.socket] = {}
-        self._visitors: dict[int, socket.socket] = {}
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        name = f"janus-{secrets.token_hex(16)}" if where else ""
-        if where:
-            self._listener.bind(f"\0{name}")
-            self._listener.listen(_MOST_STRANGERS)
-            self._listener.setblocking(False)
-        self.card = Advertisement(place=where, name=name, secret=secrets.token_bytes(_SECRET_BYTES))
-
-    def knock(self, mate: int, card: Advertisement, own: tuple[int, int], deadline: float) -> None:
-        """Connects to a neighbour and says who is there."""
-        self._knocked[mate] = caller = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def connect(
+        self, peer: int, advertisement: Advertisement, own: Sequence[int], deadline: float
+    ) -> None:
+        """Connects to a host peer and hands it descriptors; `receive_answers` hears of it."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._unanswered[peer] = connection
         while True:
-            caller.settimeout(_left(deadline))
+            connection.settimeout(_left(deadline))
             try:
-                caller.connect(f"\0{card.name}")
+                connection.connect(f"\0{advertisement.name}")
                 break
-            except BlockingIOError:  # strangers are before us
+            except BlockingIOError:  # its queue is full
                 time.sleep(_RETRY_S)
-        socket.send_fds(caller, [_HELLO.pack(card.secret, self._rank)], own)
+        _send(connection, advertisement.secret, self.rank, own)
 
-    def let_in(
+    def accept(
         self,
-        mates: list[int],
-        cards: dict[int, Advertisement],
-        own: tuple[int, int],
+        peers: Mapping[int, Advertisement],
+        own: Sequence[int],
+        num_descriptors: int,
         deadline: float,
     ) -> None:
-        """Waits for neighbours that connect, and answers them; drops everybody else."""
-        awaited = set(mates)
+        """Waits until all these peers have connected, and answers them with descriptors.
+
+        own: handed to each of them.
+        num_descriptors: that each of them hands over.
+        """
+        awaited = set(peers)
         poll = select.poll()
-        poll.register(self._listener, select.POLLIN)
+        poll.register(self._socket, select.POLLIN)
         while awaited:
             for descriptor, _ in poll.poll(1000 * _left(deadline)):
-                if descriptor == self._listener.fileno():
-                    self._admit(poll)
+                if descriptor == self._socket.fileno():
+                    self._accept_one(poll)
                     continue
-                visitor = self._visitors.pop(descriptor)
+                connection = self._unauthenticated.pop(descriptor)
                 poll.unregister(descriptor)
-                mate = self._recognise(visitor, awaited)
-                if mate is not None:
-                    socket.send_fds(visitor, [_HELLO.pack(cards[mate].secret, self._rank)], own)
-                    awaited.discard(mate)
+                peer = self._authenticate(connection, awaited, num_descriptors, deadline)
+                if peer is not None:
+                    connection.settimeout(_left(deadline))
+                    _send(connection, peers[peer].secret, self.rank, own)
+                    connection.setblocking(False)
+                    awaited.discard(peer)
 
-    def hear_answers(self, deadline: float) -> None:
-        """Of those that this instance has connected to."""
-        for mate, caller in list(self._knocked.items()):
-            caller.settimeout(_left(deadline))
-            del self._knocked[mate]
-            if self._recognise(caller, {mate}) is None:
-                raise ConnectionError(f"a wrong answer from rank {mate}")
+    def receive_answers(self, num_descriptors: int, deadline: float) -> None:
+        """Waits for the descriptors of all peers that this instance has connected to."""
+        for peer, connection in list(self._unanswered.items()):
+            connection.settimeout(_left(deadline))
+            del self._unanswered[peer]
+            if self._authenticate(connection, {peer}, num_descriptors, deadline) is None:
+                raise ConnectionError(f"a wrong answer from rank {peer}")
 
-    def take(self) -> dict[int, Connection]:
-        """Those met, which are the caller's from here on."""
+    def take(self) -> dict[int, Met]:
+        """The host peers by rank, which are the caller's from here on."""
         met, self.met = self.met, {}
         return met
 
-    def close(self) -> None:
-        for connection in self.met.values():
-            connection.close()
-        for waiting in (*self._knocked.values(), *self._visitors.values(), self._listener):
-            waiting.close()
-
-    def _admit(self, poll: select.poll) -> None:
+    def _accept_one(self, poll: select.poll) -> None:
         with contextlib.suppress(OSError):  # it left again
-            visitor, _ = self._listener.accept()
-            visitor.setblocking(False)
-            self._visitors[visitor.fileno()] = visitor
-            poll.register(visitor, select.POLLIN)
-        if len(self._visitors) > _MOST_STRANGERS:  # who said nothing for longest
-            oldest = next(iter(self._visitors))
+            connection, _ = self._socket.accept()
+            connection.setblocking(False)
+            self._unauthenticated[connection.fileno()] = connection
+            poll.register(connection, select.POLLIN)
+        if len(self._unauthenticated) > _MAX_UNAUTHENTICATED:  # the one silent for longest goes
+            oldest = next(iter(self._unauthenticated))
             poll.unregister(oldest)
-            self._visitors.pop(oldest).close()
+            self._unauthenticated.pop(oldest).close()
 
-    def _recognise(self, caller: socket.socket, awaited: set[int]) -> int | None:
-        """Rank of a neighbour that has said hello; None for a stranger, who is dropped."""
+    def _authenticate(
+        self, connection: socket.socket, awaited: set[int], num_descriptors: int, deadline: float
+    ) -> int | None:
+        """Rank of a host peer that has proved who it is; None for any other, which is dropped."""
         received: list[int] = []
         try:
-            hello, received, _, _ = socket.recv_fds(
-                caller, _HELLO.size + 1, _NUM_FDS, socket.MSG_CMSG_CLOEXEC
-            )
-            size = _CREDENTIALS.size
-            user = caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-            known = len(hello) == _HELLO.size and len(received) == _NUM_FDS
-            if known and _CREDENTIALS.unpack(user)[1] == os.geteuid():
-                secret, mate = _HELLO.unpack(hello)
-                if hmac.compare_digest(secret, self.card.secret) and mate in awaited:
-                    caller.setblocking(False)
-                    self.met[mate] = Connection(caller, *received)
-                    return int(mate)
+            peer = self._read_hello(connection, received, num_descriptors)
+            if peer in awaited:
+                while len(received) < num_descriptors:
+                    connection.settimeout(_left(deadline))
+                    received += _receive(connection, len(_MORE), num_descriptors - len(received))[1]
+                connection.setblocking(False)
+                self.met[peer] = Met(connection, tuple(received))
+                return peer
         except OSError as error:
-            logger.debug("rank %d: somebody at the door left: %s", self._rank, error)
+            logger.debug("rank %d: an unauthenticated process left: %s", self.rank, error)
         for descriptor in received:
             os.close(descriptor)
-        caller.close()
+        connection.close()
         return None
+
+    def _read_hello(
+        self, connection: socket.socket, received: list[int], num_descriptors: int
+    ) -> int:
+        """Rank of the sender, -1 unless it proves that it was told this instance's secret."""
+        hello, descriptors = _receive(connection, _HELLO.size, num_descriptors)
+        received += descriptors
+        size = _CREDENTIALS.size
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        if len(hello) != _HELLO.size or _CREDENTIALS.unpack(credentials)[1] != os.geteuid():
+            return -1
+        if len(descriptors) != min(num_descriptors, _MAX_DESCRIPTORS):
+            return -1
+        secret, peer = _HELLO.unpack(hello)
+        return int(peer) if hmac.compare_digest(secret, self.advertisement.secret) else -1
+
+
+def _send(connection: socket.socket, secret: bytes, rank: int, descriptors: Sequence[int]) -> None:
+    packet = _HELLO.pack(secret, rank)
+    socket.send_fds(connection, [packet], descriptors[:_MAX_DESCRIPTORS])
+    for start in range(_MAX_DESCRIPTORS, len(descriptors), _MAX_DESCRIPTORS):
+        socket.send_fds(connection, [_MORE], descriptors[start : start + _MAX_DESCRIPTORS])
+
+
+def _receive(connection: socket.socket, num_bytes: int, most: int) -> tuple[bytes, list[int]]:
+    """One packet of at most `num_bytes` (one more shows that it is longer), and descriptors."""
+    most = min(most, _MAX_DESCRIPTORS)
+    data, received, _, _ = socket.recv_fds(connection, num_bytes + 1, most, socket.MSG_CMSG_CLOEXEC)
+    if not data:
+        for descriptor in received:
+            os.close(descriptor)
+        raise ConnectionError("it closed the connection")
+    return data, received
 
 
 def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
-        raise TimeoutError("nobody came")
+        raise TimeoutError("no answer in time")
     return left

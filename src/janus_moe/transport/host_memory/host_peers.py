@@ -1,59 +1,45 @@
-"""Messages between instances of one host, read where the sender has written them.
+"""Messages between pairs of instances of one host, read where the sender has written them.
 
-Every instance has an anonymous file that its neighbours map too: a table of 64-bit words, then the
+Every instance has an anonymous file that its host peers map too: a table of 64-bit words, then the
 buffers that it sends from. A message is not moved: the sender says in its table where it lies, the
-receiver reads it there and says in its own table that it is done. How neighbours got hold of each
-other's files is not known here (`handshake`), nor what messages hold.
+receiver reads it there and says in its own table that it is done. How host peers got hold of each
+other's files is not known here (`connecting`), nor what messages hold.
 
-    line of a peer and tag     [sent, offset, capacity, waits, released, 0, 0, 0]
+    mailslot of a peer and tag   [sent, offset, capacity, waits, released, 0, 0, 0]
 
-sent: number of the latest message to that peer; offset, capacity: of the buffer that holds it;
-waits: 1 while this instance waits until it is released; released: number of the latest message
-from that peer that is not read any more. Numbers start at 1. A line is written by its owner only,
-and `sent` and `released` after what they speak of, with a fence between. Then the peer's bell
-rings: always for a message, and for a release if the peer waits for it.
+sent: number of the latest message to that peer, from 1.
+offset, capacity: of the buffer that holds it, bytes.
+waits: 1 while this instance waits until it is released.
+released: number of the latest message from that peer that is not read any more.
+
+A mailslot is written by its owner only, and `sent` and `released` after what they speak of, with a
+fence between. Then the peer is notified: always of a message, and of a release if it waits for it.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import socket
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from janus_moe.transport.host_memory.handshake import Met
 from janus_moe.transport.host_memory.waiter import EventWaiter
 from janus_moe.transport.lockstep.control_block import LINE_WORDS, WORD_BYTES, make_fence
 from janus_moe.transport.lockstep.wakeup import ThreadWakeup, Wakeup
 from janus_moe.transport.network.channel import ChannelAborted
 
 TAGS = 256
-"""Of messages; larger tags cannot be used between neighbours."""
+"""Of messages; larger tags cannot be used between host peers."""
 _LINE_BYTES = LINE_WORDS * WORD_BYTES
 _SENT, _OFFSET, _CAPACITY, _WAITS, _RELEASED = range(5)
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """What an instance holds of a neighbour: descriptors of its file and bell, and a socket that
-    nothing is sent through, so that its end tells of the neighbour's."""
-
-    socket: socket.socket
-    file: int
-    wakeup: int
-
-    def close(self) -> None:
-        self.socket.close()
-        os.close(self.file)
-        os.close(self.wakeup)
-
-
 class NoHostPeers:
-    """The neighbours of an instance that has none."""
+    """The host peers of an instance that has none."""
 
     spin_us = 0.0
     peers: frozenset[int] = frozenset()
@@ -65,10 +51,10 @@ class NoHostPeers:
         return torch.empty(num_bytes, dtype=torch.uint8)
 
     def send(self, peer: int, tag: int, buffer: Tensor) -> PendingSend:
-        raise AssertionError(f"rank {peer} is no neighbour")
+        raise AssertionError(f"rank {peer} is no host peer")
 
     def receive(self, peer: int, tag: int) -> PendingReceive:
-        raise AssertionError(f"rank {peer} is no neighbour")
+        raise AssertionError(f"rank {peer} is no host peer")
 
     def abort(self) -> None: ...
 
@@ -76,31 +62,27 @@ class NoHostPeers:
 
 
 class HostPeers:
-    """One instance's end. Owns the descriptors from here on; any thread may call.
+    """One instance's end; any thread may call.
 
-    file, bell: of this instance. connections: by rank.
+    file, wakeup: descriptors of this instance; owned from here on.
+    peers: by rank, each with the descriptors of its file and wake-up; owned from here on.
     """
 
     def __init__(
-        self,
-        rank: int,
-        num_ranks: int,
-        file: int,
-        wakeup: int,
-        connections: Mapping[int, Connection],
+        self, rank: int, num_ranks: int, file: int, wakeup: int, peers: Mapping[int, Met]
     ) -> None:
-        self.peers = frozenset(connections)
+        self.peers = frozenset(peers)
         self.waiter = EventWaiter(
             wakeup,
-            {peer: connection.wakeup for peer, connection in connections.items()},
-            {peer: connection.socket for peer, connection in connections.items()},
+            {peer: met.descriptors[1] for peer, met in peers.items()},
+            {peer: met.connection for peer, met in peers.items()},
         )
         self._rank = rank
         self._file = file
-        self._files = {peer: connection.file for peer, connection in connections.items()}
+        self._files = {peer: met.descriptors[0] for peer, met in peers.items()}
         self._mailslots: dict[tuple[int, int], Mailslot] = {}
         self._buffers: dict[int, tuple[int, int]] = {}  # address -> offset, capacity
-        self._borrowed: dict[tuple[int, int], Tensor] = {}  # peer, offset
+        self._peer_buffers: dict[tuple[int, int], Tensor] = {}  # peer, offset
         size = table_bytes(num_ranks)
         self._end = size
         self._mine = _words(file, size)
@@ -119,7 +101,7 @@ class HostPeers:
         self.waiter.spin_us = value
 
     def wakeup(self) -> Wakeup:
-        """Rings with all that neighbours do, and when it is rung."""
+        """Ends its wait with all that host peers do, and when it is notified."""
         return self.waiter.wakeup()
 
     def memory(self, num_bytes: int) -> Tensor:
@@ -133,7 +115,7 @@ class HostPeers:
         return data[:num_bytes]
 
     def send(self, peer: int, tag: int, buffer: Tensor) -> PendingSend:
-        """Lends a message to `peer`: the start of a buffer from `memory`.
+        """Shows a message to `peer`: the start of a buffer from `memory`.
 
         The message of this tag before it must be over; raises ConnectionError, ChannelAborted.
         """
@@ -176,15 +158,15 @@ class HostPeers:
         with self._lock:
             self._fence()
 
-    def borrow(self, mailslot: Mailslot) -> Tensor:
+    def peer_buffer(self, mailslot: Mailslot) -> Tensor:
         """[capacity] uint8: the buffer of the peer with the latest message of the mailslot."""
         key = mailslot.peer, mailslot.theirs[_OFFSET]
-        if key not in self._borrowed:
+        if key not in self._peer_buffers:
             memory = mmap.mmap(
                 self._files[mailslot.peer], mailslot.theirs[_CAPACITY], offset=key[1]
             )
-            self._borrowed[key] = torch.frombuffer(memory, dtype=torch.uint8)
-        return self._borrowed[key]
+            self._peer_buffers[key] = torch.frombuffer(memory, dtype=torch.uint8)
+        return self._peer_buffers[key]
 
     def _mailslot(self, peer: int, tag: int) -> Mailslot:
         mailslot = self._mailslots.get((peer, tag))
@@ -196,7 +178,11 @@ class HostPeers:
 
 
 class Mailslot:
-    """Messages of one peer and tag, both ways. mine, theirs: the line in each one's table."""
+    """Messages of one peer and tag, both ways.
+
+    mine, theirs: [8] words in the table of each.
+    sent, expected: numbers of the latest message in each direction.
+    """
 
     def __init__(self, peer: int, mine: memoryview, theirs: memoryview) -> None:
         self.peer = peer
@@ -207,7 +193,7 @@ class Mailslot:
 
 
 class PendingSend:
-    """A message that was sent to a neighbour; a `Pending` that is over when it is given back."""
+    """A message that was sent to a host peer; a `Pending` that is over when it is released."""
 
     __slots__ = ("_host_peers", "_mailslot", "_number")
 
@@ -232,7 +218,7 @@ class PendingSend:
 
 
 class PendingReceive:
-    """A message of a neighbour; a `Pending` that is over when it has arrived."""
+    """A message of a host peer; a `Pending` that is over when it has arrived."""
 
     __slots__ = ("_host_peers", "_mailslot", "_number")
 
@@ -254,7 +240,7 @@ class PendingReceive:
     def data(self) -> Tensor:
         """[capacity] uint8, to be read only: the message and the rest of its buffer. Only between
         its arrival and `release`."""
-        return self._host_peers.borrow(self._mailslot)
+        return self._host_peers.peer_buffer(self._mailslot)
 
     def release(self) -> None:
         """Gives the message back: the sender may write there again."""

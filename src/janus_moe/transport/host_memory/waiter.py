@@ -1,9 +1,9 @@
-"""How threads of an instance sleep until a neighbour does something: one bell, many sleepers.
+"""How several threads of an instance wait until a host peer does something, at one wake-up.
 
-The bell is an eventfd that neighbours ring too. One thread sleeps at the bell, the others until it
-wakes them; `generation` grows with every notification, so that no thread misses one. A neighbour
-that ends, however it does, closes its socket, which wakes all as well. What the rings are about is
-not known here.
+The wake-up is an eventfd that host peers notify too. One thread polls it, the others sleep until it
+wakes them; `generation` grows with every notification, so that no thread misses one. A host peer
+that ends, however it does, closes its connection, which wakes all threads as well. What the
+notifications are about is not known here.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ _ONE = (1).to_bytes(8, "little")
 
 
 class EventWaiter:
-    """Owns the descriptors. bell: of this instance; bells, sockets: of its neighbours, by rank.
+    """Owns all descriptors that it is given.
 
+    wakeup: of this instance.
+    wakeups, sockets: of its host peers, by rank.
     spin_us: how long a wait looks again and again before it sleeps.
+    lost: ranks of the host peers that have ended.
     """
 
     def __init__(
@@ -39,17 +42,19 @@ class EventWaiter:
         self._peers = {link.fileno(): peer for peer, link in sockets.items()}
         self._changed = threading.Condition()  # of all that follows
         self._generation = 0
-        self._polling = False  # somebody is at the bell
+        self._polling = False  # one thread polls, and the others wait for it
         self._open = True
         self._poll = select.poll()
         for descriptor in (wakeup, *self._peers):
             self._poll.register(descriptor, select.POLLIN)
 
     def notify(self, peer: int | None = None) -> None:
-        """Wakes a neighbour, or the sleepers here."""
+        """Wakes a host peer, or the waiting threads here."""
         with self._changed:
             if self._open:
-                with contextlib.suppress(BlockingIOError):  # so full that it is generation
+                with contextlib.suppress(
+                    BlockingIOError
+                ):  # the counter is full: the waiter will see it
                     os.write(self._wakeup if peer is None else self._wakeups[peer], _ONE)
 
     def wait(self, peer: int, ready: Callable[[], bool], timeout_s: float | None) -> None:
@@ -74,8 +79,10 @@ class EventWaiter:
             self.wait_for_event(generation, left_s)
 
     def wait_for_event(self, generation: int, timeout_s: float | None) -> int:
-        """Sleeps until the bell rings, a neighbour ends or the timeout; not at all if anything was
-        generation since `generation`. Returns what is generation now."""
+        """Sleeps until a notification, the end of a host peer or the timeout.
+
+        Returns the generation that follows; at once if it is not `generation` any more.
+        """
         with self._changed:
             if self._generation != generation or not self._open:
                 return self._generation
@@ -99,7 +106,7 @@ class EventWaiter:
         return WaiterWakeup(self)
 
     def abort(self) -> None:
-        """Ends all waits, now and later, with ChannelAborted; neighbours see this end as gone."""
+        """Ends all waits, now and later, with ChannelAborted; host peers see this end as gone."""
         self.aborted = True
         for link in self._sockets.values():
             with contextlib.suppress(OSError):  # the peer was first, or it is closed
@@ -137,7 +144,7 @@ class EventWaiter:
 
 
 class WaiterWakeup:
-    """A `Wakeup` that neighbours ring too; for one thread to park at."""
+    """A `Wakeup` that host peers notify too; one thread waits at it."""
 
     def __init__(self, waiter: EventWaiter) -> None:
         self._waiter = waiter

@@ -1,23 +1,26 @@
-"""The board: what every instance has announced, dispatched and replied, as 64-bit words.
+"""The control block: what every instance has announced, dispatched and replied, as 64-bit words.
 
 One line of 64 bytes per instance, written by that instance only, read by all. It lies in memory
 that all instances share; this module does not know which, how waiters are woken, or where tensors
 are. Words are stored whole (8 bytes, aligned), and a sequence word after the data it speaks of.
 
-line 0             [closed]
-lines 1..m         [announced, count of even step, count of odd step, dispatched, pid,
-                    epoch of even step, epoch of odd step, plans of even and odd step]
-lines m+1..m+n     [replied, routing digest, activated, pid]
+word             0          1            2           3             4    5           6          7
+line 0           closed
+lines 1..m       announced  tokens even  tokens odd  dispatched    pid  epoch even  epoch odd  plans
+lines m+1..m+n   replied    digest       activated   scheduler ns  pid
 
-announced: steps announced so far (step + 1). dispatched, replied: `exchange_key` of the latest
-exchange. All start at 0, below any key.
+announced: steps announced so far (step + 1).
+tokens, epoch even, odd: of the latest even and odd step.
+dispatched, replied: `exchange_key` of the latest exchange.
+plans: exchange plans of the latest even (low half) and odd step, see `network.plan_selection`.
+All words start at 0, below any key.
 
 Two counts and epochs per attention instance are enough: step s+2 is only announced once every
 instance has announced s+1, that is, once every participant of s has combined its last layer, which
-takes every expert's reply. By then nobody reads those of step s any more. The epoch of a step is
-the largest that was announced for it; no instance ever announces a smaller one than before, so the
-epochs of steps never fall either. Exchange plans (32 bits per step, see
-`transport.network.plan_selection`) are those that attention instance 0 announced.
+takes every expert's reply. By then no instance reads those of step s any more. The epoch of a step
+is the largest that was announced for it; no instance ever announces a smaller one than before, so
+the epochs of steps never fall either. The plans that count are those of the first attention
+instance.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 
-from janus_moe.spec import InstanceId, PoolShape
+from janus_moe.spec import InstanceId, Membership, Pool, PoolShape
 from janus_moe.transport.base import ReplyMetadata
 
 LINE_WORDS = 8
@@ -67,14 +70,16 @@ def make_fence() -> Callable[[], None]:
 class ControlBlock:
     """One thread's view of the shared words.
 
+    membership: whose lines these are, by rank.
     words: int64, at least `control_block_bytes(shape)` long.
     """
 
-    def __init__(self, shape: PoolShape, words: memoryview) -> None:
+    def __init__(self, membership: Membership, words: memoryview) -> None:
+        shape = membership.shape
         attention_end = (1 + shape.attention) * LINE_WORDS
         attention = words[LINE_WORDS:attention_end]
         expert = words[attention_end : attention_end + shape.expert * LINE_WORDS]
-        self.shape = shape
+        self.membership = membership
         self._closed = words[0:1]
         self._announced = attention[0::LINE_WORDS]
         self._counts = (attention[1::LINE_WORDS], attention[2::LINE_WORDS])
@@ -91,33 +96,33 @@ class ControlBlock:
     # --- writing ------------------------------------------------------------------------------
 
     def sign_in(self, instance: InstanceId, pid: int) -> None:
-        self._pids[instance.pool][instance.number] = pid
+        self._pids[instance.pool][self.membership.rank(instance)] = pid
 
-    def announce(self, index: int, step: int, num_tokens: int, epoch: int, plans: int = 0) -> None:
-        if plans or self._plans[index]:
-            halves = [self._plans[index] & _HALF, self._plans[index] >> 32 & _HALF]
+    def announce(self, rank: int, step: int, num_tokens: int, epoch: int, plans: int = 0) -> None:
+        if plans or self._plans[rank]:
+            halves = [self._plans[rank] & _HALF, self._plans[rank] >> 32 & _HALF]
             halves[step & 1] = plans
             word = halves[0] | halves[1] << 32
-            self._plans[index] = word - (1 << 64) if word >> 63 else word  # words are signed
-        self._counts[step & 1][index] = num_tokens
-        self._epochs[step & 1][index] = epoch
+            self._plans[rank] = word - (1 << 64) if word >> 63 else word  # words are signed
+        self._counts[step & 1][rank] = num_tokens
+        self._epochs[step & 1][rank] = epoch
         self._fence()
-        self._announced[index] = step + 1
-        self._fence()
-
-    def dispatch(self, index: int, key: int) -> None:
-        """Says that the rows of attention instance `index` are in place."""
-        self._fence()
-        self._dispatched[index] = key
+        self._announced[rank] = step + 1
         self._fence()
 
-    def reply(self, index: int, key: int, metadata: ReplyMetadata) -> None:
-        """Says that the partial sums of expert instance `index` are in place."""
-        self._digests[index] = metadata.routing_digest
-        self._activated[index] = metadata.activated
-        self._scheduler_ns[index] = metadata.scheduler_ns
+    def dispatch(self, rank: int, key: int) -> None:
+        """Says that the rows of an attention instance are in place."""
         self._fence()
-        self._replied[index] = key
+        self._dispatched[rank] = key
+        self._fence()
+
+    def reply(self, rank: int, key: int, metadata: ReplyMetadata) -> None:
+        """Says that the partial sums of an expert instance are in place."""
+        self._digests[rank] = metadata.routing_digest
+        self._activated[rank] = metadata.activated
+        self._scheduler_ns[rank] = metadata.scheduler_ns
+        self._fence()
+        self._replied[rank] = key
         self._fence()
 
     def close(self) -> None:
@@ -130,8 +135,8 @@ class ControlBlock:
     def closed(self) -> bool:
         return self._closed[0] != 0
 
-    def announced_steps(self, index: int) -> int:
-        return self._announced[index]
+    def announced_steps(self, rank: int) -> int:
+        return self._announced[rank]
 
     def latest_announced(self) -> int:
         """The latest step that any instance has announced, -1 for none."""
@@ -150,7 +155,7 @@ class ControlBlock:
         return tuple(self._counts[step & 1].tolist())
 
     def epoch(self, step: int) -> int:
-        """The placement of `step`, the same for whoever asks; all must have announced it."""
+        """The placement of `step`, the same for all readers; all must have announced it."""
         return int(max(self._epochs[step & 1].tolist()))
 
     def plans(self, step: int) -> int:
@@ -160,9 +165,9 @@ class ControlBlock:
     def latest_dispatched(self) -> int:
         return int(max(self._dispatched.tolist()))
 
-    def latest_reply(self, index: int) -> int:
-        """Key of the latest exchange that expert instance `index` has replied to."""
-        return self._replied[index]
+    def latest_reply(self, rank: int) -> int:
+        """Key of the latest exchange that an expert instance has replied to."""
+        return self._replied[rank]
 
     def all_dispatched(self, key: int, counts: Iterable[int]) -> bool:
         for dispatched, count in zip(self._dispatched.tolist(), counts, strict=True):
@@ -202,10 +207,12 @@ class ControlBlock:
 
     def name(self, instance: InstanceId) -> str:
         """`expert 0 (pid 12)`."""
-        return self._names(instance.pool, [instance.number])
+        return self._names(instance.pool, [self.membership.rank(instance)])
 
-    def _names(self, pool: str, indices: Iterable[int]) -> str:
+    def _names(self, pool: Pool, ranks: Iterable[int]) -> str:
         """`expert 0 (pid 12), expert 1 (never connected)`."""
-        pids = self._pids[pool]
-        states = [(i, f"pid {pids[i]}" if pids[i] else "never connected") for i in indices]
-        return ", ".join(f"{pool} {i} ({state})" for i, state in states)
+        members, pids = self.membership.pool(pool), self._pids[pool]
+        return ", ".join(
+            f"{members[rank]} ({f'pid {pids[rank]}' if pids[rank] else 'never connected'})"
+            for rank in ranks
+        )

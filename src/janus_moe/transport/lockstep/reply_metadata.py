@@ -11,7 +11,7 @@ from janus_moe.errors import ExchangeError, RoutingDivergence
 from janus_moe.transport.base import ReplyMetadata, Ticket
 
 ExchangeMetadata = tuple[ReplyMetadata, ...]
-"""Of one exchange: [expert instances]."""
+"""[expert instances] metadata of the replies of one exchange."""
 
 
 def check_routing(ticket: Ticket, replies: ExchangeMetadata) -> None:
@@ -19,9 +19,7 @@ def check_routing(ticket: Ticket, replies: ExchangeMetadata) -> None:
     first = replies[0].routing_digest
     if all(metadata.routing_digest == first for metadata in replies):
         return
-    digests = ", ".join(
-        f"expert {e}: {metadata.routing_digest}" for e, metadata in enumerate(replies)
-    )
+    digests = ", ".join(f"expert {e}: {one.routing_digest}" for e, one in enumerate(replies))
     raise RoutingDivergence(
         f"expert instances disagree on the routing of step {ticket.step}, layer {ticket.layer} "
         f"(digests: {digests})"
@@ -31,22 +29,17 @@ def check_routing(ticket: Ticket, replies: ExchangeMetadata) -> None:
 def read_metadata(
     tickets: Sequence[Ticket], replies: Sequence[ExchangeMetadata]
 ) -> list[ExchangeMetadata]:
-    """The notes of a step's exchanges with nothing unread: one copy for all, one wait.
+    """The metadata of a step's exchanges with nothing left on a device: one copy, one wait.
 
     Raises RoutingDivergence, or ExchangeError where an expert id was out of range. Until it
     returns, no result of the step may leave the process.
     """
-    on_device = [
-        metadata.on_device for row in replies for metadata in row if metadata.on_device is not None
-    ]
+    on_device = [one.on_device for row in replies for one in row if one.on_device is not None]
     if not on_device:
         return list(replies)
     facts = iter(torch.stack(on_device).tolist())
     read = [
-        tuple(
-            metadata if metadata.on_device is None else _with(metadata, next(facts), ticket)
-            for metadata in row
-        )
+        tuple(one if one.on_device is None else _with(one, next(facts), ticket) for one in row)
         for ticket, row in zip(tickets, replies, strict=True)
     ]
     for ticket, row in zip(tickets, read, strict=True):

@@ -1,8 +1,9 @@
-"""Doorbells: how a blocked instance is woken. One per instance; anybody rings, one thread parks.
+"""Wake-ups: how a blocked instance learns that it should look again.
 
-A poster stores its news first and rings second; a waiter clears the bell before it looks again.
-So no news is ever slept through, and a bell that rings for nothing only costs another look.
-This module does not know what the news are.
+Each instance has one. Any instance notifies, one thread waits. A notifier stores first what it has
+to say and notifies second; a waiter clears the wake-up before it looks again. So nothing is ever
+missed, and a notification without cause only costs another look. This module does not know what
+the notifications are about.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ class Wakeup(Protocol):
     def notify(self) -> None: ...
 
     def wait(self, timeout_s: float | None) -> None:
-        """Blocks until rung or the timeout (None: no limit), and clears the bell."""
+        """Blocks until notified or the timeout (None: no limit), and clears the wake-up."""
         ...
 
 
 class ThreadWakeup:
-    """A bell among threads of one process."""
+    """A wake-up among threads of one process."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -39,50 +40,38 @@ class ThreadWakeup:
 
 
 class EventFdWakeup:
-    """A bell among processes: an eventfd, or a pipe where the system has none.
+    """A wake-up among processes: an eventfd, which has no name in the system.
 
-    Descriptors are non-blocking and travel by inheritance; nothing has a name in the system.
+    descriptor: owned from here on, non-blocking; every process has its own of the same eventfd.
     """
 
-    def __init__(self, read_fd: int, write_fd: int) -> None:
-        self.read_fd = read_fd
-        self.write_fd = write_fd
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
         self._open = True
         self._poll = select.poll()
-        self._poll.register(read_fd, select.POLLIN)
+        self._poll.register(descriptor, select.POLLIN)
 
     @classmethod
     def create(cls) -> EventFdWakeup:
-        if hasattr(os, "eventfd"):
-            fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            return cls(fd, fd)
-        read_fd, write_fd = os.pipe()
-        os.set_blocking(read_fd, False)
-        os.set_blocking(write_fd, False)
-        return cls(read_fd, write_fd)
-
-    @property
-    def fds(self) -> tuple[int, ...]:
-        return tuple({self.read_fd, self.write_fd})
+        return cls(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
 
     def notify(self) -> None:
         if not self._open:
             return
         try:
-            os.write(self.write_fd, _ONE)
+            os.write(self.descriptor, _ONE)
         except BlockingIOError:
-            return  # rung so often that it is full: it will be heard
+            return  # notified so often that the counter is full: the waiter will see it
 
     def wait(self, timeout_s: float | None) -> None:
         if self._poll.poll(None if timeout_s is None else timeout_s * 1000.0):
             try:
-                os.read(self.read_fd, 4096)
+                os.read(self.descriptor, 8)
             except BlockingIOError:
                 return
 
     def close(self) -> None:
-        """Closes the descriptors of this process; later rings do nothing."""
+        """Closes the descriptor of this process; later notifications do nothing."""
         if self._open:
             self._open = False
-            for fd in self.fds:
-                os.close(fd)
+            os.close(self.descriptor)

@@ -1,9 +1,9 @@
-"""Every process's copy of the board, kept up to date by small messages.
+"""Every process's copy of the control block, kept up to date by small messages.
 
-A board line is written by one instance only, so each instance sends its own line to all others:
-an attention instance when it announces a step, anybody who waits for long, and whoever leaves,
-with the reason. The layers of a step need no news. One thread per peer receives; what it learns
-it hands to callbacks. This module does not know what lines mean.
+A line is written by one instance only, so each instance sends its own line to all others: an
+attention instance when it announces a step, any instance that waits for long, and one that leaves,
+with the reason. The layers of a step need no broadcast. One thread per peer receives; what it
+learns it hands to callbacks. This module does not know what lines mean.
 """
 
 from __future__ import annotations
@@ -31,15 +31,20 @@ from janus_moe.transport.network.channel import Channel, ChannelAborted, Pending
 
 CONTROL_TAG = 1 << 30
 _LINE_BYTES = LINE_WORDS * WORD_BYTES
-_FAREWELL_BYTES = 952
-_SIZE = _LINE_BYTES + WORD_BYTES + _FAREWELL_BYTES
+_NOTICE_BYTES = 952
+_SIZE = _LINE_BYTES + WORD_BYTES + _NOTICE_BYTES
 _MAX_TEXT = 160  # characters; leaves room for the rest, whatever they are
 _KEPT = 64
 _FLUSH_S = 0.2
 
 
 class LeaveNotice(Spec, frozen=True):
-    """Why an instance leaves. late, lost: `text` names the peer; failed: it is the error."""
+    """Why an instance leaves.
+
+    kind: of the error that ended it.
+    text: names the peer when that is late or lost; else it is the error.
+    stage, step, layer, waited_s: of a peer that is late or lost.
+    """
 
     kind: Literal["closed", "late", "lost", "failed"]
     text: str
@@ -90,10 +95,12 @@ class LeaveNotice(Spec, frozen=True):
 
 
 class ControlBroadcast:
-    """One instance's exchange of board lines with all others.
+    """One instance's exchange of lines with all others; callbacks come from other threads.
 
-    words: the board of this process. on_line: called after a peer's line has changed; on_farewell
-    and on_lost: (rank, ...) when a peer leaves, with and without a word. All from other threads.
+    words: the control block of this process.
+    on_line: called after a peer's line has changed.
+    on_peer_left: called with rank and notice when a peer leaves.
+    on_peer_lost: called with the rank when a connection ends without a notice.
     """
 
     def __init__(
@@ -117,7 +124,9 @@ class ControlBroadcast:
         self._sent: deque[tuple[list[Pending], torch.Tensor]] = deque(maxlen=_KEPT)
         self._last = b""
         self._threads = [
-            threading.Thread(target=self._listen, args=(peer,), name=f"news {peer}", daemon=True)
+            threading.Thread(
+                target=self._listen, args=(peer,), name=f"broadcast {peer}", daemon=True
+            )
             for peer in self._peers
         ]
 
@@ -126,7 +135,7 @@ class ControlBroadcast:
             thread.start()
 
     def publish(self, *, even_if_unchanged: bool = True) -> None:
-        """Sends this instance's line to everybody; never blocks."""
+        """Sends this instance's line to all peers; never blocks."""
         line = bytes(self._line(self._rank))
         with self._lock:
             if line != self._last or even_if_unchanged:
@@ -154,16 +163,18 @@ class ControlBroadcast:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
     def _line(self, rank: int) -> memoryview:
-        start = (1 + rank) * LINE_WORDS  # line 0 is the board's own
+        start = (1 + rank) * LINE_WORDS  # line 0 is the control block's own
         return self._words[start : start + LINE_WORDS].cast("B")
 
-    def _send(self, line: bytes, leave: bytes) -> list[Pending]:
-        length = len(leave).to_bytes(WORD_BYTES, "little")
-        data = bytearray((line + length + leave).ljust(_SIZE, b"\0"))
+    def _send(self, line: bytes, notice: bytes) -> list[Pending]:
+        length = len(notice).to_bytes(WORD_BYTES, "little")
+        data = bytearray((line + length + notice).ljust(_SIZE, b"\0"))
         buffer = torch.frombuffer(data, dtype=torch.uint8)
         pendings = []
         for peer in self._peers:
-            with suppress(ConnectionError, ChannelAborted):  # its listener tells
+            with suppress(
+                ConnectionError, ChannelAborted
+            ):  # the thread that receives from it tells
                 pendings.append(self._channel.send(peer, CONTROL_TAG, buffer))
         # Buffers outlive their sends; a peer that takes none of so many is late anyway.
         self._sent.append((pendings, buffer))

@@ -1,9 +1,9 @@
-"""Carries out one instance's programs over a channel and, between neighbours, in shared memory.
+"""Carries out one instance's programs over a channel and, between host peers, in shared memory.
 
-Every pair of instances, direction and lane has one buffer at each end of a channel; neighbours read
+Every pair of instances, direction and lane has one buffer at each end of a channel; host peers read
 the sender's. A receive is posted as soon as what the buffer held is used up, so a sender finds the
 receiver ready. A buffer is written again when what was sent from it is over. This module knows
-nothing of steps and peers that are late: `dist_ports` decides when a program runs.
+nothing of steps and peers that are late: `ports` decides when a program runs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from janus_moe.errors import ExchangeClosed, ExchangeError, ExchangeTimeout, PeerLost
+from janus_moe.spec import InstanceId
 from janus_moe.transport.base import Ticket
 from janus_moe.transport.exchange_plans.program import (
     Buffer,
@@ -28,7 +29,6 @@ from janus_moe.transport.exchange_plans.program import (
     Stage,
 )
 from janus_moe.transport.exchange_plans.rows import Index
-from janus_moe.transport.exchange_plans.topology import Topology
 from janus_moe.transport.host_memory.host_peers import TAGS, HostPeers, NoHostPeers
 from janus_moe.transport.network.channel import Channel, ChannelAborted, Pending
 from janus_moe.transport.network.message_buffers import MessageBuffer, RowFormat, buffer_bytes
@@ -41,8 +41,12 @@ Record = Callable[[int, str, int, str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class BoundSend:
-    """A message in its buffer. wire: its bytes. passed_on: they come from elsewhere as they are,
-    from `origin` if they have to be copied."""
+    """A message in its buffer.
+
+    wire: its bytes, header included.
+    passed_on: the bytes were received as they are.
+    origin: slot that they have to be copied from; None means that they lie in `buffer`.
+    """
 
     message: RowMessage
     buffer: MessageBuffer
@@ -73,8 +77,12 @@ class BoundStage:
 
 
 class BoundProgram:
-    """A program with its buffers, for any number of runs. outlets: buffers that a run writes.
-    host_slots: those of neighbours that it reads."""
+    """A program with its buffers, for any number of runs.
+
+    receives: (message, slot) of all stages.
+    send_buffers: that a run writes.
+    host_slots: messages of host peers that it reads.
+    """
 
     def __init__(self, executor: Executor, program: Program) -> None:
         self.direction: Direction = program.direction
@@ -86,16 +94,20 @@ class BoundProgram:
 
 
 class Executor:
-    """Of one instance. record: told of every message as (peer, "send" or "receive", bytes, stage,
-    start ns, end ns) by `time.perf_counter_ns`; a send ends when it is known to be over.
+    """The executor of one instance.
 
-    timeout_s: limit of each wait; None: none.
+    rank: of the instance among all members.
+    members: [ranks] all instances, for errors.
+    timeout_s: limit of each wait; None means no limit.
+    record: told of every message as (peer, "send" or "receive", bytes, stage, start ns, end ns) by
+        `time.perf_counter_ns`; a send ends when it is known to be over.
+    waiting_for: rank that a message is due from, or to; None means that no wait goes on.
     """
 
     def __init__(
         self,
         rank: int,
-        topology: Topology,
+        members: Sequence[InstanceId],
         channel: Channel,
         format_: RowFormat,
         timeout_s: float | None = None,
@@ -104,7 +116,7 @@ class Executor:
     ) -> None:
         self.rank = rank
         self.waiting_for: int | None = None
-        self._topology = topology
+        self._members = members
         self._channel = channel
         self._format = format_
         self.timeout_s = timeout_s
@@ -149,7 +161,7 @@ class Executor:
         ]
 
     def _rows(self, buffer: Buffer, direction: Direction) -> Any:
-        """An array, a neighbour's message, or the name of a buffer that a run brings along."""
+        """An array, the slot of a host peer's message, or the name of a buffer of the run."""
         if isinstance(buffer, RowMessage):
             if buffer.target != self.rank:
                 return self.send_buffer(buffer, direction).rows
@@ -181,7 +193,7 @@ class Executor:
         return RemoteReceive(self._channel, peer, tag, self._make_buffer(direction))
 
     def _make_buffer(self, direction: Direction) -> MessageBuffer:
-        """In memory that neighbours can read, if there are any."""
+        """In memory that host peers can read, if there are any."""
         size, device = buffer_bytes(self._format, direction), self._format.device
         on_host = device.type == "cpu"
         data = (
@@ -218,8 +230,9 @@ class Executor:
     ) -> None:
         """Runs a program whose receives are posted.
 
-        local: the instance's own buffers by name. notes: words of the notes of all expert
-        instances; this instance's go out, those of the others come in.
+        local: the instance's own buffers by name.
+        metadata_words: of the replies of all expert instances; this instance's go out, those of
+            the others come in.
         """
         arrays = {name: self._format.array(rows) for name, rows in local.items()}
         for buffer in program.send_buffers:
@@ -298,7 +311,7 @@ class Executor:
         ticket: Ticket | None,
         waited_s: float,
     ) -> ExchangeError:
-        name = str(self._topology.instance(peer))
+        name = str(self._members[peer])
         step, layer = (-1, -1) if ticket is None else (ticket.step, ticket.layer)
         if isinstance(error, TimeoutError):
             return ExchangeTimeout(

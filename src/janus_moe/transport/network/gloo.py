@@ -7,8 +7,8 @@ Addresses travel through a `Rendezvous`, and gloo listens on one given address. 
 - A send goes out once the peer has posted the receive, so receives should be posted early.
 - A wait that times out closes all connections of its process group. That is also the only way to
   end waits from outside, and how `abort` works.
-- Its port stays open, and connections of strangers are kept until the process has no descriptor
-  left. So the port is closed to newcomers as soon as all ranks are connected.
+- Its port stays open, and connections of other processes are kept until this one has no
+  descriptor left. So the port is closed to new connections as soon as all ranks are connected.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from janus_moe.transport.network.rendezvous import Rendezvous
 
 _Gloo: Any = c10d.ProcessGroupGloo  # torch's stubs do not show what is used of it
 _FOREVER = datetime.timedelta(days=3650)
-_ABORT_TAG = (1 << 30) + 1  # nobody sends with it
+_ABORT_TAG = (1 << 30) + 1  # no message has it
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class GlooChannel:
                 f"rank {rank} of {num_ranks} could not connect to the others from {bind_host}: "
                 f"{_first_line(error)}; all hosts must reach each other's --bind address"
             ) from error
-        _close_to_newcomers(store.published, bind_host)
+        _drop_new_connections(store.published, bind_host)
 
     def send(self, peer: int, tag: int, buffer: Tensor) -> _GlooPending:
         return _GlooPending(self, peer, self._post(self._group.send, peer, tag, buffer))
@@ -148,8 +148,8 @@ class _Addresses(c10d.Store):
             self._rendezvous.get(f"gloo/{key}", limit_s)
 
 
-def _close_to_newcomers(published: bytes, bind_host: str) -> None:
-    """The mesh is complete, so nobody else has a reason to connect."""
+def _drop_new_connections(published: bytes, bind_host: str) -> None:
+    """The mesh is complete, so no other process has a reason to connect."""
     try:
         listening = drop_new_connections(published)
     except OSError as error:
@@ -157,7 +157,7 @@ def _close_to_newcomers(published: bytes, bind_host: str) -> None:
         logger.warning("no packet filters here: %s", error.strerror)
     if not listening:
         logger.warning(
-            "the port for activations at %s stays open to strangers, who can use up this process's "
+            "the port for activations at %s stays open to others, who can use up this process's "
             "file descriptors; use a network that only the hosts are on",
             bind_host,
         )

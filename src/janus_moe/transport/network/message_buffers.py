@@ -19,14 +19,20 @@ from janus_moe.transport.base import ReplyMetadata, Ticket
 from janus_moe.transport.exchange_plans.program import Direction, RowMessage, header_bytes
 
 _WORDS = 8
-_NOTE_WORDS = 3
+_METADATA_WORDS = 3
 _MAGIC = 0x4A616E75730001  # "Janus" and the version of the header
 
 
 @dataclass(frozen=True, slots=True)
 class RowFormat:
-    """max_rows: of the largest message. width: elements of a row. dispatch: dtype of the rows on
-    their way to the experts; sums come back in float32."""
+    """What rows of messages look like.
+
+    max_rows: of the largest message.
+    width: elements of a row.
+    num_expert_instances: whose metadata a reply's header has room for.
+    dispatch: dtype of the rows on their way to the experts; sums come back in float32.
+    device: where buffers lie.
+    """
 
     max_rows: int
     width: int
@@ -38,8 +44,10 @@ class RowFormat:
         return self.dispatch if direction == "dispatch" else torch.float32
 
     def array(self, rows: Tensor) -> Any:
-        """What moves work on: numpy on the CPU, where it is quicker; bytes as int16 where it has
-        no such dtype. Tensors elsewhere."""
+        """What row ops work on: numpy on the CPU, where it is quicker; tensors elsewhere.
+
+        Rows of bfloat16 become int16 for numpy, which has no such dtype.
+        """
         if self.device.type != "cpu":
             return rows
         return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
@@ -52,8 +60,11 @@ def buffer_bytes(format_: RowFormat, direction: Direction) -> int:
 
 
 class MessageBuffer:
-    """Room for one message. data: [`buffer_bytes`] uint8, all of it. rows: [max_rows, width], as a
-    `RowFormat` sees arrays."""
+    """Room for one message.
+
+    data: [`buffer_bytes`] uint8, all of it.
+    rows: [max_rows, width], as a `RowFormat` sees arrays.
+    """
 
     def __init__(self, format_: RowFormat, direction: Direction, data: Tensor) -> None:
         dtype = format_.dtype(direction)
@@ -61,7 +72,7 @@ class MessageBuffer:
         self.data = data
         self._header = header
         self._row_bytes = format_.width * dtype.itemsize
-        self._num_metadata_words = format_.num_expert_instances if direction == "reply" else 0
+        self._has_metadata = direction == "reply"
         rows = self.data[header:].view(dtype).view(format_.max_rows, format_.width)
         self.rows = format_.array(rows)
         self._words = format_.array(self.data[:header].view(torch.int64))
@@ -72,14 +83,14 @@ class MessageBuffer:
 
     def write_header(self, ticket: Ticket, num_rows: int, metadata_words: list[int]) -> None:
         words = [_MAGIC, ticket.epoch, ticket.step, ticket.layer, num_rows, 0, 0, 0]
-        if self._num_metadata_words:
+        if self._has_metadata:
             words += metadata_words
         values = np.array(words, np.int64)
         on_host = isinstance(self._words, np.ndarray)
         self._words[: len(words)] = values if on_host else torch.from_numpy(values)
 
     def read_header(self, ticket: Ticket, message: RowMessage, metadata_words: list[int]) -> None:
-        """Checks that it is `message` of the exchange, and takes the notes that it carries."""
+        """Checks that it is `message` of the exchange, and takes the metadata that it carries."""
         words = self._words.tolist()
         if words[:5] != [_MAGIC, ticket.epoch, ticket.step, ticket.layer, message.num_rows]:
             raise ExchangeError(
@@ -87,25 +98,25 @@ class MessageBuffer:
                 f"header of {words[:5]}; all workers must be of the same version and plan"
             )
         for expert in message.experts:
-            place = _NOTE_WORDS * expert
+            place = _METADATA_WORDS * expert
             start = _WORDS + place
-            metadata_words[place : place + _NOTE_WORDS] = words[start : start + _NOTE_WORDS]
+            metadata_words[place : place + _METADATA_WORDS] = words[start : start + _METADATA_WORDS]
 
     def read_ticket(self) -> Ticket:
-        """Of whatever message came in."""
+        """Of the message that came in."""
         words = self._words[:4].tolist()
         return Ticket(epoch=words[1], step=words[2], layer=words[3])
 
 
-def pack_metadata(metadata_words: tuple[ReplyMetadata, ...]) -> list[int]:
+def pack_metadata(replies: tuple[ReplyMetadata, ...]) -> list[int]:
     return [
         word
-        for metadata in metadata_words
+        for metadata in replies
         for word in (metadata.routing_digest, metadata.activated, metadata.scheduler_ns)
     ]
 
 
 def unpack_metadata(words: list[int]) -> tuple[ReplyMetadata, ...]:
     """The inverse of `pack_metadata`."""
-    starts = range(0, len(words), _NOTE_WORDS)
+    starts = range(0, len(words), _METADATA_WORDS)
     return tuple(ReplyMetadata(words[i], words[i + 1], words[i + 2]) for i in starts)

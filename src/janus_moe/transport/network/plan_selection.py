@@ -1,8 +1,9 @@
-"""Who says which exchange plan a step has: one instance for all, so that they never disagree.
+"""Which exchange plan a step has: one instance says it for all, so that they never disagree.
 
-Attention instance 0 announces every step with the plans of all batch sizes, in one word. Once all
-announcements are in, everybody knows how many tokens the step has, and reads the same plan from
-the same word. The rule is `policy.exchange_choice`; prices are `planner.latency.links`.
+The first attention instance announces every step with the plans of all batch sizes, packed into one
+word. Once all announcements are in, all instances know how many tokens the step has, and read the
+same plan from the same word. The rule is `policy.exchange_choice`, prices are those of
+`planner.latency.links`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class PlanSource(Protocol):
-    """What attention instance 0 asks before it announces a step."""
+    """What the first attention instance asks before it announces a step."""
 
     @property
     def packed_plans(self) -> int:

@@ -1,8 +1,8 @@
-"""A listening socket that a library opened in this process: found, and closed to newcomers.
+"""A listening socket that a library opened in this process: found, and closed to new connections.
 
-Gloo listens for as long as it lives, and keeps every connection that a stranger opens. Once all
-peers are connected nobody has any business there, but gloo's socket is not ours to close: a filter
-makes the kernel drop what arrives for it. This module knows nothing of gloo's peers.
+Gloo listens for as long as it lives, and keeps every connection that any process opens. Once all
+peers are connected no other process has any business there, but gloo's socket is not ours to close:
+a filter makes the kernel drop what arrives for it. This module knows nothing of gloo's peers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Program(ctypes.Structure):
 
 def drop_new_connections(published: bytes) -> int:
     """Drops every packet for listening sockets of this process; connections they have accepted go
-    on. Whoever connects from now on gets no answer.
+    on. A process that connects from now on gets no answer.
 
     published: bytes with the addresses of those sockets as in memory (`struct sockaddr_in` and
     `sockaddr_in6`). Returns how many there are; 0 where the system does not list descriptors.

@@ -1,4 +1,4 @@
-"""Where the messages of one lane come in: a buffer that a channel fills, or a neighbour's memory.
+"""Where the messages of one lane come in: a buffer that a channel fills, or a host peer's memory.
 
 What is read from messages, and when they are expected, is not known here.
 """
@@ -15,7 +15,11 @@ from janus_moe.transport.network.message_buffers import MessageBuffer
 
 
 class RemoteReceive:
-    """Messages of a peer that come through a channel. pending: while a receive is posted."""
+    """Messages of a peer that come through a channel.
+
+    pending: the receive that is posted; None means none.
+    posted_ns: when, for the record.
+    """
 
     def __init__(self, channel: Channel, peer: int, tag: int, buffer: MessageBuffer) -> None:
         self.buffer = buffer
@@ -30,9 +34,11 @@ class RemoteReceive:
 
 
 class HostReceive:
-    """Messages of a neighbour, which lie in its memory. pending: the one that is expected or read.
+    """Messages of a host peer, which lie in its memory.
 
-    view: a `MessageBuffer` of such memory. The neighbour has a few buffers, so views are kept.
+    view: makes a `MessageBuffer` of such memory; the peer has a few buffers, so views are kept.
+    pending: the message that is expected or read; None means none.
+    posted_ns: when it was expected first, for the record.
     """
 
     def __init__(

@@ -16,15 +16,15 @@ from janus_moe.errors import ExchangeClosed
 
 
 class Rendezvous(Protocol):
-    """Usable from any thread. Keys start with the name of whoever puts them, e.g. `expert 1/..`
-    where only one may; a second `put` of a key replaces the value."""
+    """Usable from any thread. Keys start with the name of the instance that puts them, e.g.
+    `expert 1/..` where only one may; a second `put` of a key replaces the value."""
 
     def put(self, key: str, value: bytes) -> None:
-        """Makes `value` known to all instances; does not wait for anybody."""
+        """Makes `value` known to all instances; does not wait for them."""
         ...
 
     def get(self, key: str, timeout_s: float) -> bytes:
-        """The value of `key`, as soon as somebody has put it.
+        """The value of `key`, as soon as it is put.
 
         Raises TimeoutError naming the key after `timeout_s`, ExchangeClosed when the service stops.
         """
@@ -49,10 +49,10 @@ class MemoryRendezvous:
         with self._changed:
             while key not in self._values:
                 if self._closed:
-                    raise ExchangeClosed(f"the service stopped before anybody sent {key!r}")
+                    raise ExchangeClosed(f"the service stopped before any worker sent {key!r}")
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    raise TimeoutError(f"nobody sent {key!r} within {timeout_s:g} s")
+                    raise TimeoutError(f"no worker sent {key!r} within {timeout_s:g} s")
                 self._changed.wait(left)
             return self._values[key]
 
@@ -64,11 +64,11 @@ class MemoryRendezvous:
 
 
 class NamespacedRendezvous:
-    """A `Rendezvous` for one of several exchanges that share another: keys end with a number."""
+    """A `Rendezvous` for one of several exchanges that share another: keys end with its name."""
 
-    def __init__(self, shared: Rendezvous, number: int) -> None:
+    def __init__(self, shared: Rendezvous, name: str) -> None:
         self._shared = shared
-        self._suffix = f"#{number}"
+        self._suffix = f"#{name}"
 
     def put(self, key: str, value: bytes) -> None:
         self._shared.put(key + self._suffix, value)
@@ -80,7 +80,7 @@ class NamespacedRendezvous:
 class FolderRendezvous:
     """A `Rendezvous` among processes that share a folder, one file per key.
 
-    For tests and benchmarks: whoever can write to the folder can take part.
+    For tests and benchmarks: any process that can write to the folder can take part.
     """
 
     def __init__(self, folder: Path, poll_s: float = 0.01) -> None:
@@ -91,7 +91,7 @@ class FolderRendezvous:
         path = self._path(key)
         part = path.with_name(f"{path.name}.{threading.get_ident()}.part")
         part.write_bytes(value)
-        part.replace(path)  # so that nobody reads half of it
+        part.replace(path)  # so that no process reads half of it
 
     def get(self, key: str, timeout_s: float) -> bytes:
         deadline = time.monotonic() + timeout_s
@@ -100,7 +100,7 @@ class FolderRendezvous:
                 return self._path(key).read_bytes()
             except FileNotFoundError:
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"nobody sent {key!r} within {timeout_s:g} s") from None
+                    raise TimeoutError(f"no worker sent {key!r} within {timeout_s:g} s") from None
                 time.sleep(self._poll_s)
 
     def _path(self, key: str) -> Path:

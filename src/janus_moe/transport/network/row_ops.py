@@ -1,4 +1,4 @@
-"""Moves of rows with their buffers: what copies, adds and clears inside one instance.
+"""Row ops with their buffers: what copies, adds and clears rows inside one instance.
 
 Where rows come from and when they are there is not known here.
 """
@@ -17,7 +17,7 @@ from janus_moe.transport.exchange_plans.rows import Index
 from janus_moe.transport.network.receive_slots import HostReceive
 
 Rows = Any
-"""An array; a neighbour's inlet, whose array is another one with each message; or the name of a
+"""An array; the slot of a host peer, whose array is another one with each message; or the name of a
 buffer that a run brings along."""
 
 
@@ -48,9 +48,9 @@ class BoundRowOp:
 
 
 def fuse_copy_add(row_ops: Sequence[RowOp]) -> list[RowOp | CopyAdd]:
-    """The same result with fewer moves: a copy becomes a sum with the first add to the same rows.
+    """The same result with fewer ops: a copy and the first add to the same rows become one.
 
-    Adds come earlier by that. They may, as no source but scratch changes while moves are made, and
+    Adds come earlier by that. They may, as no source but scratch changes while ops are applied, and
     as long as those rows are neither read nor changed in between.
     """
     fused: list[RowOp | CopyAdd] = []

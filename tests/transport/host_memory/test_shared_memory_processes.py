@@ -1,13 +1,12 @@
 """The shared-memory exchange among real processes: same sums, no leaks, whatever kills them.
 
-Run as a program, this file is one instance of a pool: ADDRESS POOL INDEX STEPS.
+Run as a program, this file is one instance of a pool: FOLDER POOL INDEX STEPS SHAPE.
 """
 
 from __future__ import annotations
 
 import gc
 import hashlib
-import os
 import signal
 import subprocess
 import sys
@@ -16,15 +15,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import pytest
 import torch
 from torch import Tensor
 
 from janus_moe.errors import ExchangeClosed, ExchangeTimeout
-from janus_moe.spec import PoolShape
-from janus_moe.transport import ReplyMetadata, ShmAddress, ShmLayout, ShmRegion, WaitRule
+from janus_moe.spec import InstanceId, Membership, Pool, PoolShape
+from janus_moe.transport import Exchange, ExchangeLayout, ReplyMetadata, WaitRule, open_exchange
+from janus_moe.transport.network.rendezvous import FolderRendezvous
 
 HIDDEN = 16
 NUM_LAYERS = 3
@@ -60,8 +60,8 @@ def expected_digest(instance: int, num_expert_instances: int, num_steps: int) ->
     return digest.hexdigest()
 
 
-def run_attention(region: ShmRegion, index: int, num_steps: int) -> str:
-    port = region.attention_port(index, WaitRule(timeout_s=30.0))
+def run_attention(exchange: Exchange, index: int, num_steps: int) -> str:
+    port = exchange.attention_port(index, WaitRule(timeout_s=30.0))
     digest = hashlib.sha256()
     for step in range(num_steps):
         count = num_tokens(index, step)
@@ -72,8 +72,8 @@ def run_attention(region: ShmRegion, index: int, num_steps: int) -> str:
     return digest.hexdigest()
 
 
-def run_expert(region: ShmRegion, index: int) -> str:
-    port = region.expert_port(index, WaitRule(timeout_s=30.0))
+def run_expert(exchange: Exchange, index: int) -> str:
+    port = exchange.expert_port(index, WaitRule(timeout_s=30.0))
     with suppress(ExchangeClosed):
         while True:
             work = port.accept()
@@ -82,85 +82,99 @@ def run_expert(region: ShmRegion, index: int) -> str:
     return "closed"
 
 
-def main(address: str, pool: str, index: str, num_steps: str) -> None:
+def join(folder: str, shape: PoolShape, instance: InstanceId) -> Exchange:
+    layout = ExchangeLayout(
+        membership=Membership.first(shape), max_tokens=16, hidden_size=HIDDEN, dtype="bfloat16"
+    )
+    return open_exchange("shm", layout, [instance], FolderRendezvous(Path(folder)), "127.0.0.1")
+
+
+def main(folder: str, pool: Any, index: str, num_steps: str, attention: str, expert: str) -> None:
     torch.set_num_threads(1)
-    region = ShmRegion.attach(msgspec.json.decode(address, type=ShmAddress))
+    shape = PoolShape(attention=int(attention), expert=int(expert))
+    exchange = join(folder, shape, InstanceId(pool=pool, number=int(index)))
     if pool == "attention":
-        print(run_attention(region, int(index), int(num_steps)))
+        print(run_attention(exchange, int(index), int(num_steps)))
     else:
-        print(run_expert(region, int(index)))
-    region.close()
+        print(run_expert(exchange, int(index)))
+    exchange.close()
 
 
-# --- the launcher's side ------------------------------------------------------------------------
+# --- the test's side ----------------------------------------------------------------------------
 
 
 class Launch:
-    def __init__(self, shape: PoolShape) -> None:
-        layout = ShmLayout(shape=shape, max_tokens=16, hidden_size=HIDDEN, dtype="bfloat16")
-        self.region = ShmRegion.create(layout)
+    """Attention instance 0 in this process, others in processes of their own."""
+
+    def __init__(self, shape: PoolShape, folder: Path) -> None:
+        self.shape = shape
+        self.folder = folder
         self.processes: dict[str, subprocess.Popen[str]] = {}
 
-    def start(self, pool: str, index: int, num_steps: int = 0) -> None:
-        address = msgspec.json.encode(self.region.address).decode()
-        command = [sys.executable, __file__, address, pool, str(index), str(num_steps)]
+    def start(self, pool: Pool, index: int, num_steps: int = 0) -> None:
+        own = [str(self.folder), pool, str(index), str(num_steps)]
+        command = [sys.executable, __file__, *own, str(self.shape.attention)]
         self.processes[f"{pool} {index}"] = subprocess.Popen(
-            command, pass_fds=self.region.fds, stdout=subprocess.PIPE, text=True
+            [*command, str(self.shape.expert)], stdout=subprocess.PIPE, text=True
         )
+
+    def join(self, pool: Pool = "attention", index: int = 0) -> Exchange:
+        return join(str(self.folder), self.shape, InstanceId(pool=pool, number=index))
 
     def output(self, name: str) -> str:
         return self.processes[name].communicate(timeout=60)[0].strip()
 
 
 @contextmanager
-def launched(attention: int, expert: int) -> Iterator[Launch]:
-    launch = Launch(PoolShape(attention=attention, expert=expert))
+def launched(attention: int, expert: int, folder: Path) -> Iterator[Launch]:
+    launch = Launch(PoolShape(attention=attention, expert=expert), folder)
     try:
         yield launch
     finally:
-        launch.region.shutdown()
         for process in launch.processes.values():
             process.kill()
             process.communicate(timeout=10)
-        launch.region.close()
 
 
-def test_processes_get_the_plain_sums_bit_for_bit() -> None:
+def test_processes_get_the_plain_sums_bit_for_bit(tmp_path: Path) -> None:
     """2A2E; one attention instance is this process, as a start takes seconds."""
     num_steps = 30
-    with launched(2, 2) as launch:
+    with launched(2, 2, tmp_path) as launch:
         for index in range(2):
             launch.start("expert", index)
         launch.start("attention", 1, num_steps)
-        assert run_attention(launch.region, 0, num_steps) == expected_digest(0, 2, num_steps)
+        exchange = launch.join()
+        assert run_attention(exchange, 0, num_steps) == expected_digest(0, 2, num_steps)
         assert launch.output("attention 1") == expected_digest(1, 2, num_steps)
-        launch.region.shutdown()
+        exchange.shutdown()
         for index in range(2):
             assert launch.output(f"expert {index}") == "closed"
             assert launch.processes[f"expert {index}"].returncode == 0
+        exchange.close()
 
 
 @needs_proc
-def test_a_killed_expert_is_named_with_its_pid_and_nothing_remains() -> None:
+def test_a_killed_expert_is_named_with_its_pid_and_nothing_remains(tmp_path: Path) -> None:
     gc.collect()
     before = _descriptors()
-    _kill_an_expert_between_two_steps()
+    _kill_an_expert_between_two_steps(tmp_path)
     gc.collect()  # the caught exception's traceback refers to the port, and to itself
     assert _descriptors() == before
 
 
-def _kill_an_expert_between_two_steps() -> None:
-    with launched(1, 2) as launch, ThreadPoolExecutor(1) as threads:
-        assert os.fstat(launch.region.fds[0]).st_nlink == 0, "a name would outlive the processes"
+def _kill_an_expert_between_two_steps(folder: Path) -> None:
+    with launched(1, 2, folder) as launch, ThreadPoolExecutor(2) as threads:
         launch.start("expert", 1)
-        threads.submit(run_expert, launch.region, 0)
+        other = threads.submit(launch.join, "expert", 0)
+        exchange = launch.join()
+        threads.submit(run_expert, other.result(60), 0)
         victim = launch.processes["expert 1"]
         hidden = torch.zeros(1, HIDDEN, dtype=torch.bfloat16)
-        port = launch.region.attention_port(0, WaitRule(timeout_s=30.0))
+        port = exchange.attention_port(0, WaitRule(timeout_s=30.0))
         port.begin_step(1)
         port.combine(port.dispatch(0, hidden))
 
-        port = launch.region.attention_port(0, WaitRule(timeout_s=0.4))
+        port = exchange.attention_port(0, WaitRule(timeout_s=0.4))
         port.begin_step(1)
         victim.send_signal(signal.SIGKILL)
         victim.wait(10)
@@ -170,7 +184,9 @@ def _kill_an_expert_between_two_steps() -> None:
             port.combine(ticket)
         assert time.monotonic() - started < 5.0
         assert (caught.value.stage, caught.value.step, caught.value.layer) == ("reply", 1, 2)
-        launch.region.shutdown()
+        exchange.shutdown()
+    other.result().close()
+    exchange.close()
 
 
 def _descriptors() -> list[str]:
