@@ -87,7 +87,12 @@ def json_of(value: Any) -> str:
 def running(
     layout: Sequence[str], rates: Sequence[float], batches: Sequence[int], plans: Sequence[str]
 ) -> Iterator[tuple[Network, Services]]:
-    """layout: instances of each host, such as 2A or 1E."""
+    """Starts the services on hosts of their own.
+
+    layout: instances of each host, such as 2A or 1E.
+    rates: Gb/s; `auto` gets a service for each.
+    batches: requests at once.
+    """
     counts = {
         pool: sum(int(part[:-1]) for part in layout if part.endswith(pool)) for pool in ("A", "E")
     }

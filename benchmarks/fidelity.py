@@ -69,7 +69,11 @@ def reference_array() -> NDArray[np.float32]:
 
 
 class Run(NamedTuple):
-    """slower: how much longer the reference took before it than around the profile."""
+    """A batch that was decoded once.
+
+    done: what it took and activated.
+    slower: time of the reference before it over that around the profile.
+    """
 
     done: Decoded
     slower: float
@@ -139,7 +143,12 @@ def services(plan: ProfilePlan, config: EngineConfig) -> list[LiveRun]:
 async def serve(
     lives: list[LiveRun], profile: Profile, rounds: int, starts: int, around_s: float
 ) -> dict[Key, dict[int, list[Run]]]:
-    """batch -> runs, of each service. around_s: the reference when the machine was profiled."""
+    """Runs every service and returns batch -> runs for each.
+
+    starts: of every service.
+    rounds: of each start.
+    around_s: seconds of the reference when the machine was profiled.
+    """
     runs: dict[Key, dict[int, list[Run]]] = {
         key(live.config): {batch: [] for batch in live.batches} for live in lives
     }

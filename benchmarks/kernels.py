@@ -92,7 +92,11 @@ def measure(
     stream: Stream,
     rounds: int,
 ) -> Row:
-    """calls: (kernel, reference); cost: (bytes that must be read, floating-point operations)."""
+    """Times a kernel, its reference and a read in turns.
+
+    calls: (kernel, reference).
+    cost: (bytes that must be read, floating-point operations).
+    """
     num_bytes, operations = cost
     best = [float("inf")] * 3
     turns: list[Callable[[], object]] = [*calls, partial(stream.read, int(num_bytes))]

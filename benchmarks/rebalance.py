@@ -27,7 +27,9 @@ from janus_moe.profiling.live import running
 
 
 class Turn(NamedTuple):
-    """gaps: seconds between tokens of all streams.
+    """Streams that were served once.
+
+    gaps: seconds between their tokens.
     epochs: placements that were taken meanwhile.
     """
 

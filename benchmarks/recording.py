@@ -33,7 +33,9 @@ from janus_moe.profiling.live import running
 
 
 class Turn(NamedTuple):
-    """tokens_per_s: of all streams together.
+    """Streams that were served once.
+
+    tokens_per_s: of all streams together.
     gap_s: median seconds between two tokens.
     """
 

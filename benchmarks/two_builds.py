@@ -35,7 +35,11 @@ READY_S = 300.0
 
 
 class Turn(NamedTuple):
-    """seconds: for all tokens. cpu_s: processor time of the server and its workers meanwhile."""
+    """A batch that one build has decoded.
+
+    seconds: for all tokens.
+    cpu_s: processor time of the server and its workers meanwhile.
+    """
 
     seconds: float
     cpu_s: float

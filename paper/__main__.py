@@ -25,7 +25,12 @@ from paper.report import Entry, markdown, page
 
 
 class Places(NamedTuple):
-    """Where what goes. html: None for no page."""
+    """Folders and files that a run writes.
+
+    json, plots: folders of the figures' data and pictures.
+    report: file in Markdown.
+    html: the report as a page; None means that there is none.
+    """
 
     json: Path
     plots: Path

@@ -56,8 +56,11 @@ def exchange(
     links: LinkModel,
     replicas: NDArray[np.int64] | None = None,
 ) -> Exchange:
-    """One exchange of `batch` rows in even shares. replicas: [batch, k] expert instance of each
-    replica for gating on the attention side; None: gating on the expert side."""
+    """Prices one exchange of `batch` rows in even shares.
+
+    replicas: [batch, k] int64, expert instance of each replica, for gating on the attention side;
+        None means gating on the expert side.
+    """
     share, rest = divmod(batch, topology.num_attention_instances)
     tokens = tuple(share + (index < rest) for index in range(topology.num_attention_instances))
     demand = EveryRow(tokens) if replicas is None else RoutedRows(tokens, replicas)

@@ -31,7 +31,11 @@ TWO_PHASE: tuple[ExchangePlanName, ...] = ("2pc-direct", "2pc-relay", "2pc-shard
 
 
 class Variant(NamedTuple):
-    """plans: the fastest is taken. policy, method: of replicas."""
+    """One bar of the figure.
+
+    plans: the fastest is taken.
+    policy, method: of the replicas.
+    """
 
     plans: tuple[ExchangePlanName, ...]
     gating: str

@@ -23,7 +23,10 @@ SLOTS = 27
 
 
 class Scheme(NamedTuple):
-    """A policy on a placement. spare: whether the slots beyond one per expert are used."""
+    """A policy on a placement.
+
+    spare: whether the slots beyond one per expert are used.
+    """
 
     policy: Policy
     method: PlacementMethod

@@ -10,7 +10,10 @@ Axes = Any  # matplotlib is optional
 
 
 class Comparison(NamedTuple):
-    """A statement of the paper beside ours. reason: of the difference; empty where they agree."""
+    """A statement of the paper stands beside ours.
+
+    reason: why they differ; empty where they agree.
+    """
 
     what: str
     paper: str
@@ -19,10 +22,11 @@ class Comparison(NamedTuple):
 
 
 class Figure(Protocol):
-    """A module of this package.
+    """A module of this package has this form.
 
-    NUMBER: in the paper, or a name for a figure that the paper does not have. BASIS: what is
-    measured, fitted, modelled or synthetic. PANELS: rows and columns of axes.
+    NUMBER: in the paper, or a name for a figure that the paper does not have.
+    BASIS: what is measured, fitted, modelled or synthetic.
+    PANELS: rows and columns of axes.
     """
 
     NUMBER: str

@@ -12,7 +12,10 @@ from paper.settings import CALIBRATIONS
 
 
 def findings(data: Mapping[str, Data]) -> str:
-    """data: by figure. A Markdown list."""
+    """Writes the findings as a Markdown list.
+
+    data: number of a figure -> what it holds.
+    """
     sentences = (_shapes, _ratios, _day, _activation, _alone, _no_gain)
     return "\n".join(f"- {sentence(data)}" for sentence in sentences)
 

@@ -43,7 +43,10 @@ The four points behind the second calibration:
 
 
 def introduction(data: Mapping[str, Data]) -> str:
-    """data: of all figures, by number."""
+    """Writes the introduction in Markdown.
+
+    data: number of a figure -> what it holds; all figures are there.
+    """
     return TEXT.format(
         layer_us=1e6 * LAYER_S,
         token_us=1e6 * TOKEN_S,

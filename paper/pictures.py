@@ -19,9 +19,10 @@ def picture(
     dpi: int = 110,
     **sharing: Any,
 ) -> Iterator[tuple[Any, Any]]:
-    """(figure, axes [rows, columns]) to draw on; written to `path` afterwards.
+    """Gives (figure, axes [rows, columns]) to draw on, and writes them to `path` afterwards.
 
-    size: inches. bottom: the part of the height left free under the axes, for a legend.
+    size: inches.
+    bottom: part of the height that is left free under the axes, for a legend.
     sharing: `sharex` and `sharey` of matplotlib's `subplots`.
     """
     from matplotlib.figure import Figure  # no window, and nothing to close

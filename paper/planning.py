@@ -38,8 +38,13 @@ OBSERVED = 16_384
 
 
 class Question(NamedTuple):
-    """One cell of a figure. spread: of popularity, None: the paper's. idle_surplus: see
-    `settings.idle_surplus_oracle`."""
+    """One cell of a figure is asked of the planner.
+
+    batch: requests at once.
+    objective_s: seconds per token.
+    spread: of the experts' popularity; None means the paper's.
+    idle_surplus: see `settings.idle_surplus_oracle`.
+    """
 
     calibration: CalibrationName
     batch: float
@@ -83,8 +88,11 @@ def ask(system: BaselineName, question: Question) -> Answer:
 
 
 def planner(system: BaselineName, asked: Problem, micro_batches: int = 1) -> BaselinePlanner:
-    """All pools have the slots that memory holds. micro_batches: the most that a system may use,
-    the same for all; the paper says nothing of overlap between micro-batches."""
+    """Makes the planner of a system whose pools have all slots that memory holds.
+
+    micro_batches: the most that a system may use, the same for all; the paper says nothing of
+        overlap between micro-batches.
+    """
     changes: dict[str, object] = {"micro_batches": tuple(range(1, micro_batches + 1))}
     if not isinstance(CONFIGS[system].style, MonolithicStyle):
         most = most_slots(asked.oracle, asked.memory)  # 27 for DeepSeek-V2, as in the paper
@@ -126,7 +134,7 @@ def tpot_grid(
 
 
 def style_of(system: BaselineName) -> PoolStyle:
-    """Of a system with two pools."""
+    """Returns the style of a system with two pools."""
     style = CONFIGS[system].style
     assert isinstance(style, PoolStyle)
     return style

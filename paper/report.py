@@ -13,7 +13,10 @@ HEADER = ("What", "Paper", "Ours", "Why they differ")
 
 
 class Entry(NamedTuple):
-    """A figure's module with its data. plot, json: links, relative to the report."""
+    """A figure's module has its data beside it.
+
+    plot, json: links, relative to the report.
+    """
 
     module: ModuleType
     data: Data

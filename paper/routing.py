@@ -69,7 +69,10 @@ def observe(sample: Sampler, num_experts: int) -> RoutingStatistics:
 def place(
     seen: RoutingStatistics, method: PlacementMethod, instances: int, slots: int
 ) -> LayerLayout:
-    """slots: per instance. `janus` weighs the chance of being active, the others tokens."""
+    """Places experts by what was seen: `janus` by the chance of being active, the others by tokens.
+
+    slots: per instance.
+    """
     num_experts = int(seen.tokens.shape[1])
     load = seen.probability(OBSERVED_TOKENS) if method == "janus" else seen.tokens
     spare = min(instances * slots, instances * num_experts) - num_experts

@@ -196,7 +196,10 @@ def described(run: Data) -> str:
 
 
 def saving(data: Data, system: str, share: str) -> str:
-    """Of janus over another system. "or less": its cheapest run is above the share."""
+    """Says what janus saves over another system.
+
+    "or less" means that the other one's cheapest run is above the share.
+    """
     ours, theirs = (data["gpu_hours_at_share"][name][share] for name in ("janus", system))
     if ours is None or theirs is None:
         return f"not reached by {'janus' if ours is None else system} with these headrooms"
