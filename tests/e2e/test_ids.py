@@ -18,7 +18,7 @@ from janus_moe.config import EngineConfig
 ATTENTION, EXPERTS = (3, 8), (2, 5, 6)
 
 
-@pytest.mark.parametrize("transport", ["loopback", "shm"])
+@pytest.mark.parametrize("transport", ["loopback", "shm", "gloo"])
 async def test_ids_that_are_no_ranks_serve_rebalance_and_are_counted(
     qwen3: Model, transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
