@@ -9,7 +9,7 @@ import numpy as np
 from janus_moe.planner.latency import LinkModel, device_profile
 from janus_moe.spec import EXCHANGE_PLANS
 from janus_moe.transport.exchange_plans import Topology
-from janus_moe.transport.exchange_plans.counts import RowBytes
+from janus_moe.transport.exchange_plans.program import RowBytes
 from janus_moe.transport.network.plan_selection import predicted_times
 from paper.measured.results import BENCHMARKS, PAPER, Rows, read
 from paper.pictures import picture

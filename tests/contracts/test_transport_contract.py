@@ -20,6 +20,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.transport.network.local_network import LocalNetwork
 from torch import Tensor
 
 from janus_moe.errors import (
@@ -43,7 +44,6 @@ from janus_moe.transport import (
 )
 from janus_moe.transport.host_memory.shared_memory import open_shared_memory
 from janus_moe.transport.loopback import LoopbackExchange
-from janus_moe.transport.network.channel import LocalNetwork
 from janus_moe.transport.network.exchange import NetworkExchange, open_network
 from janus_moe.transport.network.rendezvous import MemoryRendezvous
 
@@ -513,8 +513,8 @@ def test_wait_ends_at_its_timeout(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", APART)
-@pytest.mark.parametrize("everybody", (True, False))
-def test_closing_ends_waits_promptly(backend: str, everybody: bool) -> None:
+@pytest.mark.parametrize("all_at_once", (True, False))
+def test_closing_ends_waits_promptly(backend: str, all_at_once: bool) -> None:
     with running(backend, (2, 2)) as pools:
         first, second = pools.attention
         experts = [pools.exchange.expert_port(e, PATIENT) for e in range(2)]
@@ -526,7 +526,7 @@ def test_closing_ends_waits_promptly(backend: str, everybody: bool) -> None:
         ]
         time.sleep(0.05)
         started = time.monotonic()
-        if everybody:
+        if all_at_once:
             pools.exchange.shutdown()
         else:
             for port in pools.attention:

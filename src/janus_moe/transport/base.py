@@ -34,7 +34,7 @@ from janus_moe.spec import (
 )
 from janus_moe.torch_dtypes import TORCH_DTYPES
 from janus_moe.transport.exchange_plans import Topology
-from janus_moe.transport.exchange_plans.counts import RowBytes
+from janus_moe.transport.exchange_plans.program import RowBytes
 
 CONNECT_TIMEOUT_S = 60.0
 

@@ -12,8 +12,8 @@ from janus_moe.planner.latency.link_fit import TERMS, MeasuredExchange, exchange
 from janus_moe.planner.latency.links import LinkModel
 from janus_moe.spec import EXCHANGE_PLANS
 from janus_moe.transport.exchange_plans import Topology, egate_plan
-from janus_moe.transport.exchange_plans.counts import RowBytes
 from janus_moe.transport.exchange_plans.pricing import priced_counts
+from janus_moe.transport.exchange_plans.program import RowBytes
 
 TOPOLOGIES = (
     Topology((0, 0), (1, 1)),

@@ -105,8 +105,8 @@ def run(programs: list[Program], local: list[dict[str, Array]]) -> list[dict[str
     while moving:
         moving = sum(instance.advance(network) for instance in instances) > 0
     stuck = [i.program.rank for i in instances if i.done < len(i.program.stages)]
-    assert not stuck, f"instances {stuck} wait for messages that nobody sends"
-    assert not any(network.values()), "messages that nobody receives"
+    assert not stuck, f"instances {stuck} wait for messages that none sends"
+    assert not any(network.values()), "messages that none receives"
     return [instance.local for instance in instances]
 
 

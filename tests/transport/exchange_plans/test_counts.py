@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.transport.exchange_plans.interpreter import demands, topologies
+from tests.transport.exchange_plans.message_counts import closed_form, count
 
 from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
 from janus_moe.transport.exchange_plans import EveryRow, ExchangePlan, RowDemand, Topology
-from janus_moe.transport.exchange_plans.counts import RowBytes, closed_form, count
+from janus_moe.transport.exchange_plans.program import RowBytes
 
 plans = pytest.mark.parametrize("plan", EXCHANGE_PLANS)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.transport.exchange_plans.interpreter import topologies
+from tests.transport.exchange_plans.message_counts import closed_form
 
 from janus_moe.planner.latency.links import ExchangeCounts
 from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
 from janus_moe.transport.exchange_plans import Topology, egate_plan, header_bytes
-from janus_moe.transport.exchange_plans.counts import RowBytes, closed_form
 from janus_moe.transport.exchange_plans.pricing import priced_counts
+from janus_moe.transport.exchange_plans.program import RowBytes
 
 TWO_BY_TWO = Topology((0, 0), (1, 1))
 ROW = RowBytes(dispatch=100, reply=200)

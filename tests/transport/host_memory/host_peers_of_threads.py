@@ -1,4 +1,4 @@
-"""Instances that have met their neighbours, in threads of one process."""
+"""Instances that have met their host peers, in threads of one process."""
 
 from __future__ import annotations
 

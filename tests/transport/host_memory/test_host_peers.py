@@ -47,7 +47,7 @@ def test_a_message_is_read_where_it_was_written_and_given_back() -> None:
             sent.wait(5)
 
 
-def test_waiting_threads_do_not_take_each_others_news() -> None:
+def test_waiting_threads_do_not_take_each_others_notifications() -> None:
     """Ten lanes, each with a thread at either end; every notification wakes one of them first."""
     lanes, rounds = range(10), 20
 
@@ -74,13 +74,13 @@ def test_waiting_threads_do_not_take_each_others_news() -> None:
         assert [one.result(30) for one in got] == [list(range(rounds))] * len(lanes)
 
 
-def test_a_bell_hears_what_came_before_it_was_parked_at() -> None:
+def test_a_wakeup_remembers_what_came_before_its_wait() -> None:
     with met() as (left, right):
         wakeup = right.wakeup()
         left.send(1, 0, filled(left, 1))
         right.receive(0, 0).wait(5)
         started = time.monotonic()
-        wakeup.wait(20)  # whether or not the wait has heard it
+        wakeup.wait(20)  # whether or not the wait above has seen it
         wakeup.notify()
         wakeup.wait(20)
         assert time.monotonic() - started < 5
@@ -131,7 +131,7 @@ def listening() -> list[str]:
     return [line[-1] for line in lines if "@janus-" in line[-1] and line[3] == "00010000"]
 
 
-def test_memory_that_nobody_has_written_takes_none() -> None:
+def test_memory_that_was_never_written_takes_none() -> None:
     with met() as (left, _):
         assert isinstance(left, HostPeers)
         left.memory(1 << 30)[: 1 << 20].fill_(1)
@@ -217,7 +217,7 @@ def test_instances_that_cannot_share_memory_are_left_out_on_both_sides(
         end.close()
 
 
-def test_nobody_waits_forever_for_host_peers_that_never_come() -> None:
+def test_no_instance_waits_forever_for_host_peers_that_never_come() -> None:
     with pytest.raises(ExchangeError, match=r"rank 0 does not know where rank 1 is.*0\.2 s"):
         connect(0, PAIR, MemoryRendezvous(), 0.2)
     meeting = MemoryRendezvous()

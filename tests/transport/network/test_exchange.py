@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 import msgspec
 import pytest
 import torch
+from tests.transport.network.local_network import LocalNetwork
 
 from janus_moe.errors import (
     ConfigError,
@@ -24,7 +25,7 @@ from janus_moe.errors import (
 from janus_moe.spec import InstanceId, Membership, PoolShape
 from janus_moe.transport import AttentionPort, ExchangeLayout, ReplyMetadata, WaitRule
 from janus_moe.transport.lockstep.control_block import control_block_bytes
-from janus_moe.transport.network.channel import LocalNetwork, Pending
+from janus_moe.transport.network.channel import Pending
 from janus_moe.transport.network.control_broadcast import (
     CONTROL_TAG,
     ControlBroadcast,
@@ -201,7 +202,7 @@ def test_a_connection_that_closes_ends_all_waits_and_names_the_peer() -> None:
         assert (caught.value.step, caught.value.layer) == (0, 3)
 
 
-def test_nobody_waits_forever_for_instances_that_never_come() -> None:
+def test_no_instance_waits_forever_for_instances_that_never_come() -> None:
     first = InstanceId(pool="attention", number=0)
     refusal = pytest.raises(ExchangeError, match=r"rank 0 of 3.*127\.0\.0\.1.*within 0\.3 s")
     with refusal:

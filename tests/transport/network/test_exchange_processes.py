@@ -136,7 +136,7 @@ def test_processes_get_the_plain_sums_and_all_name_the_one_that_is_killed(tmp_pa
         end = join(str(tmp_path), "attention", 0)
         port = end.attention_port(0, RULE)
         assert run_attention(port, 0, num_steps) == expected_digest(0, num_steps)
-        victim = started["expert 0"]  # a neighbour of attention 1
+        victim = started["expert 0"]  # a host peer of attention 1
         victim.send_signal(signal.SIGKILL)
         killed = time.monotonic()
         with pytest.raises(PeerLost, match=rf"^expert 0 \(pid {victim.pid}\) is gone"):

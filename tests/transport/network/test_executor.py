@@ -13,8 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.transport.exchange_plans.interpreter import demands, topologies
+from tests.transport.exchange_plans.message_counts import count
 from tests.transport.exchange_plans.test_plans import needed, plain_sum
 from tests.transport.host_memory.host_peers_of_threads import met
+from tests.transport.network.local_network import LocalNetwork
 from torch import Tensor
 
 from janus_moe.errors import ExchangeClosed, ExchangeError, ExchangeTimeout, PeerLost
@@ -27,9 +29,9 @@ from janus_moe.transport.exchange_plans import (
     RowDemand,
     Topology,
 )
-from janus_moe.transport.exchange_plans.counts import RowBytes, count
+from janus_moe.transport.exchange_plans.program import RowBytes
 from janus_moe.transport.host_memory.host_peers import HostPeers, NoHostPeers
-from janus_moe.transport.network.channel import Channel, LocalNetwork
+from janus_moe.transport.network.channel import Channel
 from janus_moe.transport.network.executor import BoundProgram, Executor, Record
 from janus_moe.transport.network.gloo import GlooChannel
 from janus_moe.transport.network.message_buffers import RowFormat, pack_metadata, unpack_metadata

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from tests.transport.network.local_network import LocalNetwork
 
 from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName, InstanceId, Membership
 from janus_moe.transport import AttentionPort, ExchangeLayout, WaitRule
-from janus_moe.transport.network.channel import LocalNetwork
 from janus_moe.transport.network.exchange import NetworkExchange
 
 

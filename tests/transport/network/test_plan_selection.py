@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import pytest
 import torch
+from tests.transport.network.local_network import LocalNetwork
 
 from janus_moe.errors import ConfigError, ExchangeClosed
 from janus_moe.planner.latency.links import tcp_links
@@ -17,9 +18,8 @@ from janus_moe.policy.exchange_choice import NUM_BUCKETS, ChoiceRule, pack
 from janus_moe.spec import EXCHANGE_PLANS, InstanceId, Membership, PoolShape
 from janus_moe.transport import AttentionPort, Combined, ExchangeLayout, ReplyMetadata, WaitRule
 from janus_moe.transport.exchange_plans import Topology
-from janus_moe.transport.exchange_plans.counts import RowBytes
+from janus_moe.transport.exchange_plans.program import RowBytes
 from janus_moe.transport.lockstep.control_block import ControlBlock, control_block_bytes
-from janus_moe.transport.network.channel import LocalNetwork
 from janus_moe.transport.network.exchange import NetworkExchange
 from janus_moe.transport.network.plan_selection import (
     FixedPlan,

@@ -1,4 +1,4 @@
-"""Claims about finding peers: a value reaches whoever waits for it, and no wait is for ever."""
+"""Claims about finding peers: a value reaches all that wait for it, and no wait is for ever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moves that are joined do what the moves do one after another, bit for bit."""
+"""Row ops that are fused do what they do one after another, bit for bit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLACES = (range(ROWS), range(2), range(2, ROWS), range(1, 3))
 
 @st.composite
 def row_ops(draw: st.DrawFn) -> RowOp:
-    """Few rows and many moves, so that most moves meet earlier ones."""
+    """Few rows and many ops, so that most meet earlier ones."""
     kind = draw(st.sampled_from((Copy, Copy, Add, Add, Add, Clear)))
     target = draw(st.sampled_from(TARGETS))
     if kind is Clear:
@@ -38,7 +38,7 @@ def row_ops(draw: st.DrawFn) -> RowOp:
 
 
 def results(every: Sequence[RowOp | CopyAdd]) -> NDArray[np.float32]:
-    """[result, scratch] after the moves."""
+    """[result, scratch] after the ops."""
     draw = np.random.default_rng(0)
     kinds = ("result", "scratch", "partial", "input")
     local = {kind: draw.normal(size=(ROWS, 2)).astype(np.float32) * 10**7 for kind in kinds}

@@ -39,10 +39,6 @@ class Address:
     def is_ipv6(self) -> bool:
         return ":" in self.host
 
-    @property
-    def is_wildcard(self) -> bool:
-        return self.host in ("*", "0.0.0.0", "::")
-
     def endpoint(self, port: str | None = None) -> str:
         """ZeroMQ's way of writing it."""
         host = f"[{self.host}]" if self.is_ipv6 else self.host

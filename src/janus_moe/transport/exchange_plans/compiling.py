@@ -25,7 +25,7 @@ Holding = tuple[Buffer, RowSet]
 
 
 class ProgramBuilder:
-    """A program that is being written: moves, sends and receives by stage number."""
+    """A program that is being written: row ops, sends and receives by stage number."""
 
     def __init__(self, rank: int, direction: Direction, messages: tuple[RowMessage, ...]) -> None:
         self.rank = rank
@@ -38,11 +38,11 @@ class ProgramBuilder:
         self.row_ops: dict[int, list[RowOp]] = {number: [] for number in numbers}
 
     def before(self, number: int) -> list[RowOp]:
-        """Moves that are made before the sends of stage `number`."""
+        """Row ops that are applied before the sends of stage `number`."""
         return self.row_ops[self.numbers[self.numbers.index(number) - 1]]
 
     def after(self, number: int) -> list[RowOp]:
-        """Moves on what stage `number` received, once the next stage's sends are on their way."""
+        """Row ops on what stage `number` received, once the next stage's sends are on their way."""
         later = self.numbers[self.numbers.index(number) :]
         return self.row_ops[later[1] if len(later) > 1 else number]
 

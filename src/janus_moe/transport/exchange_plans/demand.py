@@ -20,8 +20,9 @@ from janus_moe.transport.exchange_plans.topology import Topology
 
 
 class RowDemand(Protocol):
-    """tokens: [attention instances] rows of each in the batch; 0 takes no part.
+    """Which expert instance needs which rows.
 
+    tokens: [attention instances] rows of each in the batch; 0 takes no part.
     complete: every expert instance needs every row.
     """
 
@@ -52,7 +53,11 @@ class EveryRow:
 
 @dataclass(frozen=True, eq=False)
 class RoutedRows:
-    """AGate. tokens: as above. replicas: [rows, k] expert instance of each replica, -1 for none."""
+    """AGate: an expert instance needs the rows that are routed to a replica of it.
+
+    tokens: [attention instances] rows of each in the batch.
+    replicas: [rows, k] expert instance of each replica, -1 for none.
+    """
 
     tokens: tuple[int, ...]
     replicas: Ids

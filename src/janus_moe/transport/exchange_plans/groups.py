@@ -1,17 +1,17 @@
 """The plans: which rows travel together, through whom, and where they enter a node.
 
-A group is a set of rows that one attention instance, its root, sends to the experts and whose sums
-it gets back. The plans differ in three answers only (paper section 3):
+A group is a set of rows that one attention instance, its leader, sends to the experts and whose
+sums it gets back. The plans differ in three answers only (paper section 3):
 
             groups                                 entry of another node    path over other nodes
 1pc         each attention instance's rows         none: every expert       -
-2pc-direct  each node's rows, at its leader        the node's leader        straight from the root
+2pc-direct  each node's rows, at its leader        the node's leader        straight from the leader
 2pc-relay   as 2pc-direct                          the node's leader        a chain of nodes
-2pc-sharded each node's rows in one even shard     shard i enters at        straight from the root
+2pc-sharded each node's rows in one even shard     shard i enters at        straight from the leader
             per attention instance                 instance i of the node
 
-A leader is the lowest instance of its node; idle attention instances lead nothing. Experts on the
-root's own node always get rows from it directly.
+The leader of a whole node is its lowest instance; idle attention instances lead nothing. Experts on
+the leader's own node always get rows from it directly.
 
 2pc-relay: the chain begins at one designated node, which rotates with the source node, and goes
 around the other expert nodes in ascending order. If the source node hosts experts itself, it is
@@ -31,8 +31,11 @@ from janus_moe.transport.exchange_plans.rows import RowRanges
 
 @dataclass(frozen=True)
 class NodeEntry:
-    """Where a group's rows enter an expert node. head: the expert instance that spreads them
-    there; None: each instance of the node gets its own message."""
+    """Where a group's rows enter an expert node.
+
+    ingress_instance: expert instance that spreads them there; None means that each instance of the
+        node gets its own message.
+    """
 
     node: int
     ingress_instance: int | None
@@ -40,11 +43,15 @@ class NodeEntry:
 
 @dataclass(frozen=True)
 class Group:
-    """leader: attention instance. members: [(attention instance, its rows)], ascending.
+    """Rows that travel together.
 
-    entries: the expert nodes other than the root's, in the order of the chain where there is one.
-    chained: each entry's head passes rows on to the next one.
-    collected_at_ingress: the first entry's head adds up the nodes' sums, instead of the root.
+    leader: attention instance that sends them and gets their sums.
+    node: of the leader.
+    spans: the rows.
+    members: [(attention instance, its rows)], ascending.
+    entries: the expert nodes other than the leader's, in the order of the chain if there is one.
+    chained: each entry's ingress instance passes rows on to the next one.
+    collected_at_ingress: the first ingress instance adds up the nodes' sums, not the leader.
     """
 
     leader: int
@@ -57,7 +64,7 @@ class Group:
 
 
 def make_groups(plan: ExchangePlanName, batch: ExchangeBatch) -> tuple[Group, ...]:
-    """The groups of a batch, by source node and root."""
+    """The groups of a batch, by source node and leader."""
     if plan not in EXCHANGE_PLANS:
         raise ConfigError(f"no exchange plan {plan!r}; there are {', '.join(EXCHANGE_PLANS)}")
     groups: list[Group] = []

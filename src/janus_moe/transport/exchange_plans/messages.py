@@ -23,16 +23,16 @@ def reply_messages(batch: ExchangeBatch, groups: tuple[Group, ...]) -> tuple[Row
 
 
 def local_experts(batch: ExchangeBatch, group: Group) -> tuple[int, ...]:
-    """Expert instances on the root's node."""
+    """Expert instances on the leader's node."""
     return batch.topology.experts_by_node.get(group.node, ())
 
 
 def _dispatch(batch: ExchangeBatch, group: Group) -> Iterator[UnnumberedMessage]:
     topology, demand = batch.topology, batch.demand
-    everybody = range(topology.num_expert_instances)
+    every_expert = range(topology.num_expert_instances)
     for member, spans in group.members:
         if member != group.leader:
-            yield 1, "gather", member, group.leader, demand.rows(spans, everybody), ()
+            yield 1, "gather", member, group.leader, demand.rows(spans, every_expert), ()
 
     def to(stage: int, name: StageName, source: int, expert: int) -> UnnumberedMessage:
         rows = demand.rows(group.spans, (expert,))
@@ -89,13 +89,13 @@ def _reply(batch: ExchangeBatch, group: Group) -> Iterator[UnnumberedMessage]:
                 yield 1, "reduce", topology.expert_rank(expert), target, *sums((expert,))
         if target != group.leader and target != collector:
             yield 2, "collect", target, collector, *sums(experts)
-    everybody = tuple(range(topology.num_expert_instances))
+    every_expert = tuple(range(topology.num_expert_instances))
     if collector != group.leader:
-        yield 3, "collect", collector, group.leader, *sums(everybody)
+        yield 3, "collect", collector, group.leader, *sums(every_expert)
     for member, spans in group.members:
         if member != group.leader:
-            who = sums(everybody)[1]
-            yield 4, "scatter", group.leader, member, demand.rows(spans, everybody), who
+            who = sums(every_expert)[1]
+            yield 4, "scatter", group.leader, member, demand.rows(spans, every_expert), who
 
 
 def collector_of(batch: ExchangeBatch, group: Group) -> int:

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 
 from janus_moe.planner.latency.links import ExchangeCounts
 from janus_moe.transport.exchange_plans.building import ExchangePlan
-from janus_moe.transport.exchange_plans.counts import RowBytes
-from janus_moe.transport.exchange_plans.program import Direction, RowMessage, header_bytes
+from janus_moe.transport.exchange_plans.program import Direction, RowBytes, RowMessage, header_bytes
 from janus_moe.transport.exchange_plans.topology import Topology
 
 
@@ -39,33 +38,33 @@ def direction_counts(
     header = header_bytes(direction, topology.num_expert_instances)
     per_row = row_bytes.dispatch if direction == "dispatch" else row_bytes.reply
     stages: dict[int, bool] = {}
-    near_messages: Counter[tuple[str, int]] = Counter()
-    near_bytes: Counter[tuple[str, int]] = Counter()
-    far_messages: Counter[tuple[str, int]] = Counter()
-    far_bytes: Counter[tuple[str, int]] = Counter()
+    same_host_messages: Counter[tuple[str, int]] = Counter()
+    same_host_bytes: Counter[tuple[str, int]] = Counter()
+    remote_messages: Counter[tuple[str, int]] = Counter()
+    remote_bytes: Counter[tuple[str, int]] = Counter()
     total_messages = total_bytes = 0
     for message in messages:
         size = header + per_row * message.num_rows
         source, target = message.source, message.target
         nodes = topology.nodes[source], topology.nodes[target]
-        far = nodes[0] != nodes[1]
-        stages[message.stage] = stages.get(message.stage, False) or far
+        is_remote = nodes[0] != nodes[1]
+        stages[message.stage] = stages.get(message.stage, False) or is_remote
         ends = (("out", source), ("in", target))
-        (far_messages if far else near_messages).update(ends)
-        links = (("out", nodes[0]), ("in", nodes[1])) if far else ends
+        (remote_messages if is_remote else same_host_messages).update(ends)
+        links = (("out", nodes[0]), ("in", nodes[1])) if is_remote else ends
         for end in links:
-            (far_bytes if far else near_bytes)[end] += size
-        if far:  # what neighbours read in each other's memory costs the kernel nothing
+            (remote_bytes if is_remote else same_host_bytes)[end] += size
+        if is_remote:  # what host peers read in each other's memory costs the kernel nothing
             total_messages += 1
             total_bytes += size
-    far_hops = sum(stages.values())
+    remote_hops = sum(stages.values())
     return ExchangeCounts(
-        intra_hops=len(stages) - far_hops,
-        intra_messages=max(near_messages.values(), default=0),
-        intra_bytes=max(near_bytes.values(), default=0),
-        inter_hops=far_hops,
-        inter_messages=max(far_messages.values(), default=0),
-        inter_bytes=max(far_bytes.values(), default=0),
+        intra_hops=len(stages) - remote_hops,
+        intra_messages=max(same_host_messages.values(), default=0),
+        intra_bytes=max(same_host_bytes.values(), default=0),
+        inter_hops=remote_hops,
+        inter_messages=max(remote_messages.values(), default=0),
+        inter_bytes=max(remote_bytes.values(), default=0),
         total_messages=total_messages,
         total_bytes=total_bytes,
     )

@@ -1,8 +1,8 @@
-"""What one instance does in one direction of an exchange: stages of sends, receives and moves.
+"""What one instance does in one direction of an exchange: stages of sends, receives and row ops.
 
-In a stage, an instance first posts its sends, then waits for its receives, then makes its moves.
-What a stage sends was received or moved in an earlier stage, and no send waits for a receive, so
-stage by stage everybody gets on: there is no cycle to wait in.
+In a stage, an instance first posts its sends, then waits for its receives, then applies its row
+ops. What a stage sends was received or computed in an earlier stage, and no send waits for a receive, so
+stage by stage all instances get on: there is no cycle to wait in.
 
 A message is one contiguous buffer: a header (`header_bytes`) and packed rows of opaque bytes. What
 rows hold and how messages travel is not known here.
@@ -19,18 +19,33 @@ Direction = Literal["dispatch", "reply"]
 StageName = Literal["pack", "gather", "send", "relay", "spread", "reduce", "collect", "scatter"]
 
 _HEADER_WORDS = 8
-_NOTE_WORDS = 3
+_METADATA_WORDS = 3
 _WORD_BYTES = 8
 _ALIGNMENT = 64
 
 
+@dataclass(frozen=True, slots=True)
+class RowBytes:
+    """Bytes of a row in each direction; with gating on the attention side, ids and weights count.
+
+    dispatch: of a hidden state.
+    reply: of float32 sums.
+    """
+
+    dispatch: int
+    reply: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RowMessage:
-    """stage: number and name. source, target: ranks. rows: global rows it holds, packed; all of
-    one group.
+    """One message between two instances.
 
+    stage, name: of the exchange.
+    source, target: ranks among all instances.
+    rows: global rows that it holds, packed; all of one group.
     lane: number of the message among those that `source` sends `target` in this direction.
-    experts: expert instances whose notes the header carries (replies only).
+    group: number of the group.
+    experts: expert instances whose metadata the header carries; replies only.
     """
 
     stage: int
@@ -49,8 +64,11 @@ class RowMessage:
 
 @dataclass(frozen=True, slots=True)
 class LocalBuffer:
-    """A buffer of the instance itself. input and result: rows of an attention instance; batch and
-    partial: rows of an expert instance; scratch: for sums of a node on the way."""
+    """A buffer of the instance itself.
+
+    kind: input and result hold rows of an attention instance, batch and partial of an expert
+        instance, scratch the sums of a node on the way.
+    """
 
     kind: Literal["input", "batch", "partial", "result", "scratch"]
     num_rows: int
@@ -62,8 +80,10 @@ Buffer = RowMessage | LocalBuffer
 
 @dataclass(frozen=True, slots=True)
 class SendMessage:
-    """Sends `message`; its bytes are those of `content`, which is another message when it is only
-    passed on."""
+    """Sends `message`.
+
+    content: whose bytes it has; another message where that is only passed on.
+    """
 
     message: RowMessage
     content: RowMessage
@@ -117,6 +137,6 @@ class Program:
 
 
 def header_bytes(direction: Direction, num_expert_instances: int) -> int:
-    """Size of a message's header: fixed words, and in replies notes of all expert instances."""
-    words = _HEADER_WORDS + (_NOTE_WORDS * num_expert_instances if direction == "reply" else 0)
+    """Size of a message's header: fixed words, and in replies metadata of all expert instances."""
+    words = _HEADER_WORDS + (_METADATA_WORDS * num_expert_instances if direction == "reply" else 0)
     return -(-words * _WORD_BYTES // _ALIGNMENT) * _ALIGNMENT

@@ -29,8 +29,8 @@ from janus_moe.policy.exchange_choice import (
 )
 from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
 from janus_moe.transport.exchange_plans import Topology, egate_plan
-from janus_moe.transport.exchange_plans.counts import RowBytes
 from janus_moe.transport.exchange_plans.pricing import priced_counts
+from janus_moe.transport.exchange_plans.program import RowBytes
 
 logger = logging.getLogger(__name__)
 

@@ -13,23 +13,17 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from janus_moe.spec import ExchangePlanName
-from janus_moe.transport.exchange_plans.program import Direction, RowMessage, header_bytes
+from janus_moe.transport.exchange_plans.program import Direction, RowBytes, RowMessage, header_bytes
 from janus_moe.transport.exchange_plans.topology import Topology
 
 
 @dataclass(frozen=True, slots=True)
-class RowBytes:
-    """Bytes of a row: hidden state (AGate: with ids and weights) there, float32 sums back."""
-
-    dispatch: int
-    reply: int
-
-
-@dataclass(frozen=True, slots=True)
 class MessageCounts:
-    """Of one direction. inter, intra: between and within nodes. Bytes include headers.
+    """Messages and bytes, headers included, of one direction.
 
-    busiest_egress, busiest_ingress: bytes that the busiest node sends to, or gets from, others.
+    inter, intra: between and within nodes.
+    busiest_egress: bytes that the busiest node sends to others.
+    busiest_ingress: bytes that the busiest node gets from others.
     """
 
     inter_messages: int
