@@ -126,12 +126,16 @@ def test_a_cached_prefix_is_not_computed_again(
     assert all(report.num_cached_tokens == 0 for report in later)
 
 
-@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 5}, {"num_blocks": 11}])
+@pytest.mark.parametrize(
+    "options", [{}, {"max_num_batched_tokens": 5}, {"max_num_batched_tokens": 5, "num_blocks": 10}]
+)
 def test_prompt_logprobs_come_once_and_are_right(weights: Weights, options: dict[str, Any]) -> None:
     attention = Attention(weights, prefix_caching=True, **options)
     for name in ("mid", "long"):
         attention.add(name, PROMPTS[name], prompt_logprobs=2)
     attention.run()
+    preempted = attention.steps[-1].num_preemptions  # amid its prompt, which is then done again
+    assert (preempted > 0) == ("num_blocks" in options)
     for name in ("mid", "long"):
         prompt = PROMPTS[name]
         first, *later = reports_of(attention.steps, name)
