@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import torch
 
-from janus_moe.kernels.cpu.arrays import elements
+from janus_moe.kernels.cpu.arrays import elements, floats
 from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_region
 from janus_moe.kernels.cpu.math import silu
 from janus_moe.kernels.cpu.rows import (
@@ -40,11 +40,11 @@ def grouped_experts_streaming(
     """Contract of `grouped_experts` for contiguous CPU tensors."""
     out = torch.empty(hidden.shape, dtype=torch.float32)
     arrays = (
-        hidden.detach().float().contiguous().numpy(),
+        floats(hidden),
         elements(gate_up),
         elements(down),
         slot_ids.contiguous().numpy(),
-        weights.detach().contiguous().numpy(),
+        floats(weights),
         out.numpy(),
     )
     workers = num_workers(slot_ids.numel() * 3 * down.shape[1] * down.shape[2])

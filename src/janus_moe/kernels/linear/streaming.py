@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import torch
 
-from janus_moe.kernels.cpu.arrays import elements
+from janus_moe.kernels.cpu.arrays import elements, floats
 from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_region
 from janus_moe.kernels.cpu.rows import (
     AHEAD,
@@ -31,13 +31,12 @@ def linear_streaming(
 ) -> torch.Tensor:
     """Contract of `linear` for CPU tensors; `weight` is contiguous."""
     out = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float32)
-    inputs = x.detach().float().contiguous().numpy()
     workers = num_workers(x.shape[0] * weight.numel())
     with parallel_region():
-        _run(inputs, elements(weight), out.numpy(), workers)
+        _run(floats(x), elements(weight), out.numpy(), workers)
     if bias is not None:
         out += bias
-    return out.to(x.dtype)
+    return out if x.dtype == torch.float32 else out.to(x.dtype)
 
 
 @kernel

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 import torch
 
-from janus_moe.kernels.cpu.arrays import elements
+from janus_moe.kernels.cpu.arrays import elements, floats
 from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_region
 from janus_moe.kernels.cpu.math import exp
 from janus_moe.kernels.cpu.mix import mix_tile
@@ -39,7 +39,7 @@ def attend_streaming(
     """
     out = torch.empty((*query.shape[:2], value_dim), dtype=torch.float32)
     arrays = (
-        query.detach().float().contiguous().numpy(),
+        floats(query),
         elements(key_cache),
         elements(value_cache),
         tables.contiguous().numpy(),

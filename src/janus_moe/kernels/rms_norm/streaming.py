@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from janus_moe.kernels.cpu.arrays import elements
 from janus_moe.kernels.cpu.jit import helper
 from janus_moe.kernels.cpu.rows import SUMS_SIZE, sum_of_squares
 
@@ -12,7 +13,7 @@ from janus_moe.kernels.cpu.rows import SUMS_SIZE, sum_of_squares
 def rms_norm_streaming(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Contract of `rms_norm` for contiguous float32 CPU tensors, x [tokens, width]."""
     out = torch.empty_like(x)
-    normalise(x.detach().numpy(), weight.detach().numpy(), np.float32(eps), out.numpy())
+    normalise(elements(x), elements(weight), np.float32(eps), out.numpy())
     return out
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from janus_moe.kernels.cpu.arrays import elements, floats
 from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_region
 from janus_moe.kernels.cpu.math import exp
 from janus_moe.kernels.cpu.rows import new_counters
@@ -32,9 +33,9 @@ def route_fused(
     ids = np.empty((tokens, router.top_k), np.int32)
     weights = np.empty((tokens, router.top_k), np.float32)
     arrays = (
-        hidden.detach().float().contiguous().numpy(),
-        weight.detach().numpy(),
-        _NO_BIAS if bias is None else bias.detach().numpy(),
+        floats(hidden),
+        elements(weight),
+        _NO_BIAS if bias is None else elements(bias),
         (
             router.scoring == "softmax",
             router.normalize,
