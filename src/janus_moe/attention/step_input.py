@@ -70,9 +70,11 @@ class StepBuffers:
         query_starts[0] = 0
         np.cumsum(counts, out=query_starts[1:])
         np.add(starts, counts, out=self._context_lens.host(num_seqs))
-        self._token_ids.host(num_tokens)[:] = np.fromiter(
-            (token for entry in scheduled for token in entry.token_ids), np.int64, num_tokens
-        )
+        decodes, prefills = scheduled[: plan.num_decodes], scheduled[plan.num_decodes :]
+        tokens = [sequence.token_ids[start] for sequence, start, _, _ in decodes]
+        for entry in prefills:
+            tokens += entry.token_ids
+        self._token_ids.host(num_tokens)[:] = np.fromiter(tokens, np.int64, num_tokens)
         positions = self._positions.host(num_tokens)
         positions[:] = np.arange(num_tokens)
         positions += np.repeat(starts - query_starts[:-1], counts)
