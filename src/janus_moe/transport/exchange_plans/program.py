@@ -1,8 +1,8 @@
 """What one instance does in one direction of an exchange: stages of sends, receives and row ops.
 
 In a stage, an instance first posts its sends, then waits for its receives, then applies its row
-ops. What a stage sends was received or computed in an earlier stage, and no send waits for a receive, so
-stage by stage all instances get on: there is no cycle to wait in.
+ops. What a stage sends was received or computed in an earlier stage, and no send waits for a
+receive, so stage by stage all instances get on: there is no cycle to wait in.
 
 A message is one contiguous buffer: a header (`header_bytes`) and packed rows of opaque bytes. What
 rows hold and how messages travel is not known here.
