@@ -19,8 +19,9 @@ ROWS_AT_ONCE = 256
 def token_logprobs(logits: Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprob]:
     """Log-probabilities of one token per row.
 
-    logits: [rows, vocabulary] float32. token_ids: [rows] the tokens asked about.
-    num_top: how many rivals to name per row (0 = none).
+    logits: [rows, vocabulary] float32.
+    token_ids: [rows] the tokens asked about.
+    num_top: how many rivals to name per row; 0 means none.
     """
     logprobs = torch.log_softmax(logits, dim=-1)
     ids = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)
@@ -42,6 +43,7 @@ def prompt_logprobs(
 
     hidden: [tokens, hidden] final hidden states of consecutive prompt positions.
     next_ids: [tokens] the prompt token after each of them.
+    num_top: how many rivals to name per token; 0 means none.
     logits_of: LM head, [rows, hidden] -> [rows, vocabulary] float32.
     """
     entries: list[TokenLogprob] = []

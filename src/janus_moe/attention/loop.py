@@ -1,7 +1,7 @@
 """The life of an attention instance's thread: messages in, steps, messages out.
 
 It takes part in every step its peers begin, with zero tokens when it has no work, and blocks when
-nobody has any. It knows nothing of models or sockets.
+no instance has any. It knows nothing of models or sockets.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ def serve(
     inbox: queue.SimpleQueue[ToWorker],
     send: Callable[[FromWorker], None],
 ) -> None:
-    """Runs until a Stop message; errors of the exchange propagate."""
+    """Runs until a Stop message; errors of the exchange propagate.
+
+    inbox: messages; the sender of one wakes the instance afterwards.
+    send: takes reports.
+    """
     while _handle(instance, inbox, send):
         if instance.has_work:
             send(instance.step())

@@ -50,12 +50,12 @@ class AttentionRunner:
         num_blocks, block_size = cache.layers[0][0].shape[:2]
         self._buffers = [
             StepBuffers(limits, num_blocks, block_size, model.embedding.device)
-            for _ in range(MAX_MICRO_BATCHES)
+            for _ in range(MAX_MICRO_BATCHES if limits.micro_batch_threshold else 1)
         ]
 
     def load(self, plans: Sequence[StepPlan]) -> list[StepInput]:
         """Lays the micro-batches of a step out in the input buffers; valid until the next call."""
-        return [buffers.fill(plan) for buffers, plan in zip(self._buffers, plans, strict=False)]
+        return [self._buffers[place].fill(plan) for place, plan in enumerate(plans)]
 
     def run(
         self, inputs: Sequence[StepInput], ports: Sequence[AttentionPort], log: ExchangeLog

@@ -27,9 +27,11 @@ GREEDY_BELOW = 1e-5
 class SamplingRow:
     """What the choice for one row of logits depends on.
 
-    token_ids: prompt and produced ids so far; the first `prompt_len` are the prompt.
+    params: of the request.
+    token_ids: prompt and produced ids so far.
+    prompt_len: how many of them are the prompt.
     seed: resolved seed of the request (used when temperature > 0).
-    forbidden_ids: ids that may not be chosen now (end-of-sequence before min_tokens).
+    forbidden_ids: ids that may not be chosen now, such as end-of-sequence before min_tokens.
     """
 
     params: SamplingParams
@@ -42,7 +44,8 @@ class SamplingRow:
 def choose_tokens(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     """Next token id per row.
 
-    logits: [rows, vocabulary] float32, left unchanged. rows: one entry per row of logits.
+    logits: [rows, vocabulary] float32, left unchanged.
+    rows: one entry per row of logits.
     """
     if any(_changes_logits(row) for row in rows):
         logits = logits.clone()

@@ -19,7 +19,12 @@ from janus_moe.policy.placement import Placement
 
 
 class Arrival(NamedTuple):
-    """An expert to load. layer: MoE layer number; slot: physical."""
+    """An expert to load.
+
+    layer: MoE layer number.
+    expert: logical id.
+    slot: physical slot that it goes to.
+    """
 
     layer: int
     expert: int
@@ -28,7 +33,12 @@ class Arrival(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Epoch:
-    """slots: [moe layers] tables. schedulers: [moe layers], for one thread."""
+    """A placement as one instance serves it.
+
+    number: of the epoch.
+    slots: [moe layers] tables.
+    schedulers: [moe layers], for one thread at a time.
+    """
 
     number: int
     slots: tuple[Table, ...]
@@ -46,7 +56,13 @@ def make_epoch(
     schedulers: Schedulers,
     before_layer: Callable[[], None] = lambda: None,
 ) -> Epoch:
-    """before_layer: called before the tables of each layer are made, which takes a while."""
+    """The epoch of a placement whose experts lie in these slots.
+
+    placement: who has which experts.
+    slots: [moe layers] tables.
+    schedulers: makes the schedulers.
+    before_layer: called before the tables of each layer are made, which takes a while.
+    """
     made: list[LayerScheduler] = []
     for layer, table in enumerate(slots):
         before_layer()
@@ -59,8 +75,11 @@ def place_arrivals(
 ) -> tuple[list[Table], list[Arrival]]:
     """Where everything lies in the next epoch, and what has to be loaded for it.
 
-    current: tables of the epoch being served. experts: [moe layers] logical ids of the next one.
-    num_slots: [moe layers] physical slots. Raises ConfigError when a layer has too few free ones.
+    current: [moe layers] tables of the latest epoch.
+    experts: [moe layers] logical ids of the next one.
+    num_slots: [moe layers] physical slots.
+
+    Raises ConfigError when a layer has too few free ones.
     """
     tables, arrivals = [], []
     for layer, (old, wanted) in enumerate(zip(current, experts, strict=True)):

@@ -2,7 +2,7 @@
 
 Written when the recorded tokens have doubled, at the bound, and at the end; always as a whole, so a
 crash loses at most what came after the last time. It never fails the service: what cannot be
-written is said in the log.
+written is said in the log. It does not know where the routing comes from.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ FIRST_WRITE_TOKENS = 4096
 
 
 class RoutingRecorder:
-    """One thread calls `record` and `end_of_step`; `close` may come from another, once."""
+    """One thread calls `record` and `end_of_step`; `close` may come from another, once.
+
+    path: of the file.
+    num_layers: MoE layers of the model.
+    num_experts: logical experts of a layer.
+    max_tokens: recording ends with so many.
+    """
 
     def __init__(self, path: Path, num_layers: int, num_experts: int, max_tokens: int) -> None:
         self._path = path
@@ -32,7 +38,11 @@ class RoutingRecorder:
         self._done = False
 
     def record(self, layer: int, expert_ids: NDArray[np.int32]) -> None:
-        """layer: MoE layer number. expert_ids: [tokens, top_k] logical ids of one batch."""
+        """One batch was routed.
+
+        layer: MoE layer number.
+        expert_ids: [tokens, top_k] int32, logical ids.
+        """
         if not self._done:
             self._recorder.record(layer, expert_ids)
 

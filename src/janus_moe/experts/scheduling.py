@@ -1,8 +1,8 @@
 """From routed expert ids to slots of this instance: one interface, on the host and on a GPU.
 
 `HostScheduler` is the reference. `DeviceScheduler` gives the same slots without waiting for the
-device: what the note of the reply needs stays there until somebody reads it for a whole step
-(`transport.lockstep.reply_metadata`). `Schedulers` chooses between them, and nobody else does.
+device: what the reply's metadata needs stays there until the attention instance reads it for a
+whole step (`transport.lockstep.reply_metadata`). Only `Schedulers` chooses between them.
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ FIRST_FACTORS = 1 << 16
 
 
 class Scheduled(NamedTuple):
-    """slot_ids: [tokens, top_k] int32 on the device of the ids, the physical slot that computes
-    each choice here, -1 for other instances and padding."""
+    """Who computes what, as one instance sees it.
+
+    slot_ids: [tokens, top_k] int32 on the device of the ids, the physical slot that computes each
+        choice here; -1 for other instances and padding.
+    metadata: what travels with the reply.
+    """
 
     slot_ids: Tensor
     metadata: ReplyMetadata
@@ -46,7 +50,10 @@ class LayerScheduler(Protocol):
     """One layer of one epoch on one instance; one thread at a time."""
 
     def schedule(self, expert_ids: Tensor) -> Scheduled:
-        """expert_ids: [tokens, top_k] int32 logical ids, -1 = padding, contiguous."""
+        """The slots of one batch.
+
+        expert_ids: [tokens, top_k] int32 logical ids, contiguous; -1 means padding.
+        """
         ...
 
     def warm_up(self) -> None:
@@ -55,8 +62,14 @@ class LayerScheduler(Protocol):
 
 
 class HostScheduler:
-    """A scheduler of the policy package. Ids on another device are copied to the host and slots
-    back, which waits for it."""
+    """A scheduler of the policy package, on the host.
+
+    Ids on another device are copied to the host and slots back, which waits for it.
+
+    scheduler: of one layer, with physical slots as labels.
+    instance: rank of the instance whose experts are counted.
+    epoch: enters the digest.
+    """
 
     def __init__(
         self, scheduler: Scheduler | TokenAwareScheduler, instance: int, epoch: int
@@ -100,7 +113,13 @@ class DeviceDigest:
 
 
 class DeviceScheduler:
-    """An activation schedule whose answers stay on the device."""
+    """An activation schedule whose answers stay on the device.
+
+    schedule: of one layer, on the device of the ids.
+    instance: rank of the instance whose slots are given.
+    epoch: enters the digest.
+    digest: of expert ids; shared by the layers.
+    """
 
     def __init__(
         self, schedule: ActivationSchedule, instance: int, epoch: int, digest: DeviceDigest
@@ -124,7 +143,12 @@ class DeviceScheduler:
 
 
 class Schedulers:
-    """Makes the schedulers of expert instance `instance`, for ids on `device`."""
+    """Makes the schedulers of one expert instance.
+
+    instance: its rank in the placements.
+    rule: how replicas are chosen.
+    device: where the expert ids are.
+    """
 
     def __init__(self, instance: int, rule: Rule, device: torch.device | str = "cpu") -> None:
         self._instance = instance

@@ -1,7 +1,7 @@
 """The routing of whole steps, copied from a device to the host without a wait.
 
-Statistics and recordings are made on the host and nobody waits for them, so they may be a step
-late: by the end of the next step the copy has long arrived.
+Statistics and recordings are made on the host and no instance waits for them, so they may be a step
+late: by the end of the next step the copy has long arrived. It does not know what becomes of them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from torch import Tensor
 
 
 class RoutedBatch(NamedTuple):
-    """layer: MoE layer number. expert_ids: [tokens, top_k] int32 logical ids."""
+    """The routing of one batch at one layer.
+
+    layer: MoE layer number.
+    expert_ids: [tokens, top_k] int32, logical ids.
+    """
 
     layer: int
     expert_ids: NDArray[np.int32]
 
 
 class StepRouting:
-    """One thread calls `add` for each layer and `end_of_step`."""
+    """The batches of this step and the copy of those before; one thread at a time calls it."""
 
     def __init__(self) -> None:
         self._layers: list[int] = []
@@ -30,7 +34,11 @@ class StepRouting:
         self._before: _Copy | None = None
 
     def add(self, layer: int, expert_ids: Tensor) -> None:
-        """expert_ids: [tokens, top_k] int32 on a device."""
+        """One batch was routed.
+
+        layer: MoE layer number.
+        expert_ids: [tokens, top_k] int32 on a device.
+        """
         self._layers.append(layer)
         self._ids.append(expert_ids)
 

@@ -89,7 +89,7 @@ class Batcher:
             self._waiting.pop(request_id, None)
 
     def abort(self, request_id: str) -> None:
-        """The same for a request that nobody wants any more."""
+        """The same for a request that its client has given up."""
         self.finish(request_id)
 
     def plan(self) -> StepPlan:

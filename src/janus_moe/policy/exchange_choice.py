@@ -27,13 +27,17 @@ distributions."""
 
 @dataclass(frozen=True, slots=True)
 class ChoiceRule:
-    """gain: share of the time that another plan must save to replace the winner of before.
+    """When plans race and what ends a race.
 
-    reach: plans expected to take longer than the best by this factor are not tried. trials: steps
-    before noise is judged. window: steps of each plan in a race, at most. confidence: standard
-    errors that a plan must be behind to leave. cost: extra time of a race, in steps of the best
-    plan, that ends it. interval: steps between two races. drift: relative change of the winner's
-    time that starts one earlier, but never before `rest` steps.
+    gain: share of the time that another plan must save to replace the winner of before.
+    reach: plans expected to take longer than the best by this factor are not tried.
+    trials: steps before noise is judged.
+    window: steps of each plan in a race, at most.
+    confidence: standard errors that a plan must be behind to leave.
+    cost: extra time of a race that ends it, in steps of the best plan.
+    interval: steps between two races.
+    drift: relative change of the winner's time that starts a race earlier.
+    rest: steps after a race in which drift starts none.
     """
 
     gain: float = 0.03
@@ -59,10 +63,13 @@ class ChoiceRule:
 class PlanChoice:
     """What is known and chosen for one bucket.
 
-    current: the plan of the next step. winner: of the latest race, or of the predictions.
-    expected: [plans] seconds, of the race before; inf: not to be used. times: [plans] seconds of
-    the steps of this race, or of the latest steps since; newest last. level: seconds of the winner
-    when its race ended. since: steps since then.
+    current: the plan of the next step.
+    winner: of the latest race, or of the predictions.
+    expected: [plans] seconds, of the race before; inf means not to be used.
+    times: [plans] seconds of the steps of this race, or of the latest since; newest last.
+    racing: whether plans take turns now.
+    level: seconds of the winner when its race ended.
+    since: steps since then.
     """
 
     current: int
@@ -85,7 +92,10 @@ def bucket_tokens(bucket: int) -> int:
 
 
 def first_choice(predicted: Sequence[float]) -> PlanChoice:
-    """Begins with the lowest prediction. predicted: [plans] seconds, inf: not to be used."""
+    """Begins with the lowest prediction.
+
+    predicted: [plans] seconds; inf means not to be used.
+    """
     if not predicted or not min(predicted) < math.inf:
         raise ConfigError("no exchange plan to choose from")
     best = _best(predicted)

@@ -4,7 +4,7 @@ Integers and lists only: this module does not know what a block stores or where.
 exactly one of three states:
 
     free        holds nothing of use
-    cached      nobody references it, but it holds a known prefix; evicted when blocks run out,
+    cached      no table references it, but it holds a known prefix; evicted when blocks run out,
                 least recently used first
     referenced  by one or more block tables
 """

@@ -73,7 +73,7 @@ def propose(
 def requested(
     slots: Sequence[Sequence[Sequence[int]]], current: Placement, capacity: Sequence[int]
 ) -> Placement:
-    """A placement that somebody asks for, if this service can hold it; ConfigError if not.
+    """A placement that is asked for, if this service can hold it; ConfigError if not.
 
     slots: [layers][instances] logical expert ids. capacity: [instances] slots per layer.
     """

@@ -63,7 +63,7 @@ def rewrite(  # type: ignore[no-untyped-def]
     num_ids, num_experts, instance_index,
     WORDS: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A block of ids per program. Nobody reads the flags any more, so the first clears them."""
+    """A block of ids per program. The flags are not read any more, so the first clears them."""
     program = tl.program_id(0)
     if program == 0:
         tl.store(flags + tl.arange(0, WORDS * WORD_BITS), 0)

@@ -50,7 +50,7 @@ class ScheduleTensors(NamedTuple):
     instance_of_expert: [experts], -1 where the expert is not activated.
     activated: [instances], distinct activated experts per instance.
     optimal: [1], 1 if no assignment has a smaller maximum of `activated`, 0 if not proved.
-    invalid: [1], 1 if an id was out of range; such ids count as padding. Nobody waits for the
+    invalid: [1], 1 if an id was out of range; such ids count as padding. Nothing waits for the
         device here, so it is for the caller to look at, where waiting costs nothing.
     slot_ids: [tokens, top_k], the slot where `instance_index` computes this choice, -1 if it
         does not.

@@ -11,7 +11,7 @@ ReplicaCounts = NDArray[np.int64]
 
 
 def even_replicas(load: NDArray[np.float64], num_slots: int) -> ReplicaCounts:
-    """[experts] copies: nobody has two more than another; the highest loads have one more.
+    """[experts] copies: no expert has two more than another; the highest loads have one more.
 
     What activation scheduling wants: a second home makes an expert movable, a third adds little.
     """
