@@ -82,7 +82,7 @@ def test_every_counterpart_of_a_flag_of_vllm_exists() -> None:
         (["sreve"], "did you mean `janus serve`?"),
         (["simulate"], "`janus simulate trace` or `janus simulate routing`"),
         (["--port", "1"], "write `janus COMMAND --port`"),
-        (["plan"], "--model is missing"),
+        (["simulate", "routing"], "--trace is missing"),
         (["worker", "--join", "a:1"], "--name is missing"),
         (["serve", "--port", "many"], "'many' is not a number"),
         (["serve", "--dtype", "int3"], "invalid choice"),

@@ -13,8 +13,16 @@ from janus_moe.cli import plan_report
 from janus_moe.cli.flags import Command, flag
 from janus_moe.cli.prices import priced
 from janus_moe.errors import ConfigError
-from janus_moe.planner.latency import Oracle, device_names, model_names
+from janus_moe.planner.latency import (
+    Oracle,
+    ServeSource,
+    device_names,
+    model_names,
+    read_profile,
+    serve_source,
+)
 from janus_moe.planner.search.activation import ActivationSource, lognormal, uniform
+from janus_moe.planner.search.measured import recommend_measured
 from janus_moe.planner.search.paper import Calibration, calibrated, note
 from janus_moe.planner.search.problem import (
     Batching,
@@ -41,11 +49,15 @@ class PlanQuestion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What is asked."""
 
     model: Annotated[
-        str,
+        str | None,
         flag(
             f"{', '.join(model_names())}, a Hugging Face id of these, or a folder", positional=True
         ),
-    ]
+    ] = None
+    profile: Annotated[
+        Path | None,
+        flag("plan for the model and machine that `janus profile` wrote, instead of a --system"),
+    ] = None
     system: Annotated[str, flag(", ".join(device_names()), metavar="DEVICE")] = "h200_sxm"
     expert_system: Annotated[
         str | None, flag("devices of the expert pool, if others", metavar="DEVICE")
@@ -66,6 +78,10 @@ class PlanQuestion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = None
 
     def __post_init__(self) -> None:
+        if (self.model is None) == (self.profile is None):
+            raise ConfigError(
+                "say what is planned: a MODEL, or --profile FILE with the model that was measured"
+            )
         if self.isl < 1:
             raise ConfigError(f"--isl must be 1 or more tokens, got {self.isl}")
         if self.ttft is not None and not 0 < self.ttft < float("inf"):
@@ -112,24 +128,49 @@ class PlanOutput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 def run(question: PlanQuestion, details: PlanDetails, output: PlanOutput) -> int:
     """0: there is a plan. 1: there is none, and `--strict-sla` asked for one."""
-    problem = problem_of(question, details)
     style = PoolStyle(slots=details.slots)
-    plan = recommend(problem, style, MonolithicStyle(), output.top_n)
-    report = plan_report.PlanReport(
-        plan=plan, style=style, model=question.model, note=note(details.calibration)
-    )
+    if question.profile is not None:
+        report = _measured(question.profile, question, details, style, output.top_n)
+    else:
+        assert question.model is not None
+        problem = problem_of(question, details, _oracle(question, details))
+        report = plan_report.PlanReport(
+            plan=recommend(problem, style, MonolithicStyle(), output.top_n),
+            style=style,
+            model=question.model,
+            source=serve_source(question.model),
+            note=note(details.calibration),
+        )
     report.show(Console(highlight=False), output.explain)
     if output.json:
         _write(output.json, json.dumps(report.as_json(), indent=1) + "\n")
     if output.save_dir:
         for path in report.save(output.save_dir):
             print(f"wrote {path}")
-    return 1 if output.strict_sla and plan.best is None else 0
+    return 1 if output.strict_sla and report.plan.best is None else 0
 
 
-def problem_of(question: PlanQuestion, details: PlanDetails) -> Problem:
-    """Returns what the planner is asked; raises ConfigError for what cannot be asked."""
-    oracle = Oracle.build(
+def _measured(
+    path: Path, question: PlanQuestion, details: PlanDetails, style: PoolStyle, top_n: int
+) -> plan_report.PlanReport:
+    """Returns a plan for the machine of a profile."""
+    profile = read_profile(path)
+    plan = recommend_measured(
+        profile, lambda oracle: problem_of(question, details, oracle), style, top_n
+    )
+    return plan_report.PlanReport(
+        plan=plan,
+        style=style,
+        model=profile.model.name,
+        source=ServeSource(profile.model.name, ()),
+        profile=profile,
+        note=f"times of {path.name}, measured on this kind of machine; instances share it",
+    )
+
+
+def _oracle(question: PlanQuestion, details: PlanDetails) -> Oracle:
+    assert question.model is not None
+    return Oracle.build(
         question.model,
         question.system,
         question.expert_system,
@@ -137,6 +178,10 @@ def problem_of(question: PlanQuestion, details: PlanDetails) -> Problem:
         expert_weights=details.expert_weights,
         kv_format=details.kv_cache_dtype,
     )
+
+
+def problem_of(question: PlanQuestion, details: PlanDetails, oracle: Oracle) -> Problem:
+    """Returns what the planner is asked; raises ConfigError for what cannot be asked."""
     if question.gpu_price is not None:
         oracle = priced(oracle, question.gpu_price)
     workload = RequestLengths(isl=question.isl, osl=question.osl)
@@ -148,7 +193,7 @@ def problem_of(question: PlanQuestion, details: PlanDetails) -> Problem:
             "positions; ask for less"
         )
     demand = _demand(question, workload)
-    if isinstance(demand, Saturate) and question.total_gpus is None:
+    if isinstance(demand, Saturate) and question.total_gpus is None and question.profile is None:
         raise ConfigError(
             "say how much is asked for: --target-request-rate R, --target-concurrency C, or "
             "--total-gpus N for as much as N GPUs can serve"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +17,10 @@ from rich.table import Table
 from janus_moe.cli.plan_plots import plot_frontiers, text_frontiers
 from janus_moe.cli.prices import dollars_per_hour, dollars_per_million
 from janus_moe.errors import ConfigError
-from janus_moe.planner.latency import serve_source
+from janus_moe.planner.latency import Profile, ServeSource
 from janus_moe.planner.search.answers import Deployment
 from janus_moe.planner.search.explain import memory_parts, prefill_s, prompt_step_s, step_estimate
+from janus_moe.planner.search.measured import machine_oracle
 from janus_moe.planner.search.pareto import FrontierPoint, monolithic_frontier, pools_frontier
 from janus_moe.planner.search.problem import MonolithicStyle, PoolStyle, Problem
 from janus_moe.planner.search.ratio import closed_form, cross_check, linear_times
@@ -32,16 +33,26 @@ _PLAIN: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "padding"
 
 @dataclass(frozen=True, kw_only=True)
 class PlanReport:
-    """model: as it was asked for. note: said beside figures."""
+    """A plan as people and programs read it.
+
+    model: as it was asked for
+    source: what `janus serve` takes for it
+    note: said beside figures
+    profile: the measured machine it is for; None means devices of the catalogue
+    """
 
     plan: Recommendation
     style: PoolStyle
     model: str
+    source: ServeSource
     note: str = ""
+    profile: Profile | None = None
 
     @cached_property
     def frontiers(self) -> dict[str, list[FrontierPoint]]:
         problem = self.plan.problem
+        if self.profile is not None:  # every shape has tables of its own
+            return {}
         return {
             "pools": pools_frontier(problem, self.style),
             "one piece": monolithic_frontier(problem, MonolithicStyle()),
@@ -64,9 +75,10 @@ class PlanReport:
         if plan.monolithic is not None:
             title += f", and {plan.monolithic.shape} in one piece"
         self._show_deployments(console, title, listed)
-        console.print(f"[bold]verdict: {plan.verdict.headline}[/]")
+        if self.profile is None:
+            console.print(f"[bold]verdict: {plan.verdict.headline}[/]")
         reasons = Table.grid(padding=(0, 1))
-        for reason in plan.verdict.reasons:
+        for reason in plan.verdict.reasons if self.profile is None else ():
             reasons.add_row("  -", reason)
         console.print(reasons)
         best = plan.best
@@ -75,8 +87,9 @@ class PlanReport:
         if explain:
             for one in [best, *(d for d in listed[:1] if d != best)]:
                 self._explain(console, one)
-        console.print(text_frontiers(self.frontiers))
-        for why in serve_source(self.model).obstacles:
+        if self.frontiers:
+            console.print(text_frontiers(self.frontiers))
+        for why in self.source.obstacles:
             console.print(f"[yellow]`janus serve` cannot serve {self.model}[/]: {why}")
 
     def as_json(self) -> dict[str, Any]:
@@ -131,10 +144,10 @@ class PlanReport:
             written[-1].write_text(json.dumps(self.as_json(), indent=1) + "\n", encoding="utf-8")
             if self.plan.best is not None:
                 written.append(folder / "serve.yaml")
-                text = serve_yaml(self.plan.problem, self.plan.best, serve_source(self.model))
+                text = serve_yaml(self._problem_of(self.plan.best), self.plan.best, self.source)
                 written[-1].write_text(text, encoding="utf-8")
             plot = folder / "pareto.png"
-            if plot_frontiers(self.frontiers, plot):
+            if self.frontiers and plot_frontiers(self.frontiers, plot):
                 written.append(plot)
         except OSError as error:
             raise ConfigError(f"{folder} cannot be written: {error.strerror}") from None
@@ -145,7 +158,9 @@ class PlanReport:
     def _question(self) -> str:
         problem = self.plan.problem
         oracle = problem.oracle
-        devices = oracle.attention_side.device.title
+        devices = f"{problem.max_gpus} {oracle.attention_side.device.title}"
+        if self.profile is not None:
+            devices = f"{problem.max_gpus} instances on one machine"
         if oracle.expert_side.device.name != oracle.attention_side.device.name:
             devices += f" and {oracle.expert_side.device.title} for experts"
         first = ""
@@ -157,7 +172,7 @@ class PlanReport:
             prompts = f"prompts computed among decode steps, up to {chunk:,} tokens at a time"
         return (
             f"{oracle.model.name} ({oracle.model.expert_format.name} experts) on up to "
-            f"{problem.max_gpus} {devices}: {wanted_text(problem.demand)}, "
+            f"{devices}: {wanted_text(problem.demand)}, "
             f"{problem.workload.isl:g} tokens in, {problem.workload.osl:g} out, at most "
             f"{1e3 * problem.tpot_s:g} ms per token{first}; {problem.activation.name}; {prompts}."
         )
@@ -172,7 +187,7 @@ class PlanReport:
     def _served(self, one: Deployment) -> dict[str, str]:
         return {
             "shape": one.shape,
-            "GPUs": str(one.gpus),
+            "GPUs" if self.profile is None else "instances": str(one.gpus),
             "batch": f"{one.copies * one.batch:,.0f}",
             "TPOT ms": f"{1e3 * one.tpot_s:.1f}",
             "TTFT ms": f"{1e3 * self._first_token_s(one):,.0f}",
@@ -248,7 +263,8 @@ class PlanReport:
         """r* beside the best pools; None: no pools, or no largest ratio."""
         if not self.plan.pools:
             return None
-        ratio = closed_form(linear_times(self.plan.problem, self.plan.pools[0]))
+        best = self.plan.pools[0]
+        ratio = closed_form(linear_times(self._problem_of(best), best))
         if math.isinf(ratio.r):
             return None
         return {**asdict(ratio), "r": ratio.r, "regime": ratio.regime}
@@ -278,7 +294,11 @@ class PlanReport:
         }
 
     def _problem_of(self, one: Deployment) -> Problem:
-        return on_one_device(self.plan.problem) if one.kind == "monolithic" else self.plan.problem
+        problem = self.plan.problem
+        if self.profile is not None:
+            oracle = machine_oracle(self.profile, one.num_attention, one.num_expert)
+            return replace(problem, oracle=oracle)
+        return on_one_device(problem) if one.kind == "monolithic" else problem
 
     def _dollars(self, one: Deployment) -> tuple[float | None, float | None]:
         """(per hour, per million output tokens), None where a price is not known."""

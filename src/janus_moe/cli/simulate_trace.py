@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -13,13 +14,19 @@ from janus_moe.cli.extras import require_extra
 from janus_moe.cli.flags import Command, flag
 from janus_moe.cli.simulate_report import Comparison
 from janus_moe.errors import ConfigError
-from janus_moe.planner.latency import Oracle, device_names
+from janus_moe.planner.latency import Oracle, device_names, read_profile
+from janus_moe.planner.search.measured import machine_oracle
 from janus_moe.planner.simulation.chrome import write_chrome_trace
 from janus_moe.planner.simulation.deployment import Deployments
 from janus_moe.planner.simulation.generators import ArrivalProcess, Lengths, generate
 from janus_moe.planner.simulation.max_activated import SampledMaxActivated
 from janus_moe.planner.simulation.planned import planning_problem
-from janus_moe.planner.simulation.policies import KNOWN, PolicyContext, named_policy
+from janus_moe.planner.simulation.policies import (
+    KNOWN,
+    PolicyContext,
+    named_policy,
+    parse_size,
+)
 from janus_moe.planner.simulation.pools import CompiledPool
 from janus_moe.planner.simulation.reference import PolicyPool
 from janus_moe.planner.simulation.report import LatencyObjective, make_report
@@ -56,7 +63,11 @@ class Requests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Deployed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What serves them."""
 
-    model: Annotated[str, flag("name with facts, Hugging Face id, or a folder")]
+    model: Annotated[str | None, flag("name with facts, Hugging Face id, or a folder")] = None
+    profile: Annotated[
+        Path | None,
+        flag("model and machine that `janus profile` measured, for policies static:xAyE"),
+    ] = None
     system: Annotated[str, flag(", ".join(device_names()), metavar="DEVICE")] = "h100_sxm"
     expert_system: Annotated[
         str | None, flag("devices of the expert pool, if others", metavar="DEVICE")
@@ -71,6 +82,12 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     block_size: Annotated[int, flag("tokens per KV block")] = 16
     exact: Annotated[bool, flag("the engine's own policy code: slow")] = False
     seed: Annotated[int, flag("of requests and routing")] = 0
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.profile is None):
+            raise ConfigError(
+                "say what serves: --model NAME, or --profile FILE with the model that was measured"
+            )
 
 
 class Scaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -134,8 +151,11 @@ def run(requests: Requests, deployed: Deployed, scaling: Scaling, output: Simula
         move_bytes_per_s=scaling.move_gbps * 1e9,
     )
     workload = _workload(requests, deployed.seed)
-    choices = _choices(deployed, scaling)
-    policies = [named_policy(name, choices, workload, timing.interval_s) for name in names]
+    oracles = _oracles(deployed, names)
+    policies = [
+        named_policy(name, _choices(deployed, scaling, oracle), workload, timing.interval_s)
+        for name, oracle in zip(names, oracles, strict=True)
+    ]
     simulations, seconds = [], []
     for policy in policies:
         began = time.perf_counter()
@@ -170,7 +190,9 @@ def _heading(workload: RequestTrace, deployed: Deployed, scaling: Scaling) -> st
     experts = f", experts on {deployed.expert_system}" if deployed.expert_system else ""
     early = "" if scaling.on_load is None else f" or at {scaling.on_load:g} times the load"
     parts += [
-        f"{deployed.model} on {deployed.system}{experts}, times from the oracle",
+        f"{deployed.model} on {deployed.system}{experts}, times from the oracle"
+        if deployed.profile is None
+        else f"the machine and model of {deployed.profile.name}",
         f"objective {scaling.tpot:g} ms per token and {scaling.ttft:g} ms to the first",
         f"a decision every {scaling.interval:g} s{early}",
         f"new instances take {scaling.start_seconds:g} s and their weights at "
@@ -201,8 +223,25 @@ def _workload(requests: Requests, seed: int) -> RequestTrace:
     )
 
 
-def _choices(deployed: Deployed, scaling: Scaling) -> PolicyContext:
-    oracle = Oracle.build(deployed.model, deployed.system, deployed.expert_system)
+def _oracles(deployed: Deployed, policies: Sequence[str]) -> list[Oracle]:
+    """Returns what says how long steps take, for each policy: a measured shape has its own."""
+    if deployed.profile is None:
+        assert deployed.model is not None
+        oracle = Oracle.build(deployed.model, deployed.system, deployed.expert_system)
+        return [oracle] * len(policies)
+    profile, found = read_profile(deployed.profile), []
+    for policy in policies:
+        size = parse_size(policy.removeprefix("static:")) if "static:" in policy else None
+        if size is None or not size.num_expert:
+            raise ConfigError(
+                f"a profile has figures of pools of fixed size; use --policy static:1A2E, not "
+                f"{policy!r}"
+            )
+        found.append(machine_oracle(profile, size.num_attention, size.num_expert))
+    return found
+
+
+def _choices(deployed: Deployed, scaling: Scaling, oracle: Oracle) -> PolicyContext:
     model, per_expert = oracle.model, deployed.slots_per_expert
     sample = _sampler(
         deployed.routing, model.moe.num_experts, model.moe.router.top_k, deployed.seed

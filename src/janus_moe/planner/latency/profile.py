@@ -155,7 +155,8 @@ class MeasuredTimes:
     def moe_layer_s(
         self, activated: Numbers, tokens: Numbers, rows: Numbers, slots: Numbers
     ) -> Array:
-        each = tokens / np.maximum(np.asarray(activated, np.float64), 1e-9)
+        some = np.asarray(activated, np.float64) > 0  # searches ask for bounds with none activated
+        each = np.where(some, tokens / np.where(some, activated, 1.0), 0.0)
         gate, experts = self.expert.gate.seconds(rows), self.expert.experts.seconds(activated, each)
         return self.expert_factor * (gate + experts)
 

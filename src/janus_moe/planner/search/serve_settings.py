@@ -14,7 +14,7 @@ HEADROOM = 1.25
 
 def serve_settings(problem: Problem, one: Deployment, model: str) -> dict[str, str | int]:
     """Keys and values of `janus serve --config`, for one copy. model: name, id or folder."""
-    experts = problem.oracle.model.moe.num_experts
+    oracle, experts = problem.oracle, problem.oracle.model.moe.num_experts
     sequences = max(1, math.ceil(HEADROOM * one.batch / one.num_attention))
     longest = math.ceil(problem.workload.isl + problem.workload.osl)
     positions = problem.oracle.model.max_position
@@ -30,7 +30,7 @@ def serve_settings(problem: Problem, one: Deployment, model: str) -> dict[str, s
         "max-num-seqs": sequences,
         "max-num-batched-tokens": max(problem.batching.max_prompt_tokens, sequences),
         "max-model-len": min(longest, positions) if positions else longest,
-        "dtype": "bfloat16",
+        "dtype": "bfloat16" if oracle.measured is None else oracle.model.dtype,
         **several,
     }
 
