@@ -24,6 +24,7 @@ network/           processes of any hosts: transport gloo
   endpoint         control block, broadcast and executor of one instance, and its end
   control_broadcast  copies of the control block kept up to date
   executor         carries out a program; message_buffers, receive_slots, row_ops, arrivals serve it
+  programs         the programs of one instance, kept by plan and batch
   plan_selection   which exchange plan a step has
   channel          the contract of point-to-point messages; a new network goes beside `gloo`
   port_filter      closes gloo's listening port once all peers are connected

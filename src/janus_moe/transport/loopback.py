@@ -128,12 +128,14 @@ class _Tensors:
     counts: [attention instances] rows of each in the latest step.
     batch: [total tokens, hidden], all rows of the latest exchange.
     inline: every expert runs before the last dispatch returns.
+    uses_device: some metadata was on a device.
     """
 
     def __init__(self, shape: PoolShape) -> None:
         self.shape = shape
         self.counts: tuple[int, ...] = ()
         self.inline = False
+        self.uses_device = False
         self.forget()
 
     def forget(self) -> None:
@@ -181,13 +183,10 @@ class _AttentionTensors:
         return total
 
     def with_device_part(self, replies: ExchangeMetadata) -> ExchangeMetadata:
-        on_device = self._tensors.on_device
-        if all(tensor is None for tensor in on_device):
+        if not self._tensors.uses_device:
             return replies
-        return tuple(
-            replace(metadata, on_device=own)
-            for metadata, own in zip(replies, on_device, strict=True)
-        )
+        parts = zip(replies, self._tensors.on_device, strict=True)
+        return tuple(replace(metadata, on_device=own) for metadata, own in parts)
 
 
 class _ExpertTensors:
@@ -203,3 +202,5 @@ class _ExpertTensors:
     def put(self, partial: Tensor, on_device: Tensor | None) -> None:
         self._tensors.partials[self._rank] = partial
         self._tensors.on_device[self._rank] = on_device
+        if on_device is not None:
+            self._tensors.uses_device = True

@@ -199,7 +199,7 @@ def test_every_plan_among_threads_gives_the_plain_sum(
 @pytest.mark.parametrize("plan", EXCHANGE_PLANS)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_every_plan_in_memory_of_neighbours_gives_the_plain_sum(
+def test_every_plan_in_memory_of_host_peers_gives_the_plain_sum(
     plan: ExchangePlanName, data: st.DataObject
 ) -> None:
     """Between nodes through channels, within nodes in memory that instances share."""

@@ -8,65 +8,21 @@ here.
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor
 
 from janus_moe.errors import ConfigError, ExchangeTimeout
 from janus_moe.spec import ExchangePlanName
 from janus_moe.transport.base import Combined, ReplyMetadata, Ticket, Work
-from janus_moe.transport.exchange_plans import egate_programs
 from janus_moe.transport.lockstep.batches import BatchSequence
 from janus_moe.transport.lockstep.control_block import step_and_layer
 from janus_moe.transport.lockstep.reply_metadata import check_routing
 from janus_moe.transport.lockstep.steps import StepSequence
 from janus_moe.transport.network.arrivals import MessageArrivals
 from janus_moe.transport.network.endpoint import Endpoint
-from janus_moe.transport.network.executor import BoundProgram
 from janus_moe.transport.network.message_buffers import pack_metadata, unpack_metadata
-from janus_moe.transport.network.plan_selection import PlanSource, lower_quartile, plan_in
-
-Programs = tuple[BoundProgram, BoundProgram]
-_KEPT = 64
-
-
-class _Programs:
-    """The bound programs of one instance by plan and token counts."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._kept: dict[tuple[ExchangePlanName, tuple[int, ...]], Programs] = {}
-
-    def of(self, plan: ExchangePlanName, counts: tuple[int, ...]) -> Programs:
-        """(dispatch, reply) of a batch; counts: [attention instances] rows of each."""
-        key = (plan, counts)
-        if key not in self._kept:
-            if len(self._kept) >= _KEPT:
-                self._kept.pop(next(iter(self._kept)))
-            executor = self._endpoint.executor
-            dispatch, reply = egate_programs(plan, self._endpoint.topology, counts, executor.rank)
-            self._kept[key] = (executor.bind(dispatch), executor.bind(reply))
-        return self._kept[key]
-
-
-class _Clock:
-    """Times the exchanges of a step, for the choice of the next plans."""
-
-    def __init__(self) -> None:
-        self._started = 0.0
-        self._seconds: list[float] = []
-
-    def start(self) -> None:
-        self._started = time.perf_counter()
-
-    def stop(self) -> None:
-        self._seconds.append(time.perf_counter() - self._started)
-
-    def pop(self) -> float:
-        """Of the step's exchanges, 0 for none; the first one also waits for the peers."""
-        seconds, self._seconds = self._seconds, []
-        return lower_quartile(seconds[1:] or seconds) if seconds else 0.0
+from janus_moe.transport.network.plan_selection import PlanSource, plan_in
+from janus_moe.transport.network.programs import ProgramCache, Programs, StepClock
 
 
 class NetworkAttention:
@@ -91,10 +47,10 @@ class NetworkAttention:
         self._executor = endpoint.executor
         self._result = result
         self._dtype = dtype
-        self._bound = _Programs(endpoint)
+        self._bound = ProgramCache(endpoint.executor, endpoint.topology)
         self._programs: Programs | None = None
         self._source = source
-        self._clock = _Clock()
+        self._clock = StepClock()
         self._plan: ExchangePlanName = "1pc"
         self._notice = ""
         self._metadata_words = [0] * (3 * endpoint.topology.num_expert_instances)
@@ -180,7 +136,7 @@ class NetworkExpert:
         self._endpoint = endpoint
         self._executor = endpoint.executor
         self._batch = batch
-        self._bound = _Programs(endpoint)
+        self._bound = ProgramCache(endpoint.executor, endpoint.topology)
         self._arrivals = MessageArrivals(endpoint.wakeup.notify)
         self._armed: tuple[int, tuple[int, ...], Programs] | None = None  # step, counts
         self._armed_step = -1
