@@ -1,12 +1,14 @@
 """Completing prompts without HTTP: the same engine and workers behind two plain calls.
 
-from janus_moe import Engine, generate
+from janus_moe import LLM, generate
 
 generate(["def main("], max_tokens=32)[0].text
 
-with Engine(expert_instances=2) as engine:
-    for completion in engine.generate(["import os", "class "], temperature=0):
+with LLM(expert_instances=2) as llm:
+    for completion in llm.generate(["import os", "class "], temperature=0):
         print(completion.text)
+
+It does not know HTTP, nor how tokens are made.
 """
 
 from __future__ import annotations
@@ -35,8 +37,10 @@ Prompt = str | Sequence[int]
 class Completion:
     """One prompt and what became of it.
 
-    logprobs: one entry per token of `token_ids`, when asked for.
-    finish_reason: "stop" or "length".
+    prompt: as it was given
+    prompt_ids: its token ids
+    logprobs: one entry per token of `token_ids`; empty where they were not asked for
+    finish_reason: "stop" or "length"
     """
 
     prompt: Prompt
@@ -84,8 +88,11 @@ class LLM:
     ) -> list[Completion]:
         """Completes all prompts together, in their order.
 
-        prompts: texts, or token ids. sampling: fields of `SamplingParams`, e.g. max_tokens=64,
-        temperature=0, seed=1. Raises RequestError for an invalid prompt or parameter.
+        prompts: texts, or token ids
+        stop: texts that end a completion
+        sampling: fields of `SamplingParams`, e.g. max_tokens=64, temperature=0, seed=1
+
+        Raises RequestError for an invalid prompt or parameter.
         """
         if isinstance(prompts, str) or isinstance(stop, str):
             raise RequestError("prompts and stop are lists of texts; put a single text in a list")
@@ -169,10 +176,11 @@ def generate(
 ) -> list[Completion]:
     """Starts a service, completes the prompts, stops the service.
 
-    settings: fields of `EngineConfig` besides the model; sampling: fields of `SamplingParams`.
+    settings: fields of `EngineConfig` besides the model
+    sampling: fields of `SamplingParams`
     """
-    with LLM(model=model, **(settings or {})) as engine:
-        return engine.generate(prompts, stop, **sampling)
+    with LLM(model=model, **(settings or {})) as llm:
+        return llm.generate(prompts, stop, **sampling)
 
 
 def _struct(kind: Any, values: dict[str, Any]) -> Any:

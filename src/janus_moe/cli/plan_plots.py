@@ -13,7 +13,7 @@ MARKS = "o*"
 
 
 def text_frontiers(frontiers: Mapping[str, Sequence[FrontierPoint]]) -> str:
-    """Linear axes from 0; the later of two marks in one place is shown."""
+    """Returns a picture in characters, with linear axes from 0; the later of two marks in one place is shown."""
     points = [point for own in frontiers.values() for point in own]
     if not points:
         return ""
@@ -36,7 +36,7 @@ def text_frontiers(frontiers: Mapping[str, Sequence[FrontierPoint]]) -> str:
 
 
 def plot_frontiers(frontiers: Mapping[str, Sequence[FrontierPoint]], path: Path) -> bool:
-    """Writes a picture; False where matplotlib is not installed."""
+    """Writes a picture; returns False where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

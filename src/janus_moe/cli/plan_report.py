@@ -59,7 +59,7 @@ class PlanReport:
         }
 
     def show(self, console: Console, explain: bool) -> None:
-        """Everything, most important first."""
+        """Prints everything, the most important first."""
         plan = self.plan
         console.print(self._question())
         if self.note:
@@ -93,7 +93,7 @@ class PlanReport:
             console.print(f"[yellow]`janus serve` cannot serve {self.model}[/]: {why}")
 
     def as_json(self) -> dict[str, Any]:
-        """All figures; nothing that is not a number is NaN."""
+        """Returns all figures; none of them is NaN."""
         plan, problem = self.plan, self.plan.problem
         verdict = plan.verdict
         return {
@@ -136,7 +136,7 @@ class PlanReport:
         }
 
     def save(self, folder: Path) -> list[Path]:
-        """plan.json, the recommended settings, and plots where matplotlib is installed."""
+        """Writes plan.json, the recommended settings, and plots where matplotlib is installed."""
         written = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -211,14 +211,14 @@ class PlanReport:
         return cells
 
     def _warn_of_chunks(self, console: Console, one: Deployment) -> None:
-        """TPOT is a mean: where a step with prompts alone is longer, bursts of them show."""
+        """Warns where a step with prompts is longer than the objective: TPOT is a mean."""
         problem = self._problem_of(one)
         if problem.prefill == "excluded" or (took := prompt_step_s(problem, one)) <= problem.tpot_s:
             return
         console.print(
             f"[yellow]a step with prompts takes {1e3 * took:.0f} ms, above "
             f"{1e3 * problem.tpot_s:g} ms[/]: the mean holds, but while prompts arrive in bursts "
-            "nobody beside them is in time; lower --max-num-batched-tokens "
+            "no request beside them is in time; lower --max-num-batched-tokens "
             f"({problem.batching.max_prompt_tokens:,}) for shorter steps and a later first token"
         )
 
@@ -301,12 +301,12 @@ class PlanReport:
         return on_one_device(problem) if one.kind == "monolithic" else problem
 
     def _dollars(self, one: Deployment) -> tuple[float | None, float | None]:
-        """(per hour, per million output tokens), None where a price is not known."""
+        """Returns dollars (per hour, per million output tokens); None: a price is not known."""
         problem = self._problem_of(one)
         return dollars_per_hour(problem, one), dollars_per_million(problem, one)
 
     def _first_token_s(self, one: Deployment) -> float:
-        """Of one prompt alone where other devices compute prompts."""
+        """Returns the mean TTFT; that of one prompt alone where other devices compute prompts."""
         problem = self._problem_of(one)
         return one.ttft_s if problem.prefill == "included" else prefill_s(problem, one)
 

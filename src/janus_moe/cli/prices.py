@@ -14,8 +14,12 @@ from janus_moe.planner.search.problem import Problem
 
 
 def priced(oracle: Oracle, text: str) -> Oracle:
-    """With prices of `H100=2.5,H20=1.2`: dollars per hour by the beginning of a device's name, in
-    either case. Raises ConfigError for what is no price, or of none of the oracle's devices."""
+    """Returns the oracle with prices from a text such as `H100=2.5,H20=1.2`.
+
+    text: dollars per hour by the beginning of a device's name, in either case
+
+    Raises ConfigError for what is no price, or a price of none of the oracle's devices.
+    """
     attention, expert = oracle.attention_side, oracle.expert_side
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
@@ -37,7 +41,7 @@ def priced(oracle: Oracle, text: str) -> Oracle:
 
 
 def dollars_per_hour(problem: Problem, one: Deployment) -> float | None:
-    """Of all copies; None where a price is not known."""
+    """Returns dollars of all copies; None where a price is not known."""
     oracle = problem.oracle
     attention = oracle.attention_side.device.price_per_hour
     expert = oracle.expert_side.device.price_per_hour
@@ -49,7 +53,7 @@ def dollars_per_hour(problem: Problem, one: Deployment) -> float | None:
 
 
 def dollars_per_million(problem: Problem, one: Deployment) -> float | None:
-    """Output tokens, at the deployment's batch all the time."""
+    """Returns dollars per million output tokens, at the deployment's batch all the time."""
     dollars = dollars_per_hour(problem, one)
     return None if dollars is None else dollars / (one.tokens_per_s * 3600 / 1e6)
 

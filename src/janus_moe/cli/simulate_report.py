@@ -67,13 +67,20 @@ svg {{ max-width: 100%; height: auto }} details {{ margin: .6em 0 }}
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """heading: what was simulated. reports: one for each policy."""
+    """Simulations of several policies.
+
+    heading: what was simulated
+    reports: one for each policy
+    """
 
     heading: str
     reports: tuple[SimulationReport, ...]
 
     def show(self, console: Console, seconds: Sequence[float]) -> None:
-        """seconds: that each simulation took."""
+        """Prints tables, so many policies beside each other as the terminal has room for.
+
+        seconds: that each simulation took
+        """
         console.print(self.heading)
         shown = max(1, (console.width - LABEL_WIDTH) // COLUMN_WIDTH)
         for first in range(0, len(self.reports), shown):
@@ -93,7 +100,7 @@ class Comparison:
         return table
 
     def write(self, folder: Path | None, json: Path | None, plot: Path | None) -> list[Path]:
-        """What is asked for; returns the files."""
+        """Writes what is asked for; returns the files."""
         files: dict[Path, str] = {}
         if folder is not None:
             files[folder / "report.html"] = self.page()
@@ -119,7 +126,7 @@ class Comparison:
         return f"[{','.join(report.to_json() for report in self.reports)}]\n"
 
     def page(self) -> str:
-        """One HTML file without anything outside it; without plots where matplotlib is missing."""
+        """Returns one HTML file that needs no other; without plots where matplotlib is missing."""
         figure = self.figure()
         missing = "<p>Plots need matplotlib: pip install 'janus-moe[bench]'.</p>"
         return PAGE.format(
@@ -136,7 +143,7 @@ class Comparison:
         )
 
     def figure(self) -> Any:
-        """Load, GPUs, steps and attainment over time; None without matplotlib."""
+        """Returns load, GPUs, steps and attainment over time; None without matplotlib."""
         try:
             from matplotlib.figure import Figure
         except ImportError:

@@ -179,7 +179,7 @@ def run(requests: Requests, deployed: Deployed, scaling: Scaling, output: Simula
 
 
 def _heading(workload: RequestTrace, deployed: Deployed, scaling: Scaling) -> str:
-    """What was simulated, in sentences."""
+    """Returns what was simulated, in sentences."""
     parts = [
         f"{workload.name}: {workload.num_requests:,} requests in {workload.duration_s:,.0f} s, "
         f"mean {workload.prompt_tokens.mean():.0f} tokens in and "

@@ -99,11 +99,11 @@ def install_error_handlers(app: FastAPI) -> None:
     async def any_error(request: Request, error: Exception) -> Response:
         return to_api_error(error).response()
 
-    async def nobody_listens(request: Request, error: Exception) -> Response:
+    async def client_left(request: Request, error: Exception) -> Response:
         return Response(status_code=499)
 
     app.add_exception_handler(HTTPException, routing_error)
-    app.add_exception_handler(ClientDisconnected, nobody_listens)
+    app.add_exception_handler(ClientDisconnected, client_left)
     refusals = (ApiError, RequestError, ConflictError, OverloadedError)
     for kind in (*refusals, ServiceError, ExchangeError, Exception):
         app.add_exception_handler(kind, any_error)
