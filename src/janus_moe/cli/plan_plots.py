@@ -13,7 +13,7 @@ MARKS = "o*"
 
 
 def text_frontiers(frontiers: Mapping[str, Sequence[FrontierPoint]]) -> str:
-    """Returns a picture in characters, with linear axes from 0; the later of two marks in one place is shown."""
+    """Returns a picture in characters; the later of two marks in one place is shown."""
     points = [point for own in frontiers.values() for point in own]
     if not points:
         return ""
