@@ -20,7 +20,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from janus_moe.errors import ConfigError, ExchangeClosed
+from janus_moe.errors import ConfigError, ExchangeClosed, ExchangeTimeout, RoutingDivergence
 from janus_moe.spec import InstanceId, Membership
 from janus_moe.transport import (
     AttentionPort,
@@ -188,6 +188,28 @@ def test_members_that_are_none_and_halves_of_loopback_are_refused() -> None:
     with pytest.raises(ConfigError, match="loopback"):
         own = layout.membership.attention
         open_exchange("loopback", layout, own, MemoryRendezvous(), "127.0.0.1")
+
+
+@pytest.mark.parametrize("transport", ("shm", "loopback"))
+def test_errors_name_instances_by_their_ids(transport: Transport) -> None:
+    layout = layout_of(5)  # attention 5, experts 5 and 6
+    members, hasty = layout.membership.instances, WaitRule(timeout_s=0.2)
+    exchange = open_exchange(transport, layout, members, MemoryRendezvous(), "127.0.0.1")
+    port = exchange.attention_port(0, hasty)
+    first, second = (exchange.expert_port(rank, RULE) for rank in range(2))
+    port.begin_step(TOKENS)
+    ticket = port.dispatch(0, torch.zeros(TOKENS, HIDDEN))
+    work = first.accept()
+    assert work is not None
+    first.reply(work, work.hidden, ReplyMetadata(routing_digest=1, activated=0))
+    with pytest.raises(ExchangeTimeout, match=r"^expert 6 \(pid \d+\)"):
+        port.combine(ticket)
+    work = second.accept()
+    assert work is not None
+    second.reply(work, work.hidden, ReplyMetadata(routing_digest=2, activated=0))
+    with pytest.raises(RoutingDivergence, match="expert 5: 1, expert 6: 2"):
+        port.combine(ticket)
+    exchange.close()
 
 
 # --- a peer that is a process -------------------------------------------------------------------

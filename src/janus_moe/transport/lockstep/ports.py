@@ -54,6 +54,7 @@ class LockstepAttention:
         self._steps = steps
         self._store = store
         self._control_block = steps.participant.control_block
+        self._experts = self._control_block.membership.expert
         self._start_experts = steps.participant.wiring.start_experts
         self.use_epoch = steps.use_epoch
         self.step_pending = steps.pending
@@ -83,7 +84,7 @@ class LockstepAttention:
         steps.participant.wait_for(lambda: self._control_block.all_replied(key), steps.late_reply)
         steps.in_flight = False
         replies = self._store.with_device_part(self._control_block.replies())
-        check_routing(ticket, replies)
+        check_routing(ticket, replies, self._experts)
         return Combined(self._store.combined(), replies)
 
     def _open_step(self, layer: int) -> tuple[int, ...]:

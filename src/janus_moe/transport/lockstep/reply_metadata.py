@@ -8,18 +8,27 @@ from dataclasses import replace
 import torch
 
 from janus_moe.errors import ExchangeError, RoutingDivergence
+from janus_moe.spec import InstanceId
 from janus_moe.transport.base import ReplyMetadata, Ticket
 
 ExchangeMetadata = tuple[ReplyMetadata, ...]
 """[expert instances] metadata of the replies of one exchange."""
 
 
-def check_routing(ticket: Ticket, replies: ExchangeMetadata) -> None:
-    """Raises RoutingDivergence unless all expert instances have routed the batch alike."""
+def check_routing(
+    ticket: Ticket, replies: ExchangeMetadata, experts: Sequence[InstanceId] = ()
+) -> None:
+    """Raises RoutingDivergence unless all expert instances have routed the batch alike.
+
+    experts: [expert instances] ids by rank; without them the error names ranks.
+    """
     first = replies[0].routing_digest
     if all(metadata.routing_digest == first for metadata in replies):
         return
-    digests = ", ".join(f"expert {e}: {one.routing_digest}" for e, one in enumerate(replies))
+    names = [str(one) for one in experts] or [f"expert {rank}" for rank in range(len(replies))]
+    digests = ", ".join(
+        f"{name}: {one.routing_digest}" for name, one in zip(names, replies, strict=True)
+    )
     raise RoutingDivergence(
         f"expert instances disagree on the routing of step {ticket.step}, layer {ticket.layer} "
         f"(digests: {digests})"

@@ -43,6 +43,7 @@ class NetworkAttention:
     ) -> None:
         self._steps = steps
         self._control_block = steps.participant.control_block
+        self._experts = self._control_block.membership.expert
         self._endpoint = endpoint
         self._executor = endpoint.executor
         self._result = result
@@ -98,7 +99,7 @@ class NetworkAttention:
         self._clock.stop()
         steps.in_flight = False
         replies = unpack_metadata(self._metadata_words)
-        check_routing(ticket, replies)
+        check_routing(ticket, replies, self._experts)
         notice, self._notice = self._notice, ""
         return Combined(self._result[: steps.num_tokens], replies, self._plan, notice)
 
