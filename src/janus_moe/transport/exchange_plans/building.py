@@ -37,7 +37,10 @@ class ExchangePlan:
 
 @lru_cache(_KEPT)
 def egate_plan(plan: ExchangePlanName, topology: Topology, tokens: tuple[int, ...]) -> ExchangePlan:
-    """The exchange with gating on the expert side; tokens: [attention instances]."""
+    """The exchange with gating on the expert side.
+
+    tokens: [attention instances] rows of each in the batch.
+    """
     return ExchangePlan(plan, topology, EveryRow(tokens))
 
 

@@ -21,7 +21,10 @@ RowRange = tuple[int, int]
 
 @dataclass(frozen=True)
 class RowRanges:
-    """spans: ascending, disjoint, non-empty [start, stop) of global rows."""
+    """A few ranges of rows.
+
+    spans: ascending, disjoint, non-empty [start, stop) of global rows.
+    """
 
     spans: tuple[RowRange, ...]
 
@@ -57,7 +60,10 @@ class RowRanges:
 
 @dataclass(frozen=True, eq=False)
 class RowIndices:
-    """ids: [rows] global rows, ascending, each once."""
+    """Rows listed one by one.
+
+    ids: [rows] int64, global rows, ascending, each once.
+    """
 
     ids: Ids
 

@@ -67,7 +67,12 @@ class FixedPlan:
 
 
 class PlanChooser:
-    """The adaptive `PlanSource`. row_bytes: of the hidden states and of their sums."""
+    """The adaptive `PlanSource`.
+
+    row_bytes: of the hidden states and of their sums.
+    links: what a message costs, by model.
+    rule: when plans race, and when a race ends; None means the default.
+    """
 
     def __init__(
         self,

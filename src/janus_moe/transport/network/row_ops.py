@@ -23,8 +23,10 @@ buffer that a run brings along."""
 
 @dataclass(frozen=True, slots=True)
 class CopyAdd:
-    """target[target_rows] = first[first_rows] + second[second_rows]: a copy and an add at once, so
-    that the target is written once and never read."""
+    """target[target_rows] = first[first_rows] + second[second_rows]
+
+    A copy and an add at once, so that the target is written once and never read.
+    """
 
     target: Buffer
     target_rows: range
@@ -36,7 +38,13 @@ class CopyAdd:
 
 @dataclass(frozen=True, slots=True)
 class BoundRowOp:
-    """kind: "clear", "copy", "add", "add at" (rows listed one by one) or "sum"."""
+    """A row op with its arrays.
+
+    kind: "clear", "copy", "add", "add at" (rows listed one by one) or "sum" (`CopyAdd`).
+    target, into: what is written, and its rows.
+    source, out_of: what is read, and its rows.
+    second, second_out_of: the other term of a sum, and its rows.
+    """
 
     kind: str
     target: Rows
