@@ -33,8 +33,11 @@ def attend_streaming(
 ) -> torch.Tensor:
     """Attention of query tokens that each have their own block table and key count.
 
-    query: [tokens, heads, key_dim]; tables: [tokens, max_blocks] int32; visible: [tokens] int32,
-    keys that a token sees, at least 1. Caches are contiguous and of one dtype.
+    query: [tokens, heads, key_dim].
+    key_cache, value_cache: as `paged_attention` takes them, contiguous and of one dtype.
+    tables: [tokens, max_blocks] int32, cache blocks of each token's sequence.
+    visible: [tokens] int32, keys that a token sees, at least 1.
+
     Returns [tokens, heads, value_dim] float32.
     """
     out = torch.empty((*query.shape[:2], value_dim), dtype=torch.float32)
