@@ -206,6 +206,30 @@ def test_pool_sizes_are_asked_of_a_membership_and_not_of_the_settings() -> None:
     assert not unused, f"these read no pool sizes any more: {unused}"
 
 
+def public_types(path: Path) -> Iterator[str]:
+    """Public names of classes and type aliases (CamelCase) that a module defines at its top."""
+    for node in ast.parse(path.read_text()).body:
+        names: list[ast.expr] = []
+        if isinstance(node, ast.ClassDef):
+            yield from () if node.name.startswith("_") else (node.name,)
+        elif isinstance(node, ast.Assign):
+            names = node.targets
+        elif isinstance(node, ast.AnnAssign):
+            names = [node.target]
+        for name in names:
+            if isinstance(name, ast.Name) and name.id[0].isupper() and not name.id.isupper():
+                yield name.id
+
+
+def test_no_public_type_name_is_defined_twice() -> None:
+    places: dict[str, list[str]] = {}
+    for path in modules():
+        for name in public_types(path):
+            places.setdefault(name, []).append(str(path.relative_to(SOURCE)))
+    twice = {name: where for name, where in places.items() if len(where) > 1}
+    assert not twice, f"one word for one thing: {twice}"
+
+
 def test_files_stay_small() -> None:
     lines = {path: len(path.read_text().splitlines()) for path in modules()}
     long = {str(path.relative_to(SOURCE)): n for path, n in lines.items() if n > MAX_LINES}

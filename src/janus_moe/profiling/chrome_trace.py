@@ -18,7 +18,7 @@ from janus_moe.cluster.tracing import InstanceTrace
 from janus_moe.errors import ConfigError
 from janus_moe.tracing import Span
 
-Event = dict[str, Any]
+TraceEvent = dict[str, Any]
 WAITING = frozenset({"wait", "between steps"})
 ENDING = frozenset({"sample", "reply"})
 
@@ -33,7 +33,7 @@ def chrome_trace(traces: Sequence[InstanceTrace], steps: int) -> dict[str, Any]:
     every = [span for spans in work.values() for span in spans if span.name not in WAITING]
     start, end = min(span.start_ns for span in every), max(span.end_ns for span in every)
     messages = _messages(traces, chosen, end)
-    events: list[Event] = []
+    events: list[TraceEvent] = []
     for pid, trace in enumerate(traces):
         name = f"{trace.instance}" + (f" on {trace.host}" if trace.host != LOCAL else "")
         events += [_name("process_name", pid, 0, name), _order("process", pid)]
@@ -128,7 +128,7 @@ def _clip(span: Span, start: int, end: int) -> Span:
     )
 
 
-def _event(span: Span, pid: int, tid: int, start: int) -> Event:
+def _event(span: Span, pid: int, tid: int, start: int) -> TraceEvent:
     arguments: dict[str, Any] = {}
     if span.row == "work":
         arguments = {"step": span.step, "tokens": span.tokens}
@@ -148,9 +148,9 @@ def _event(span: Span, pid: int, tid: int, start: int) -> Event:
     }
 
 
-def _name(kind: str, pid: int, tid: int, name: str) -> Event:
+def _name(kind: str, pid: int, tid: int, name: str) -> TraceEvent:
     return {"name": kind, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
 
 
-def _order(kind: str, pid: int) -> Event:
+def _order(kind: str, pid: int) -> TraceEvent:
     return {"name": f"{kind}_sort_index", "ph": "M", "pid": pid, "args": {"sort_index": pid}}
