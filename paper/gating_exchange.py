@@ -25,6 +25,7 @@ from benchmarks.support.hosts import Link, network
 from janus_moe.profiling.exchange_times import distinct_plans, spread
 from janus_moe.spec import ExchangePlanName, InstanceId
 from janus_moe.torch_dtypes import TORCH_DTYPES
+from janus_moe.tracing.durations import lower_quartile
 from janus_moe.transport import ExchangeLayout, Ticket
 from janus_moe.transport.base import global_rank
 from janus_moe.transport.exchange_plans import EveryRow, ExchangePlan, RoutedRows, RowDemand
@@ -32,7 +33,6 @@ from janus_moe.transport.host_memory.connecting import connect_host_peers
 from janus_moe.transport.network.executor import BoundProgram, Executor
 from janus_moe.transport.network.gloo import GlooChannel
 from janus_moe.transport.network.message_buffers import RowFormat
-from janus_moe.transport.network.plan_selection import lower_quartile
 from janus_moe.transport.network.rendezvous import FolderRendezvous
 
 TOP_K, ROUTINGS = 8, 3

@@ -22,6 +22,7 @@ from janus_moe.kernels.activation_schedule import (
     ReplicaTables,
     activation_schedule,
 )
+from janus_moe.policy import splitmix64
 from janus_moe.policy.activation import LayerCost, Policy, Scheduler, TokenAwareScheduler
 from janus_moe.policy.placement import Placement
 from janus_moe.transport import ReplyMetadata
@@ -185,9 +186,5 @@ def physical_tables(placement: Placement, layer: int, instance: int, slots: Tabl
 
 
 def _factors(count: int) -> NDArray[np.int64]:
-    """[count], the same in every process: splitmix64 (Steele, Lea, Flood 2014) of the place."""
-    with np.errstate(over="ignore"):
-        value = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray((value ^ (value >> np.uint64(31))).view(np.int64))
+    """[count] int64, the same in every process."""
+    return np.asarray(splitmix64.sequence(count).view(np.int64))

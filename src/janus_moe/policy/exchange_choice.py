@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from janus_moe.errors import ConfigError
+from janus_moe.tracing.durations import lower_quartile
 
 NUM_BUCKETS = 16
 LEAST_NOISE, MOST_NOISE = 0.02, 0.5
@@ -102,18 +103,13 @@ def first_choice(predicted: Sequence[float]) -> PlanChoice:
     return PlanChoice(best, best, tuple(predicted), ((),) * len(predicted))
 
 
-def typical(times: Sequence[float]) -> float:
-    """Lower quartile: whatever disturbs a step only ever adds time."""
-    return sorted(times)[len(times) // 4]
-
-
 def expected_times(choice: PlanChoice) -> list[float]:
     """[plans] seconds: typical ones of measured steps; else what was expected, times the error that
     the winner has shown since and that all plans may share."""
     seen = choice.times[choice.winner]
-    common = typical(seen) / choice.expected[choice.winner] if seen else 1.0
+    common = lower_quartile(seen) / choice.expected[choice.winner] if seen else 1.0
     return [
-        typical(times) if times else common * seconds
+        lower_quartile(times) if times else common * seconds
         for times, seconds in zip(choice.times, choice.expected, strict=True)
     ]
 
@@ -167,14 +163,14 @@ def _race(choice: PlanChoice, rule: ChoiceRule) -> PlanChoice:
 
 def _extra(choice: PlanChoice) -> float:
     """Time that the race has cost so far, in steps of its best plan; spikes do not count."""
-    seen = [(typical(times), len(times)) for times in choice.times if times]
+    seen = [(lower_quartile(times), len(times)) for times in choice.times if times]
     best = min(middle for middle, _ in seen)
     return sum(steps * (middle / best - 1) for middle, steps in seen)
 
 
 def _in_question(choice: PlanChoice, rule: ChoiceRule) -> list[int]:
     """Plans that may be the fastest for all we know."""
-    shown = {plan: typical(times) for plan, times in enumerate(choice.times) if times}
+    shown = {plan: lower_quartile(times) for plan, times in enumerate(choice.times) if times}
     best = min(shown, key=lambda plan: shown[plan])
     reach = rule.reach * min(choice.expected)
     noise = _noise(choice.times, rule)
@@ -196,7 +192,7 @@ def _noise(times: Sequence[Sequence[float]], rule: ChoiceRule) -> float:
     distances: list[float] = []
     for seen in times:
         if len(seen) >= rule.trials:
-            middle = typical(seen)
+            middle = lower_quartile(seen)
             ordered = sorted(abs(seconds / middle - 1) for seconds in seen)
             distances += ordered[1:]  # one is 0 by construction
     found = sorted(distances)[len(distances) // 2] if distances else MOST_NOISE
@@ -215,11 +211,11 @@ def _decided(choice: PlanChoice, rule: ChoiceRule) -> PlanChoice:
 def _watch(choice: PlanChoice, rule: ChoiceRule) -> PlanChoice:
     """Lets the winner run until its time is another one, or the latest race is long ago."""
     since, seen = choice.since + 1, choice.times[choice.winner]
-    level = typical(seen) if since <= rule.window else choice.level
+    level = lower_quartile(seen) if since <= rule.window else choice.level
     choice = replace(choice, since=since, level=level)
     if since < rule.rest:
         return choice
-    now = typical(seen)
+    now = lower_quartile(seen)
     drifted = max(now / level, level / now) > 1 + max(rule.drift, _doubt(choice, rule))
     if not drifted and since < rule.interval:
         return choice

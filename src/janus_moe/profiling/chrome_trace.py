@@ -1,7 +1,7 @@
-"""Spans of all instances as a Chrome trace: https://ui.perfetto.dev or chrome://tracing show it.
+"""The spans of all instances of a service as a Chrome trace.
 
-Trace Event Format: one process per instance, complete events ("ph": "X") in microseconds. Events
-of a row never overlap; messages that are under way at once get rows of their own.
+One group of rows per instance. Events of a row never overlap: messages that are under way at once
+get rows of their own.
 """
 
 from __future__ import annotations
@@ -17,8 +17,15 @@ from janus_moe.cluster.hosts.shares import LOCAL
 from janus_moe.cluster.tracing import InstanceTrace
 from janus_moe.errors import ConfigError
 from janus_moe.tracing import Span
+from janus_moe.tracing.chrome_events import (
+    TraceEvent,
+    complete,
+    document,
+    process_name,
+    process_place,
+    thread_name,
+)
 
-TraceEvent = dict[str, Any]
 WAITING = frozenset({"wait", "between steps"})
 ENDING = frozenset({"sample", "reply"})
 
@@ -36,17 +43,16 @@ def chrome_trace(traces: Sequence[InstanceTrace], steps: int) -> dict[str, Any]:
     events: list[TraceEvent] = []
     for pid, trace in enumerate(traces):
         name = f"{trace.instance}" + (f" on {trace.host}" if trace.host != LOCAL else "")
-        events += [_name("process_name", pid, 0, name), _order("process", pid)]
-        events.append(_name("thread_name", pid, 0, "work"))
+        events += [process_name(pid, name), process_place(pid, pid), thread_name(pid, 0, "work")]
         clipped = [_clip(span, start, end) for span in work[trace.instance]]
         events += [_event(span, pid, 0, start) for span in clipped if span.end_ns > span.start_ns]
         tid = 0
         for row in ("sent", "received"):
             for lane in _lanes(messages[pid, row]):
                 tid += 1
-                events.append(_name("thread_name", pid, tid, row))
+                events.append(thread_name(pid, tid, row))
                 events += [_event(span, pid, tid, start) for span in lane]
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+    return document(events)
 
 
 def _choose_steps(traces: Sequence[InstanceTrace], steps: int) -> frozenset[int]:
@@ -102,7 +108,7 @@ def _messages(
 
 def _window(spans: Iterable[Span], steps: frozenset[int]) -> tuple[float, float]:
     """When an instance's part in `steps` begins, and in later ones. A message's own step is that of
-    the moment when somebody noticed that it was sent."""
+    the moment when its sending was noticed."""
     work = [span for span in spans if span.row == "work"]
     first = min((span.start_ns for span in work if span.step in steps), default=math.inf)
     after = min((span.start_ns for span in work if span.step > max(steps)), default=math.inf)
@@ -136,21 +142,12 @@ def _event(span: Span, pid: int, tid: int, start: int) -> TraceEvent:
             arguments["layer"] = span.layer
     else:
         arguments = {"way": span.row, "peer": span.peer, "bytes": span.num_bytes}
-    return {
-        "name": span.name,
-        "cat": "work" if span.row == "work" else "message",
-        "ph": "X",
-        "ts": (span.start_ns - start) / 1e3,
-        "dur": (span.end_ns - span.start_ns) / 1e3,
-        "pid": pid,
-        "tid": tid,
-        "args": arguments,
-    }
-
-
-def _name(kind: str, pid: int, tid: int, name: str) -> TraceEvent:
-    return {"name": kind, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
-
-
-def _order(kind: str, pid: int) -> TraceEvent:
-    return {"name": f"{kind}_sort_index", "ph": "M", "pid": pid, "args": {"sort_index": pid}}
+    return complete(
+        span.name,
+        (span.start_ns - start) / 1e3,
+        (span.end_ns - span.start_ns) / 1e3,
+        pid,
+        tid,
+        arguments,
+        "work" if span.row == "work" else "message",
+    )

@@ -19,10 +19,11 @@ from janus_moe.planner.latency.link_fit import (
 from janus_moe.planner.latency.link_profile import LinkProfile, MeasuredPlan
 from janus_moe.planner.latency.links import tcp_links
 from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName, Spec
+from janus_moe.tracing.durations import lower_quartile
 from janus_moe.transport import ExchangeLayout
 from janus_moe.transport.exchange_plans import egate_plan
 from janus_moe.transport.exchange_plans.pricing import priced_counts
-from janus_moe.transport.network.plan_selection import lower_quartile, predicted_times
+from janus_moe.transport.network.plan_selection import predicted_times
 
 
 class Timed(Spec, frozen=True):

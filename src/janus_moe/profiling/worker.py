@@ -29,6 +29,7 @@ from janus_moe.policy.placement import initial_placement
 from janus_moe.profiling.plan import COLD_BYTES, Job, TimingTask
 from janus_moe.spec import ModelSpec
 from janus_moe.torch_dtypes import TORCH_DTYPES
+from janus_moe.tracing.durations import lower_quartile
 
 CACHE_BYTES = 512 * 2**20
 """KV cache to read from; sequences share blocks beyond it, and no cache of a CPU holds so much."""
@@ -158,8 +159,7 @@ def _some_layers(spec: ModelSpec, num_instances: int) -> ModelSpec:
 
 
 def seconds_of(bench: Bench, cell: TimingTask, device: str) -> float:
-    """Seconds of one operation that three of four runs take at least, after one that warms up: what
-    else the machine does makes single runs longer and none shorter."""
+    """The lower quartile of runs of one operation in seconds, after one that warms up."""
     wait: Callable[[], object] = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     call, operations = bench.call(cell)
     call()
@@ -171,7 +171,7 @@ def seconds_of(bench: Bench, cell: TimingTask, device: str) -> float:
         call()
         wait()
         times.append((time.perf_counter() - start) / operations)
-    return sorted(times)[len(times) // 4]
+    return lower_quartile(times)
 
 
 def main() -> None:

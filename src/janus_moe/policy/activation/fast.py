@@ -1,7 +1,8 @@
 """The activation scheduler, compiled: the same answers as `reference`, in microseconds.
 
 One file on purpose: numba's cache notices a changed file only through the function it compiles,
-so a helper elsewhere could go stale inside it. Compiled at the first call, cached on disk.
+so a helper elsewhere could go stale inside it; a published hash function does not change.
+Compiled at the first call, cached on disk.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from janus_moe.compiled import compiled
+from janus_moe.policy.splitmix64 import finalize
 
 # What `run`, `run_and_rewrite` and `split_tokens` return.
 INVALID_ID = -1
@@ -27,14 +29,6 @@ NUM_INSTANCE_ROWS = 4  # first expert; arrival's expert; arrival's instance; que
 
 CHUNK = 1024
 """Ids read between two looks at whether all experts are active already."""
-
-
-@compiled
-def _mix(value):  # type: ignore[no-untyped-def]
-    """The finalizer of splitmix64 on uint64."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
 
 
 @compiled
@@ -98,7 +92,7 @@ def _hashed(expert, hosts, seed):  # type: ignore[no-untyped-def]
     num_replicas = 0
     while num_replicas < hosts.shape[1] and hosts[expert, num_replicas] >= 0:
         num_replicas += 1
-    return hosts[expert, np.int64(_mix(seed + np.uint64(expert)) % np.uint64(num_replicas))]
+    return hosts[expert, np.int64(finalize(seed + np.uint64(expert)) % np.uint64(num_replicas))]
 
 
 @compiled
@@ -147,8 +141,8 @@ def run(  # type: ignore[no-untyped-def]
             num_movable += flags[expert + 1]
     if choice == HASHED:
         for index in range(num_movable):  # a digest of the activated set, in any order
-            seed += _mix(np.uint64(movable[index] + 1))
-        seed = _mix(seed)
+            seed += finalize(np.uint64(movable[index] + 1))
+        seed = finalize(seed)
     for index in range(num_movable):
         expert = movable[index]
         best = hosts[expert, 0]

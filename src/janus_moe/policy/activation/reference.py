@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_moe.policy.activation.layout import Assignment, ExpertPolicy, LayerLayout, Rewrite
+from janus_moe.policy.splitmix64 import finalize
 
 Hosts = list[list[int]]
 MASK = 2**64 - 1
@@ -89,11 +90,7 @@ def _hosts(layout: LayerLayout) -> Hosts:
 
 
 def _mix(value: int) -> int:
-    """The finalizer of splitmix64 (Steele, Lea, Flood 2014)."""
-    value &= MASK
-    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & MASK
-    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & MASK
-    return value ^ (value >> 31)
+    return int(finalize(np.uint64(value & MASK)))
 
 
 def _place(expert: int, instance: int, instance_of: dict[int, int], load: list[int]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from typing import Protocol
 
 from janus_moe.planner.latency.link_fit import exchange_seconds
@@ -126,11 +125,6 @@ class PlanChooser:
             f"exchange of up to {bucket_tokens(bucket)} tokens: {EXCHANGE_PLANS[new]} "
             f"({times_us[new]:.0f} us) instead of {EXCHANGE_PLANS[old]} ({times_us[old]:.0f} us)"
         )
-
-
-def lower_quartile(seconds: Sequence[float]) -> float:
-    """Of at least one time; late peers and a busy machine only ever add to it."""
-    return sorted(seconds)[len(seconds) // 4]
 
 
 def predicted_times(

@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 
 from janus_moe.spec import ExchangePlanName
+from janus_moe.tracing.durations import lower_quartile
 from janus_moe.transport.exchange_plans import Topology, egate_programs
 from janus_moe.transport.network.executor import BoundProgram, Executor
-from janus_moe.transport.network.plan_selection import lower_quartile
 
 Programs = tuple[BoundProgram, BoundProgram]
 _KEPT = 64

@@ -1,8 +1,8 @@
-"""What an instance did when: spans of time, recorded only while somebody has asked for them.
+"""What an instance did when: spans of time, recorded only while a trace is asked for.
 
 Times are nanoseconds of `time.perf_counter_ns`, one clock for all processes of a host on Linux.
-On a GPU a span is the time that its launches took, not the work itself. Who asks and what becomes
-of the spans is not known here.
+On a GPU a span is the time that its launches took, not the work itself. What becomes of the spans
+is not known here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,16 @@ MAX_SPANS = 200_000
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True):
-    """row: "work" for what an instance does itself, in order; "sent" and "received" for messages,
-    which may overlap. step, layer: -1 where it belongs to none. peer: of a message."""
+    """One thing that an instance did.
+
+    row: "work" for what it does itself, in order; "sent" or "received" for messages, which overlap.
+    name: what was done, or the kind of message.
+    start_ns, end_ns: `time.perf_counter_ns` at both ends.
+    step, layer: where it belongs; -1 means nowhere.
+    peer: the instance at the other end of a message; empty for work.
+    num_bytes: size of a message; 0 for work.
+    tokens: of the instance in the step; 0 for messages.
+    """
 
     row: str
     name: str
@@ -30,10 +38,10 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SpanLog:
-    """Of one instance. One thread marks, another may record messages, start and stop.
+    """The spans of one instance. One thread marks, another may record messages, start and stop.
 
     Marks cut the instance's time into pieces without gaps: each names what was done since the one
-    before. While nobody records, a mark costs one comparison.
+    before. While nothing is recorded, a mark costs one comparison.
     """
 
     def __init__(self) -> None:
