@@ -28,6 +28,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 SAME_ROW = {
+    "tracing": {"errors"},
     "spec": {"errors"},
     "families": {"spec", "errors"},
     "messages": {"config"},
