@@ -304,14 +304,16 @@ class Traced(Message, frozen=True):
 
 
 class Failed(Message, frozen=True):
-    """A worker cannot go on; `error` is a sentence for people, without a stack trace.
+    """A worker cannot go on.
 
-    secondhand: it lost a peer, and whatever ended the peer is more telling.
+    name: the worker, or the instance in it that failed.
+    error: a sentence for people, without a stack trace.
+    caused_by_peer: it lost a peer, and what ended the peer is more telling.
     """
 
     name: str
     error: str
-    secondhand: bool = False
+    caused_by_peer: bool = False
 
 
 ToAttention = AddRequest | AbortRequest | UseEpoch

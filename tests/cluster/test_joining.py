@@ -26,10 +26,10 @@ from janus_moe.cluster.hosts.agent import AgentSettings, run_agent
 from janus_moe.cluster.hosts.messages import StartHost
 from janus_moe.cluster.hosts.pool import HostPool
 from janus_moe.cluster.hosts.secret import CurveKeys, hkdf, read_secret
-from janus_moe.cluster.hosts.shares import HostShare
+from janus_moe.cluster.runtime.base import RuntimeEvent
 from janus_moe.cluster.worker.bootstrap import Bootstrap
 from janus_moe.cluster.worker.worker_channel import WorkerChannel
-from janus_moe.errors import ConfigError, HostLost, ServiceError, WorkerFailed
+from janus_moe.errors import ConfigError, HostLost, WorkerFailed
 from janus_moe.messages import Hello, StorePut, decode_from_worker
 
 SECRET = b"correct horse battery staple"
@@ -43,7 +43,7 @@ class Cluster:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.said: list[str] = []
-        self.losses: list[ServiceError] = []
+        self.losses: list[RuntimeEvent] = []
         channel = ControlChannel.listen(Address("127.0.0.1", 0), SECRET, HEARTBEAT_S)
         self.pool = HostPool(channel, ["a", "b"], HEARTBEAT_S, self.notes.append)
         self.address = Address.parse(channel.endpoint.removeprefix("tcp://"), "--join")
@@ -60,7 +60,7 @@ class Cluster:
         await self.pool.joined(DEADLINE_S)
         self.pool.watch(self.losses.append)
 
-    async def wait_for_loss(self) -> ServiceError:
+    async def wait_for_loss(self) -> RuntimeEvent:
         receiving = asyncio.create_task(self.receive())
         async with asyncio.timeout(DEADLINE_S):
             while not self.losses:
@@ -180,8 +180,8 @@ async def test_a_host_without_the_model_is_named(cluster: Cluster) -> None:
     without = cluster.agent("b")
     await cluster.both_join()
     part = StartHost(workers=(), model="/no/such/folder", fingerprint="")
-    cluster.pool.start(HostShare("b", (), (0,)), part)
-    message = str(await cluster.wait_for_loss())
+    cluster.pool.start("b", part)
+    message = (await cluster.wait_for_loss()).sentence
     assert "host b" in message
     assert "/no/such/folder" in message
     await cluster.pool.stop(message, DEADLINE_S)
@@ -231,8 +231,8 @@ async def test_an_unreadable_message_ends_nothing_but_its_sender(cluster: Cluste
     identity = cluster.pool._joined["b"].identity
     cluster.pool.handle(identity, garbage)
     (loss,) = cluster.losses
-    assert "host b" in str(loss)
-    assert "unreadable message" in str(loss)
+    assert "host b" in loss.sentence
+    assert "unreadable message" in loss.sentence
 
 
 async def test_a_host_that_falls_silent_is_lost_within_the_heartbeat(
@@ -251,8 +251,8 @@ async def test_a_host_that_falls_silent_is_lost_within_the_heartbeat(
         await cluster.both_join()
         part = StartHost(workers=(), model="/nowhere", fingerprint="")
         process.send_signal(signal.SIGSTOP)
-        cluster.pool.start(HostShare("b", (), (0,)), part)
-        message = str(await cluster.wait_for_loss())
+        cluster.pool.start("b", part)
+        message = (await cluster.wait_for_loss()).sentence
         assert "host b" in message
         assert "silent for 1 s" in message
         process.send_signal(signal.SIGCONT)

@@ -13,6 +13,7 @@ import pytest
 from tests.server.fake_engine import tiny_spec
 
 from janus_moe.cluster.deployment_plan import DeploymentPlan, this_host
+from janus_moe.cluster.message_router import OnMessage
 from janus_moe.cluster.rebalancer import Rebalancer
 from janus_moe.config import EngineConfig
 from janus_moe.errors import ConflictError
@@ -42,12 +43,20 @@ class FakeWorkers:
     def __init__(self) -> None:
         self.sent: list[ToInstance] = []
         self.said: asyncio.Queue[FromWorker] = asyncio.Queue()
+        self.on_message: list[OnMessage] = []
 
     def send(self, message: ToInstance) -> None:
         self.sent.append(message)
 
     async def receive(self) -> FromWorker:
-        return await self.said.get()
+        message = await self.said.get()
+        for take in self.on_message:
+            take(message)
+        return message
+
+    async def receive_forever(self) -> None:
+        while True:
+            await self.receive()
 
     async def close(self) -> None:
         pass
@@ -79,15 +88,10 @@ async def rebalancing(**settings: Any) -> AsyncIterator[tuple[Rebalancer, FakeWo
         choices=(),
     )
     rebalancer, workers = Rebalancer(plan), FakeWorkers()
-    async with rebalancer.watching(workers) as watched:
-        pump = asyncio.create_task(_pump(watched))
+    async with rebalancer.running(workers):
+        pump = asyncio.create_task(workers.receive_forever())
         yield rebalancer, workers
         pump.cancel()
-
-
-async def _pump(workers: Any) -> None:
-    while True:
-        await workers.receive()
 
 
 def prepared(number: int, epoch: int) -> EpochPrepared:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from janus_moe.cluster.message_router import OnMessage
 from janus_moe.cluster.service import Service
 from janus_moe.cluster.worker.exchanges import open_exchanges
 from janus_moe.cluster.worker.worker_instances import build_instances
@@ -127,6 +128,7 @@ class ThreadWorkers:
     """`engine.Workers` whose instances are threads of this process."""
 
     def __init__(self, service: Service, load_piece: LoadPiece) -> None:
+        self.on_message: list[OnMessage] = []
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[FromWorker] = asyncio.Queue()
         rendezvous = MemoryRendezvous()
@@ -153,7 +155,10 @@ class ThreadWorkers:
         self._members[message.instance].post(message)
 
     async def receive(self) -> FromWorker:
-        return await self._queue.get()
+        message = await self._queue.get()
+        for take in self.on_message:
+            take(message)
+        return message
 
     async def close(self) -> None:
         for member in self._members.values():

@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from janus_moe.cluster.deployment_plan import DeploymentPlan
-from janus_moe.cluster.listening import Listening
+from janus_moe.cluster.message_router import ObservableWorkers
 from janus_moe.engine.engine import Workers
 from janus_moe.engine.placement_controller import RebalanceStatus
 from janus_moe.errors import (
@@ -72,13 +72,15 @@ class Rebalancer:
         self._changed = asyncio.Event()  # routing has
 
     @contextlib.asynccontextmanager
-    async def watching(self, workers: Workers) -> AsyncIterator[Workers]:
-        """The same workers, of whose messages this object takes note; it works in the meantime."""
+    async def running(self, workers: ObservableWorkers) -> AsyncIterator[None]:
+        """Works in the meantime, and takes note of what the workers say."""
         self._workers = workers
+        workers.on_message.append(self._observe)
         schedule = asyncio.create_task(self._follow_schedule())
         try:
-            yield Listening(workers, self._observe)
+            yield
         finally:
+            workers.on_message.remove(self._observe)
             self._workers = None
             tasks = [schedule, *([self._task] if self._task else [])]
             for task in tasks:

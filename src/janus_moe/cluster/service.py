@@ -10,14 +10,20 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from janus_moe.cluster.control_channel import ControlChannel
 from janus_moe.cluster.deployment_plan import DeploymentPlan, plan_deployment, this_host
+from janus_moe.cluster.grace_periods import FAILED_GRACE_S
 from janus_moe.cluster.hosts.gathering import Gathered
+from janus_moe.cluster.hosts.pool import IDENTITY_PREFIX
+from janus_moe.cluster.message_router import ObservableWorkers
 from janus_moe.cluster.rebalancer import Rebalancer
-from janus_moe.cluster.supervisor import FAILED_GRACE_S, Cluster
+from janus_moe.cluster.runtime.joined_hosts import JoinedHostsRuntime
+from janus_moe.cluster.runtime.local import LocalRuntime
+from janus_moe.cluster.supervisor import Cluster
 from janus_moe.cluster.tracing import Tracer
 from janus_moe.config import EngineConfig
 from janus_moe.engine.admission import RequestLimits
-from janus_moe.engine.engine import Engine, Workers
+from janus_moe.engine.engine import Engine
 from janus_moe.engine.text.tokenizer import load_tokenizer
 from janus_moe.errors import JanusError
 from janus_moe.messages import Progress
@@ -25,14 +31,20 @@ from janus_moe.model.source import resolve_model
 
 
 def ignore_progress(_: Progress) -> None:
-    """Nobody watches the start."""
+    """Ignores what happens at the start."""
 
 
 @dataclass(slots=True)
 class Service:
-    """plan: what was decided. engine: takes requests once it is ready. rebalancer: moves experts
-    between its instances. tracer: records what they do when. gathered: all hosts, where there are
-    several."""
+    """A service, before, while and after it runs.
+
+    plan: what was decided.
+    engine: takes requests once it is ready.
+    rebalancer: moves experts between expert instances.
+    tracer: records what instances do when.
+    pids: worker name -> process id, once all workers are ready.
+    gathered: all hosts; None means this one alone.
+    """
 
     plan: DeploymentPlan
     engine: Engine
@@ -72,7 +84,7 @@ class Service:
         cluster = self._cluster()
         try:
             await cluster.start(lambda progress: self._progress(progress, on_progress))
-            self.pids = cluster.pids
+            self.pids = dict(cluster.pids)
             await self.serve(cluster, ready)
         except JanusError as error:
             self.engine.mark_dead(str(error))
@@ -85,11 +97,17 @@ class Service:
             await cluster.close()
 
     def _cluster(self) -> Cluster:
+        plan = self.plan
         if self.gathered is None:
-            return Cluster(self.plan)
-        return Cluster(self.plan, self.gathered.pool, self.gathered.bind_host)
+            channel = ControlChannel.local()
+            return Cluster(plan, channel, LocalRuntime(channel.endpoint))
+        pool, bind_host = self.gathered.pool, self.gathered.bind_host
+        local = LocalRuntime(pool.channel.endpoint, pool.channel.secret, bind_host)
+        hosts = JoinedHostsRuntime(pool, local, plan.config.model, plan.folder)
+        return Cluster(plan, pool.channel, hosts, {IDENTITY_PREFIX: pool.handle})
 
-    async def serve(self, workers: Workers, ready: asyncio.Event) -> None:
+    async def serve(self, workers: ObservableWorkers, ready: asyncio.Event) -> None:
         """Serves with workers that are ready, until cancelled or one is lost."""
-        async with self.rebalancer.watching(workers) as watched:
-            await self.engine.run(self.tracer.watch(watched), ready)
+        self.tracer.use(workers)
+        async with self.rebalancer.running(workers):
+            await self.engine.run(workers, ready)

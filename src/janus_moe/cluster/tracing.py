@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from janus_moe.cluster.deployment_plan import DeploymentPlan
-from janus_moe.cluster.listening import Listening
+from janus_moe.cluster.message_router import ObservableWorkers
 from janus_moe.engine.engine import Engine, Workers
 from janus_moe.errors import ConfigError, ServiceError
 from janus_moe.messages import FromWorker, SamplingParams, Trace, Traced
@@ -50,10 +50,10 @@ class Tracer:
         self._waiting: dict[InstanceId, asyncio.Future[Traced]] = {}
         self._offsets: dict[InstanceId, int] = {}
 
-    def watch(self, workers: Workers) -> Workers:
-        """The same workers, whose answers to the tracer come here."""
+    def use(self, workers: ObservableWorkers) -> None:
+        """Takes the workers to record, whose answers come here."""
         self._workers = workers
-        return Listening(workers, self._hear)
+        workers.on_message.append(self._on_message)
 
     async def start(self) -> None:
         """Returns once every instance records. Raises ServiceError when one does not answer."""
@@ -94,7 +94,7 @@ class Tracer:
                 f"{instance} did not answer the tracer within {ANSWER_S:.0f} s"
             ) from None
 
-    def _hear(self, message: FromWorker) -> None:
+    def _on_message(self, message: FromWorker) -> None:
         if isinstance(message, Traced):
             answer = self._waiting.get(message.instance)
             if answer is not None and not answer.done():

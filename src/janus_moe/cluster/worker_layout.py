@@ -10,28 +10,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from janus_moe.cluster.deployment_plan import DeploymentPlan, Host
-from janus_moe.cluster.worker.bootstrap import Bootstrap
+from janus_moe.cluster.runtime.base import WorkerSpec
 from janus_moe.messages import Setup
 from janus_moe.spec import InstanceId
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLayout:
-    """One worker process: its name, host, instances and compute threads."""
+    """One worker process.
+
+    name: its name, by which control messages reach it.
+    host: where it runs.
+    instances: those that it hosts.
+    num_threads: compute threads of each of them.
+    """
 
     name: str
     host: Host
     instances: tuple[InstanceId, ...]
     num_threads: int
 
-    def bootstrap(self, endpoint: str, bind_host: str) -> Bootstrap:
-        """What the process needs on its command line; the launcher fills in the descriptors."""
-        return Bootstrap(
-            name=self.name,
-            endpoint=endpoint,
-            lifeline_fd=-1,
-            bind_host=bind_host,
-        )
+    @property
+    def title(self) -> str:
+        """Its name, with its host where that is another one."""
+        share = self.host.share
+        return self.name if share.is_local else f"{self.name} on host {share.name}"
+
+    @property
+    def spec(self) -> WorkerSpec:
+        """What a runtime must know to start it."""
+        return WorkerSpec(self.name, self.host.share.name, self.num_threads)
 
 
 def worker_layouts(plan: DeploymentPlan) -> Sequence[WorkerLayout]:

@@ -50,7 +50,7 @@ class Workers(Protocol):
         """Sends a message to the instance it is for."""
 
     async def receive(self) -> FromWorker:
-        """The next message of any worker; raises WorkerDied when one has ended."""
+        """The next message of any worker; raises ServiceError when the workers cannot go on."""
 
     async def close(self) -> None:
         """Stops all workers; returns when none is left."""

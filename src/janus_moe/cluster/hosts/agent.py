@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from janus_moe import __version__
+from janus_moe.cluster.grace_periods import FAILED_GRACE_S, HOST_VERDICT_S, STOP_GRACE_S
 from janus_moe.cluster.host_facts import host_facts
 from janus_moe.cluster.hosts.addresses import Address
 from janus_moe.cluster.hosts.link import EngineLink, join_engine
@@ -31,17 +32,12 @@ from janus_moe.cluster.hosts.messages import (
     WorkerEnded,
 )
 from janus_moe.cluster.hosts.secret import CurveKeys
-from janus_moe.cluster.runtime.local import ProcessLauncher, WorkerProcess, end_processes
+from janus_moe.cluster.runtime.processes import ProcessLauncher, WorkerProcess, end_processes
 from janus_moe.cluster.worker.bootstrap import Bootstrap
 from janus_moe.errors import CheckpointError, HostLost, JanusError, WorkerFailed
 from janus_moe.model.source import fingerprint, resolve_model
 
 WELCOME_S = 20.0
-LAST_WORDS_S = 0.2
-VERDICT_S = 10.0
-"""How long the engine may take to end the service after it has heard of a failure here."""
-STOP_GRACE_S = 3.0
-FAILED_GRACE_S = 0.5
 
 Say = Callable[[str], None]
 
@@ -134,7 +130,7 @@ class _Agent:
         self._tasks.append(asyncio.create_task(self._receive_forever()))
         failed = False
         while True:
-            timeout_s = VERDICT_S if failed else None
+            timeout_s = HOST_VERDICT_S if failed else None
             try:
                 event = await asyncio.wait_for(self.events.get(), timeout_s)
             except TimeoutError:
@@ -183,7 +179,6 @@ class _Agent:
                 bootstrap = Bootstrap(
                     name=start.name,
                     endpoint=self._link.endpoint,
-                    lifeline_fd=-1,
                     bind_host=self._settings.bind_host,
                     checkpoint=str(folder),
                 )
@@ -209,9 +204,8 @@ class _Agent:
             await self.events.put(error)
 
     async def _watch(self, worker: WorkerProcess) -> None:
-        """Reports a worker that ends unasked, after what it may have said itself."""
+        """Reports a worker that ends unasked."""
         await worker.process.wait()
-        await asyncio.sleep(LAST_WORDS_S)
         if worker in self._workers:
             how = worker.how_it_ended()
             ended = WorkerEnded(name=worker.name, pid=worker.process.pid, how=how)

@@ -32,15 +32,19 @@ from janus_moe.cluster.hosts.messages import (
     WorkerEnded,
     decode_from_host,
 )
-from janus_moe.cluster.hosts.shares import HostShare
-from janus_moe.errors import HostLost, ServiceError, WorkerDied, WorkerFailed
+from janus_moe.cluster.runtime.base import (
+    OnRuntimeEvent,
+    RuntimeEvent,
+    RuntimeFailed,
+    WorkersLost,
+)
+from janus_moe.errors import HostLost, WorkerDied
 
 IDENTITY_PREFIX = b"host "
 """How ZeroMQ identities of hosts begin; workers have their names."""
 PINGS_PER_TIMEOUT = 10
 
 OnNote = Callable[[str], None]
-OnLoss = Callable[[ServiceError], None]
 
 
 def host_identity(name: str) -> bytes:
@@ -72,7 +76,6 @@ class HostPool:
         on_note: OnNote = lambda note: None,
     ) -> None:
         self.channel = channel
-        self.stage = "starting"
         self._names = tuple(names)
         self._timeout_s = heartbeat_timeout_s
         self._on_note = on_note
@@ -81,8 +84,8 @@ class HostPool:
         self._changed = asyncio.Event()
         self._all_there = False
         self._stopping = False
-        self._losses: list[ServiceError] = []
-        self._on_loss: OnLoss = self._losses.append
+        self._events: list[RuntimeEvent] = []
+        self._on_event: OnRuntimeEvent = self._events.append
         self._pinging = asyncio.create_task(self._ping_forever())
 
     @property
@@ -117,15 +120,15 @@ class HostPool:
         self._all_there = True
         return {name: host.facts for name, host in self._joined.items()}
 
-    def watch(self, on_loss: OnLoss) -> None:
-        """Calls `on_loss` with what ends the service from now on, and what has already."""
-        self._on_loss = on_loss
-        for loss in self._losses:
-            on_loss(loss)
+    def watch(self, on_event: OnRuntimeEvent) -> None:
+        """Calls `on_event` with what ends the service from now on, and what has already."""
+        self._on_event = on_event
+        for event in self._events:
+            on_event(event)
 
-    def start(self, share: HostShare, part: StartHost) -> None:
+    def start(self, name: str, part: StartHost) -> None:
         """Tells a host its part."""
-        host = self._joined[share.name]
+        host = self._joined[name]
         host.workers = tuple(worker.name for worker in part.workers)
         self._send(host, part)
 
@@ -159,11 +162,11 @@ class HostPool:
             case HostStarted(pids=pids):
                 host.pids = pids
             case WorkerEnded(name=name, pid=pid, how=how) if not self._stopping:
-                title = f"{name} (pid {pid} on host {host.name})"
-                self._on_loss(WorkerDied(f"{title} {how} while {self.stage}"))
+                sentence = f"{name} (pid {pid} on host {host.name}) {how}"
+                self._on_event(WorkersLost((name,), WorkerDied, sentence, is_remote=True))
             case HostFailed(error=error) if not self._stopping:
                 if self._all_there:
-                    self._on_loss(WorkerFailed(f"host {_title(host)}: {error}"))
+                    self._on_event(RuntimeFailed(f"host {_title(host)}: {error}"))
                 else:
                     self._forget(host, f"has left: {error}")
             case HostStopped():
@@ -219,7 +222,8 @@ class HostPool:
         if self._stopping:
             return
         if self._all_there:
-            self._on_loss(HostLost(f"host {_title(host)} {what} while {self.stage}"))
+            sentence = f"host {_title(host)} {what}"
+            self._on_event(WorkersLost(host.workers, HostLost, sentence, is_remote=True))
         else:
             self._forget(host, what)
 

@@ -1,113 +1,69 @@
-"""Starting worker processes on this host, and making sure none is ever left behind.
-
-A worker inherits exactly the file descriptors it needs: the lifeline, and in a cluster a pipe with
-the secret. It is told everything else by message.
-"""
+"""Workers as child processes of this one, on this host."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Mapping, Sequence
 
-import msgspec
-
+from janus_moe.cluster.runtime.base import OnRuntimeEvent, WorkersLost, WorkerSpec
+from janus_moe.cluster.runtime.processes import ProcessLauncher, WorkerProcess, end_processes
 from janus_moe.cluster.worker.bootstrap import Bootstrap
+from janus_moe.errors import WorkerDied
+
+LOOPBACK_ADDRESS = "127.0.0.1"
 
 
-@dataclass(slots=True)
-class WorkerProcess:
-    """One started worker."""
+class LocalRuntime:
+    """A `Runtime` whose workers end with this process, however it ends.
 
-    name: str
-    process: asyncio.subprocess.Process
+    endpoint: ZeroMQ address of the engine.
+    secret: what workers must know to get in; None where the endpoint is a private socket file.
+    bind_host: the only address that workers may listen at.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        secret: bytes | None = None,
+        bind_host: str = LOOPBACK_ADDRESS,
+    ) -> None:
+        self._endpoint = endpoint
+        self._bind_host = bind_host
+        self._launcher = ProcessLauncher(secret)
+        self._workers: list[WorkerProcess] = []
+        self._watchers: list[asyncio.Task[None]] = []
+        self._stopping = False
 
     @property
-    def title(self) -> str:
-        return f"{self.name} (pid {self.process.pid})"
+    def pids(self) -> Mapping[str, int]:
+        """Worker name -> process id."""
+        return {worker.name: worker.process.pid for worker in self._workers}
 
-    def how_it_ended(self) -> str:
-        """e.g. `was killed by SIGKILL` or `exited with status 1`."""
-        code = self.process.returncode
-        if code is None:
-            return "is running"
-        if code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
-        return f"exited with status {code}"
-
-
-class ProcessLauncher:
-    """Spawns workers as child processes that end when this process does."""
-
-    def __init__(self, secret: bytes | None = None) -> None:
-        self._secret = secret
-        self._lifeline_read, self._lifeline_write = os.pipe()
-
-    async def spawn(self, bootstrap: Bootstrap, num_threads: int) -> WorkerProcess:
-        """Starts one worker; descriptors of lifeline and secret are filled in here."""
-        secret_fd = None if self._secret is None else _pipe_holding(self._secret)
-        bootstrap = msgspec.structs.replace(
-            bootstrap, lifeline_fd=self._lifeline_read, secret_fd=secret_fd
-        )
-        descriptors = (self._lifeline_read, *(() if secret_fd is None else (secret_fd,)))
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "janus_moe.cluster.worker",
-                msgspec.json.encode(bootstrap).decode(),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=descriptors,
-                env={**os.environ, **worker_environment(num_threads)},
-                start_new_session=True,  # Ctrl-C goes to the engine, which drains first
+    async def start(self, workers: Sequence[WorkerSpec], on_event: OnRuntimeEvent) -> None:
+        """See `Runtime`."""
+        for spec in workers:
+            bootstrap = Bootstrap(
+                name=spec.name,
+                endpoint=self._endpoint,
+                bind_host=self._bind_host,
             )
-        finally:
-            if secret_fd is not None:
-                os.close(secret_fd)
-        return WorkerProcess(name=bootstrap.name, process=process)
+            worker = await self._launcher.spawn(bootstrap, spec.num_threads)
+            self._workers.append(worker)
+            self._watchers.append(asyncio.create_task(self._watch(worker, on_event)))
 
-    def close(self) -> None:
-        """Cuts the lifeline: every worker still there leaves at once."""
-        for fd in (self._lifeline_write, self._lifeline_read):
-            os.close(fd)
+    async def stop(self, grace_s: float, error: str | None) -> None:
+        """See `Runtime`."""
+        self._stopping = True
+        await end_processes(self._workers, grace_s)
+        self._launcher.close()
+        for watcher in self._watchers:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
 
-
-def worker_environment(num_threads: int) -> dict[str, str]:
-    """Variables for the libraries of a worker. A thread that spins for long starves the other pool,
-    and one that sleeps at once wakes late for the next kernel: so they spin for some 20 us. Weights
-    lie in huge pages where the system has them: streaming them is some 10 % faster."""
-    threads = str(num_threads)
-    return {
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "NUMBA_NUM_THREADS": threads,
-        "OMP_WAIT_POLICY": "passive",
-        "GOMP_SPINCOUNT": "1000",
-        "THP_MEM_ALLOC_ENABLE": "1",  # torch's allocator
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-
-
-def _pipe_holding(content: bytes) -> int:
-    """The read end of a pipe with `content` (less than a pipe's 64 KiB) and nothing after it."""
-    read_fd, write_fd = os.pipe()
-    os.write(write_fd, content)
-    os.close(write_fd)
-    return read_fd
-
-
-async def end_processes(workers: Sequence[WorkerProcess], grace_s: float) -> None:
-    """Waits for the workers to leave, then terminates, then kills those that do not."""
-    for act in (None, signal.SIGTERM, signal.SIGKILL):
-        remaining = [w for w in workers if w.process.returncode is None]
-        if act is not None:
-            for worker in remaining:
-                worker.process.send_signal(act)
-        waits = [asyncio.create_task(worker.process.wait()) for worker in remaining]
-        if waits:
-            _, late = await asyncio.wait(waits, timeout=grace_s)
-            for wait in late:
-                wait.cancel()
+    async def _watch(self, worker: WorkerProcess, on_event: OnRuntimeEvent) -> None:
+        await worker.process.wait()
+        if not self._stopping:
+            sentence = f"{worker.title} {worker.how_it_ended()}"
+            on_event(WorkersLost((worker.name,), WorkerDied, sentence))

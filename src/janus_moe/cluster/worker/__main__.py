@@ -1,4 +1,4 @@
-"""A worker process: says hello, builds its instances, runs each in a thread, passes on messages.
+"""A worker process: it says hello, builds its instances, runs each in a thread, passes on messages.
 
 Whether it hosts one instance (shm) or all of them (loopback) makes no difference here. An error
 in any instance ends the whole worker after its sentence has reached the engine.
@@ -22,7 +22,7 @@ from janus_moe.cluster.worker.bootstrap import Bootstrap
 from janus_moe.cluster.worker.exchanges import open_exchanges
 from janus_moe.cluster.worker.worker_channel import WorkerChannel
 from janus_moe.cluster.worker.worker_instances import HostedInstance, build_instances
-from janus_moe.errors import ExchangeClosed, ExchangeError, HostLost, JanusError
+from janus_moe.errors import ExchangeClosed, ExchangeError, HostLost, JanusError, RoutingDivergence
 from janus_moe.messages import Failed, Hello, Ready, Setup, Stop, StorePut, ToWorker
 from janus_moe.transport import Exchange
 
@@ -108,8 +108,8 @@ def _report(name: str, error: Exception, mailbox: WorkerChannel) -> None:
     if not isinstance(error, JanusError):
         logger.exception("%s failed", name)
     kind = "" if isinstance(error, JanusError) else f"{type(error).__name__}: "
-    secondhand = isinstance(error, ExchangeError)
-    mailbox.send(Failed(name=name, error=f"{kind}{error}", secondhand=secondhand))
+    caused_by_peer = isinstance(error, ExchangeError) and not isinstance(error, RoutingDivergence)
+    mailbox.send(Failed(name=name, error=f"{kind}{error}", caused_by_peer=caused_by_peer))
 
 
 def _leave_at_once(bootstrap: Bootstrap) -> None:

@@ -9,17 +9,19 @@ import msgspec
 
 
 class Bootstrap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Passed on the worker's command line as JSON; holds no secret.
+    """The argument on a worker's command line, as JSON; it holds no secret.
 
-    endpoint: ZeroMQ address of the engine. lifeline_fd: read end of the lifeline pipe.
-    secret_fd: a pipe with the cluster's secret, where the endpoint is open to the network.
+    name: the worker's name, its ZeroMQ identity.
+    endpoint: ZeroMQ address of the engine.
+    lifeline_fd: read end of the lifeline pipe, which the launcher fills in.
+    secret_fd: a pipe with the cluster's secret; None where the endpoint is a private socket file.
     bind_host: the only address at which the worker may listen.
-    checkpoint: folder of the model on this host; None where it is the one in the setup.
+    checkpoint: folder of the model on this host; None means the one in the setup.
     """
 
     name: str
     endpoint: str
-    lifeline_fd: int
+    lifeline_fd: int = -1
     secret_fd: int | None = None
     bind_host: str = "127.0.0.1"
     checkpoint: str | None = None
