@@ -7,6 +7,7 @@ import json
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,15 @@ from tests.e2e.server_process import ServerProcess, serving
 
 ENDS_WITHIN_S = 5.0
 SHARED_MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Temporary files of other services on this machine are not counted; short, for sockets."""
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 def leftovers() -> set[str]:
