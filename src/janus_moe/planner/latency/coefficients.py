@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -128,11 +127,6 @@ def fitted_coefficients(device: str) -> Coefficients:
         return Coefficients(device=device, source="none", laws={})
     found: Coefficients = facts.load("coefficients", device, Coefficients)
     return found
-
-
-def read_coefficients(path: Path) -> Coefficients:
-    """Laws from a file; raises ConfigError that names it."""
-    return facts.decode(path, Coefficients)
 
 
 def roofline_law(device: DeviceProfile, arithmetic: Arithmetic) -> OpLaw:

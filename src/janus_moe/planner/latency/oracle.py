@@ -285,17 +285,6 @@ class Oracle:
 
     # One operation, numbers
 
-    def attention_layer(self, tokens: float, context: float) -> Estimate:
-        return Estimate(
-            float(self.attention_layer_s(tokens, context)), self._times.attention_confidence
-        )
-
-    def dense_layer(self, tokens: float) -> Estimate:
-        return Estimate(float(self.dense_layer_s(tokens)), self._times.product_confidence)
-
-    def shared_expert(self, tokens: float) -> Estimate:
-        return Estimate(float(self.shared_expert_s(tokens)), self._times.product_confidence)
-
     def lm_head(self, tokens: float) -> Estimate:
         return Estimate(float(self.lm_head_s(tokens)), self._times.product_confidence)
 

@@ -34,9 +34,6 @@ class Rate:
                 "it is requests per second times output tokens per request"
             )
 
-    def divided(self, copies: int) -> Rate:
-        return Rate(self.tokens_per_s / copies)
-
 
 @dataclass(frozen=True, slots=True)
 class Concurrency:
@@ -48,16 +45,10 @@ class Concurrency:
         if not 1 <= self.requests < float("inf"):
             raise ConfigError(f"the concurrency must be 1 or more requests, got {self.requests}")
 
-    def divided(self, copies: int) -> Concurrency:
-        return Concurrency(max(1.0, self.requests / copies))
-
 
 @dataclass(frozen=True, slots=True)
 class Saturate:
     """As many tokens as the GPUs can serve within the objective."""
-
-    def divided(self, copies: int) -> Saturate:
-        return self
 
 
 ServiceDemand = Rate | Concurrency | Saturate
