@@ -23,7 +23,7 @@ from janus_moe.cluster.hosts.shares import whole
 from janus_moe.cluster.worker.worker_instances import HostedInstance, build_instances
 from janus_moe.cluster.worker_layout import setup_message, worker_layouts
 from janus_moe.config import EngineConfig
-from janus_moe.experts import instance as expert_instance
+from janus_moe.experts import routing_observer
 from janus_moe.kernels.activation_schedule import (
     DevicePolicy,
     PolicyActivationSchedule,
@@ -164,7 +164,7 @@ class OneThread:
 
 @pytest.fixture(autouse=True)
 def every_step_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expert_instance, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(routing_observer, "REPORT_EVERY_S", 0.0)
     monkeypatch.setattr(dispatch, "ActivationScheduleKernel", PretendedKernel)
 
 

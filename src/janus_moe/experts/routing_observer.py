@@ -65,7 +65,7 @@ class RoutingObserver:
         """
         if not self._watching:
             return
-        if expert_ids.is_cpu:
+        if expert_ids.device.type == "cpu":
             self._count(RoutedBatch(layer, expert_ids.numpy()))
         else:
             self._on_device.add(layer, expert_ids)
