@@ -14,7 +14,11 @@ from typing import Any
 from janus_moe.cluster.message_router import OnMessage
 from janus_moe.cluster.service import Service
 from janus_moe.cluster.worker.exchanges import open_exchanges
-from janus_moe.cluster.worker.worker_instances import build_instances
+from janus_moe.cluster.worker.worker_instances import (
+    HostedInstance,
+    build_instances,
+    connect_instances,
+)
 from janus_moe.cluster.worker_layout import setup_message, worker_layouts
 from janus_moe.config import EngineConfig
 from janus_moe.engine.engine import Engine
@@ -30,6 +34,7 @@ from janus_moe.messages import (
     TokenLogprob,
 )
 from janus_moe.model.piecewise import Piece
+from janus_moe.spec import InstanceId
 from janus_moe.transport import Exchange
 from janus_moe.transport.network.rendezvous import MemoryRendezvous
 
@@ -140,10 +145,11 @@ class ThreadWorkers:
         with ThreadPoolExecutor(len(setups)) as pool:  # they wait for each other
             exchanges = list(pool.map(meet, setups))
         self._exchanges = [exchange for own in exchanges for exchange in own]
-        self._members = {}
+        self._members: dict[InstanceId, HostedInstance] = {}
         for setup, exchange in zip(setups, exchanges, strict=True):
-            for member in build_instances(setup, exchange, self._emit, load_piece):
-                self._members[member.id] = member
+            members = build_instances(setup, self._emit, load_piece)
+            connect_instances(members, setup, exchange)
+            self._members |= {member.id: member for member in members}
         self._threads = [
             threading.Thread(target=self._live, args=(member,), daemon=True)
             for member in self._members.values()
@@ -168,6 +174,8 @@ class ThreadWorkers:
         for thread in self._threads:
             await asyncio.to_thread(thread.join, 10)
             assert not thread.is_alive()
+        for member in self._members.values():
+            member.release()
         for exchange in self._exchanges:
             await asyncio.to_thread(exchange.close)
 

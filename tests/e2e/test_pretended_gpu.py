@@ -20,7 +20,11 @@ from torch import Tensor
 from janus_moe.cluster.deployment_plan import Host, plan_deployment
 from janus_moe.cluster.host_facts import HostFacts
 from janus_moe.cluster.hosts.shares import whole
-from janus_moe.cluster.worker.worker_instances import HostedInstance, build_instances
+from janus_moe.cluster.worker.worker_instances import (
+    HostedInstance,
+    build_instances,
+    connect_instances,
+)
 from janus_moe.cluster.worker_layout import setup_message, worker_layouts
 from janus_moe.config import EngineConfig
 from janus_moe.experts import routing_observer
@@ -112,9 +116,9 @@ class OneThread:
         [layout] = worker_layouts(self.plan)
         exchange = LoopbackExchange(self.plan.membership)
         self._attention: HostedInstance
-        self._attention, *self._experts = build_instances(
-            setup_message(self.plan, layout), [exchange], self._take
-        )
+        setup = setup_message(self.plan, layout)
+        self._attention, *self._experts = members = build_instances(setup, self._take)
+        connect_instances(members, setup, [exchange])
 
     def run(self) -> dict[str, tuple[list[int], list[Any]]]:
         for number, (prompt, sampling) in enumerate(self._requests):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from janus_moe.experts.epoch import first_tables
 from janus_moe.experts.instance import ExpertInstance
 from janus_moe.experts.routing_observer import RoutingObserver
 from janus_moe.experts.runner import ExpertRunner
@@ -24,7 +25,9 @@ def expert_instance(
     return ExpertInstance(
         instance_id,
         ExpertRunner(model),
-        ServedEpochs(instance_id, rank, placement, Schedulers(rank, rule)),
+        ServedEpochs(
+            instance_id, rank, placement, first_tables(placement, rank), Schedulers(rank, rule)
+        ),
         model.spec.moe_layer_ids,
         RoutingObserver(placement.num_layers, placement.num_experts),
     )

@@ -59,16 +59,20 @@ class AttentionInstance:
     def has_work(self) -> bool:
         return self._batcher.has_work
 
-    def connect(self, experts: Sequence[InstanceId], ports: Sequence[AttentionPort]) -> None:
+    def connect(
+        self, experts: Sequence[InstanceId], ports: Sequence[AttentionPort], epoch: int = 0
+    ) -> None:
         """Computes its steps with these expert instances from now on.
 
         A step that the exchange before has raised out of is not lost: it is computed again.
 
         experts: the expert instances of the exchanges by rank.
         ports: an exchange for each micro-batch; every step is announced on all of them.
+        epoch: the placement that their first steps use.
         """
         self._experts = experts
         self._ports = ports
+        self._epoch = epoch
         self._micro_batch_threshold = self._limits.micro_batch_threshold if len(ports) > 1 else 0
 
     def add(self, message: AddRequest) -> None:

@@ -45,6 +45,11 @@ class ExpertInstance:
         self._observer = observer
         self._turn = threading.Lock()
 
+    def connect(self, epochs: ServedEpochs, observer: RoutingObserver) -> None:
+        """Serves another membership from now on; no thread may serve meanwhile."""
+        self.epochs = epochs
+        self._observer = observer
+
     def warm_up(self) -> None:
         """Compiles what compiles on first use."""
         self.runner.warm_up(self.layers[0], self.epochs.current.schedulers[0])

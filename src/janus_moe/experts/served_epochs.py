@@ -5,9 +5,13 @@ It does not know what an epoch is used for, how its weights are loaded, or who d
 
 from __future__ import annotations
 
-from janus_moe.errors import ExchangeError
-from janus_moe.experts.epoch import Epoch, first_tables, make_epoch
-from janus_moe.experts.scheduling import Schedulers
+from collections.abc import Sequence
+
+import numpy as np
+
+from janus_moe.errors import ConfigError, ExchangeError
+from janus_moe.experts.epoch import Epoch, make_epoch
+from janus_moe.experts.scheduling import Schedulers, Table
 from janus_moe.policy.placement import Placement
 from janus_moe.spec import InstanceId
 from janus_moe.transport import Ticket
@@ -21,6 +25,7 @@ class ServedEpochs:
     instance_id: named in errors.
     rank: position of the instance in the placements.
     placement: of the first steps.
+    tables: [moe layers] the slot of each of its experts.
     schedulers: makes the schedulers of every epoch.
     """
 
@@ -29,14 +34,34 @@ class ServedEpochs:
         instance_id: InstanceId,
         rank: int,
         placement: Placement,
+        tables: Sequence[Table],
         schedulers: Schedulers,
     ) -> None:
         self.rank = rank
         self.schedulers = schedulers
         self._instance_id = instance_id
-        first = make_epoch(placement, first_tables(placement, rank), schedulers)
+        first = make_epoch(placement, tables, schedulers)
         self._current = self._latest = self._before_latest = first
         self._staged: dict[int, Epoch] = {}
+
+    def continued(self, rank: int, placement: Placement, schedulers: Schedulers) -> ServedEpochs:
+        """The same experts in the same slots, in another membership.
+
+        rank: position of the instance there.
+        placement: of its first steps.
+
+        Raises ConfigError when the placement gives the instance other experts than it holds.
+        """
+        tables = self._latest.slots
+        for layer, table in enumerate(tables):
+            held, wanted = np.flatnonzero(table >= 0), placement.slots[layer][rank]
+            if held.tolist() != sorted(wanted):
+                raise ConfigError(
+                    f"{self._instance_id} holds experts {held.tolist()} of MoE layer {layer}, the "
+                    f"placement of epoch {placement.epoch} gives it {sorted(wanted)}; move them "
+                    "before"
+                )
+        return ServedEpochs(self._instance_id, rank, placement, tables, schedulers)
 
     @property
     def current(self) -> Epoch:

@@ -21,7 +21,11 @@ from janus_moe import __version__
 from janus_moe.cluster.worker.bootstrap import Bootstrap
 from janus_moe.cluster.worker.exchanges import open_exchanges
 from janus_moe.cluster.worker.worker_channel import WorkerChannel
-from janus_moe.cluster.worker.worker_instances import HostedInstance, build_instances
+from janus_moe.cluster.worker.worker_instances import (
+    HostedInstance,
+    build_instances,
+    connect_instances,
+)
 from janus_moe.errors import ExchangeClosed, ExchangeError, HostLost, JanusError, RoutingDivergence
 from janus_moe.messages import Failed, Hello, Ready, Setup, Stop, StorePut, ToWorker
 from janus_moe.transport import Exchange
@@ -48,7 +52,8 @@ def run(bootstrap: Bootstrap) -> int:
         if bootstrap.checkpoint is not None:
             setup = msgspec.structs.replace(setup, checkpoint=bootstrap.checkpoint)
         exchanges = open_exchanges(setup, mailbox, bootstrap.bind_host)
-        members = build_instances(setup, exchanges, mailbox.send)
+        members = build_instances(setup, mailbox.send)
+        connect_instances(members, setup, exchanges)
         mailbox.send(Ready(name=bootstrap.name))
         return _serve(members, exchanges, mailbox)
     # A last resort: the end of the process; the engine is to learn why.
@@ -101,6 +106,8 @@ def _serve(
         exchange.shutdown()
     for thread in threads:
         thread.join()
+    for member in members:
+        member.release()
     return 1 if failed.is_set() else 0
 
 

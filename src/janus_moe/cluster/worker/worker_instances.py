@@ -1,4 +1,4 @@
-"""From a setup message to running instances: load weights, warm up, give each a thread's work.
+"""From a setup message to instances: load weights and warm up once, then serve memberships.
 
 The one place that knows how models, policies and ports fit together in a worker.
 """
@@ -9,8 +9,8 @@ import contextlib
 import queue
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numba
 import torch
@@ -20,6 +20,7 @@ from janus_moe.attention.loop import serve as serve_attention
 from janus_moe.attention.runner import AttentionRunner
 from janus_moe.attention.step_input import StepLimits
 from janus_moe.cluster.activation_costs import activation_rule
+from janus_moe.experts.epoch import first_tables
 from janus_moe.experts.epoch_loader import EpochLoader, LoadPiece
 from janus_moe.experts.instance import ExpertInstance
 from janus_moe.experts.loop import serve as serve_experts
@@ -28,7 +29,7 @@ from janus_moe.experts.routing_observer import RoutingObserver
 from janus_moe.experts.runner import ExpertRunner
 from janus_moe.experts.scheduling import Schedulers
 from janus_moe.experts.served_epochs import ServedEpochs
-from janus_moe.messages import FromWorker, Progress, Setup, ToWorker, Trace, Traced
+from janus_moe.messages import FromWorker, Progress, Setup, Stop, ToWorker, Trace, Traced
 from janus_moe.model.attention_block import AttentionModel, KvCache
 from janus_moe.model.checkpoint import Checkpoint
 from janus_moe.model.expert_block import ExpertModel
@@ -36,7 +37,7 @@ from janus_moe.model.memory import attention_bytes, expert_pool_bytes
 from janus_moe.model.piecewise import Piece
 from janus_moe.policy.paging import BlockManager
 from janus_moe.policy.placement import Placement
-from janus_moe.spec import InstanceId
+from janus_moe.spec import InstanceId, Membership
 from janus_moe.tracing import SpanLog
 from janus_moe.transport import Exchange, WaitRule, spin_budget_us
 from janus_moe.transport.loopback import LoopbackExchange
@@ -48,24 +49,52 @@ REPORT_EVERY_S = 0.2
 MESSAGE_ROWS = {"send": "sent", "receive": "received"}
 
 
+class Connection(NamedTuple):
+    """What an instance does with the exchanges of one membership.
+
+    wake: makes its thread look at the inbox.
+    body: the work of its thread until a Stop message or the end of the exchanges; in loopback,
+        where attention instances run the experts, an expert's thread only prepares epochs.
+    """
+
+    wake: Callable[[], None]
+    body: ThreadBody
+
+
 class HostedInstance:
-    """An instance in a worker: its inbox, and the work of its thread (in loopback, where attention
-    instances run the experts, an expert's thread only prepares epochs). spans: what it did when."""
+    """An instance in a worker: built once, with its weights, and connected to exchanges later.
+
+    instance_id: its name in messages.
+    connect: gives it ports of the exchanges of the setup's membership.
+    spans: what it does when.
+    send: takes its answers to `Trace`.
+    release: gives back what it holds besides memory.
+    """
 
     def __init__(
         self,
         instance_id: InstanceId,
-        wake: Callable[[], None],
-        work: ThreadBody,
+        connect: Callable[[Setup, Sequence[Exchange], WaitRule], Connection],
         spans: SpanLog,
         send: Send,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
         self.id = instance_id
+        self.release = release
+        self._connect = connect
         self._spans = spans
         self._send = send
         self._inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
-        self._wake = wake
-        self._work = work
+        self._connection: Connection | None = None
+
+    def connect(self, setup: Setup, exchanges: Sequence[Exchange], rule: WaitRule) -> None:
+        """Serves with these exchanges from now on; no thread may be in `serve` meanwhile."""
+        record_messages(self._spans, setup.membership, exchanges)
+        waiting = [self._inbox.get() for _ in range(self._inbox.qsize())]
+        for message in waiting:
+            if not isinstance(message, Stop):  # of the exchanges before, closed while it came
+                self._inbox.put(message)
+        self._connection = self._connect(setup, exchanges, rule)
 
     def post(self, message: ToWorker) -> None:
         """Puts a message in the inbox and wakes the instance; starts and stops recording."""
@@ -73,11 +102,14 @@ class HostedInstance:
             self._trace(message.recording)
             return
         self._inbox.put(message)
-        self._wake()
+        if self._connection is not None:
+            self._connection.wake()
 
     def serve(self) -> None:
         """The work of the instance's thread, until a Stop message."""
-        self._work(self._inbox)
+        if self._connection is None:
+            raise RuntimeError(f"{self.id} is not connected to an exchange")
+        self._connection.body(self._inbox)
 
     def _trace(self, recording: bool) -> None:
         now_ns, spans = time.perf_counter_ns(), self._spans.stop()
@@ -86,31 +118,53 @@ class HostedInstance:
         self._send(Traced(instance=self.id, now_ns=now_ns, spans=() if recording else spans))
 
 
-def _closing(stack: contextlib.ExitStack, work: ThreadBody) -> ThreadBody:
-    """The same work; afterwards the stack is closed, whatever happened."""
+def record_messages(spans: SpanLog, membership: Membership, exchanges: Sequence[Exchange]) -> None:
+    """Where messages have a beginning and an end, they are recorded too."""
 
-    def and_close(inbox: queue.SimpleQueue[ToWorker]) -> None:
-        with stack:
-            work(inbox)
+    def record(peer: int, way: str, num_bytes: int, stage: str, start_ns: int, end_ns: int) -> None:
+        row, name = MESSAGE_ROWS[way], str(membership.instances[peer])
+        spans.message(row, stage, name, num_bytes, start_ns, end_ns)
 
-    return and_close
+    for exchange in exchanges:
+        if isinstance(exchange, NetworkExchange):
+            exchange.record_to(record)
 
 
 def build_instances(
-    setup: Setup, exchanges: Sequence[Exchange], send: Send, load_piece: LoadPiece = Piece.load
+    setup: Setup, send: Send, load_piece: LoadPiece = Piece.load
 ) -> Sequence[HostedInstance]:
-    """Loads and warms up the instances of a worker.
+    """Loads and warms up the instances of a worker, which then belong to no exchange yet.
 
-    Experts come first: in loopback the attention instances call them.
-    exchanges: what `open_exchanges` made; the caller shuts them down.
+    setup: its membership says which experts an expert instance loads.
+    send: takes what the instances report.
     load_piece: how weights are read while the service runs; tests pass faults.
     """
     torch.set_num_threads(setup.num_threads)
     numba.set_num_threads(min(setup.num_threads, numba.config.NUMBA_NUM_THREADS))
-    builder = _Builder(setup, exchanges, send, load_piece)
+    builder = _Builder(setup, send, load_piece)
     experts = [builder.expert(i) for i in setup.instances if i.pool == "expert"]
     attention = [builder.attention(i) for i in setup.instances if i.pool == "attention"]
     return [*attention, *experts]
+
+
+def connect_instances(
+    instances: Sequence[HostedInstance], setup: Setup, exchanges: Sequence[Exchange]
+) -> None:
+    """Lets built instances serve one membership; they may be connected again to another.
+
+    setup: with the membership of the exchanges, and its placement.
+    exchanges: what `open_exchanges` made for it; the caller shuts them down.
+
+    Raises ConfigError when an expert instance does not hold what the placement gives it.
+    """
+    # A waiter may spin when its own core is not wanted by those it waits for.
+    wanted = 1 + setup.num_threads * _computing_here(setup)
+    rule = WaitRule(
+        timeout_s=setup.config.exchange_timeout,
+        spin_us=spin_budget_us(setup.num_cores, wanted),
+    )
+    for instance in instances:
+        instance.connect(setup, exchanges, rule)
 
 
 def _computing_here(setup: Setup) -> int:
@@ -122,50 +176,27 @@ def _computing_here(setup: Setup) -> int:
     return sum(sizes) if setup.config.num_micro_batches > 1 else max(sizes)
 
 
+def placement_of(setup: Setup) -> Placement:
+    """Where the experts are in the first steps of the setup's membership."""
+    return Placement(
+        epoch=setup.membership.placement_epoch,
+        num_experts=setup.spec.moe.num_experts,
+        slots=setup.slots,
+    )
+
+
 class _Builder:
     """Shares what the instances of one worker have in common."""
 
-    def __init__(
-        self, setup: Setup, exchanges: Sequence[Exchange], send: Send, load_piece: LoadPiece
-    ) -> None:
+    def __init__(self, setup: Setup, send: Send, load_piece: LoadPiece) -> None:
         self._setup = setup
         self._send = send
         self._load_piece = load_piece
         self._device = torch.device(setup.config.device)
         self._checkpoint = Checkpoint.open(Path(setup.checkpoint))
-        self._placement = Placement(
-            epoch=setup.membership.placement_epoch,
-            num_experts=setup.spec.moe.num_experts,
-            slots=setup.slots,
-        )
-        self._exchanges = exchanges
-        # A waiter may spin when its own core is not wanted by those it waits for.
-        wanted = 1 + setup.num_threads * _computing_here(setup)
-        self._rule = WaitRule(
-            timeout_s=setup.config.exchange_timeout,
-            spin_us=spin_budget_us(setup.num_cores, wanted),
-        )
-
-    def _spans(self) -> SpanLog:
-        """Of one instance; where messages have a beginning and an end, they are recorded too."""
-        spans = SpanLog()
-        over_network = [e for e in self._exchanges if isinstance(e, NetworkExchange)]
-        if over_network:
-            members = self._setup.membership.instances
-
-            def record(
-                peer: int, way: str, num_bytes: int, stage: str, start_ns: int, end_ns: int
-            ) -> None:
-                row, name = MESSAGE_ROWS[way], str(members[peer])
-                spans.message(row, stage, name, num_bytes, start_ns, end_ns)
-
-            for exchange in over_network:
-                exchange.record_to(record)
-        return spans
 
     def attention(self, instance_id: InstanceId) -> HostedInstance:
-        setup, config, spans = self._setup, self._setup.config, self._spans()
-        rank = setup.membership.rank(instance_id)
+        setup, config, spans = self._setup, self._setup.config, SpanLog()
         model = AttentionModel.load(
             setup.spec,
             self._checkpoint,
@@ -188,21 +219,20 @@ class _Builder:
         )
         runner = AttentionRunner(model, cache, limits, spans)
         instance = AttentionInstance(instance_id, runner, blocks, limits)
-        instance.connect(
-            setup.membership.expert,
-            [exchange.attention_port(rank, self._rule) for exchange in self._exchanges],
-        )
-        return HostedInstance(
-            instance_id,
-            instance.wake,
-            lambda inbox: serve_attention(instance, inbox, self._send),
-            spans,
-            self._send,
-        )
+
+        def connect(setup: Setup, exchanges: Sequence[Exchange], rule: WaitRule) -> Connection:
+            rank = setup.membership.rank(instance_id)
+            ports = [exchange.attention_port(rank, rule) for exchange in exchanges]
+            instance.connect(setup.membership.expert, ports, setup.membership.placement_epoch)
+            return Connection(
+                instance.wake, lambda inbox: serve_attention(instance, inbox, self._send)
+            )
+
+        return HostedInstance(instance_id, connect, spans, self._send)
 
     def expert(self, instance_id: InstanceId) -> HostedInstance:
-        setup, spans = self._setup, self._spans()
-        rank = setup.membership.rank(instance_id)
+        setup, spans = self._setup, SpanLog()
+        rank, placement = setup.membership.rank(instance_id), placement_of(setup)
         slots = [layer[rank] for layer in setup.slots]
         model = ExpertModel.load(
             setup.spec,
@@ -217,17 +247,18 @@ class _Builder:
         if rank == 0 and setup.config.record_routing is not None:  # all see the same routing
             recorder = self._recorder(setup.config.record_routing)
             closing.callback(recorder.close)
-        layers = setup.spec.moe_layer_ids
-        observer = RoutingObserver(
-            len(layers),
-            setup.spec.moe.num_experts,
-            self._send if rank == 0 else None,  # all see the same routing
-            recorder,
+        rule = activation_rule(setup.config)
+        epochs = ServedEpochs(
+            instance_id,
+            rank,
+            placement,
+            first_tables(placement, rank),
+            Schedulers(rank, rule, self._device),
         )
-        schedulers = Schedulers(rank, activation_rule(setup.config), self._device)
-        epochs = ServedEpochs(instance_id, rank, self._placement, schedulers)
-        runner = ExpertRunner(model, spans)
-        instance = ExpertInstance(instance_id, runner, epochs, layers, observer)
+        layers = setup.spec.moe_layer_ids
+        instance = ExpertInstance(
+            instance_id, ExpertRunner(model, spans), epochs, layers, self._observer(rank, recorder)
+        )
         loader = EpochLoader(
             instance,
             self._checkpoint,
@@ -238,13 +269,32 @@ class _Builder:
         self._report_loaded(instance_id, expert_pool_bytes(setup.spec, slots))
         self._send(Progress(instance=instance_id, stage="warm up"))
         instance.warm_up()
-        member = partial(HostedInstance, spans=spans, send=self._send)
-        if isinstance(self._exchanges[0], LoopbackExchange):
-            self._exchanges[0].serve(rank, instance.serve_once)
-            return member(instance_id, lambda: None, _closing(closing, loader.serve))
-        ports = [exchange.expert_port(rank, self._rule) for exchange in self._exchanges]
-        work = _closing(closing, lambda inbox: serve_experts(instance, loader, ports, inbox))
-        return member(instance_id, ports[0].wake, work)
+
+        def connect(setup: Setup, exchanges: Sequence[Exchange], wait: WaitRule) -> Connection:
+            rank, placement = setup.membership.rank(instance_id), placement_of(setup)
+            served = instance.epochs
+            if (rank, placement.epoch) != (served.rank, served.current.number):
+                schedulers = Schedulers(rank, rule, self._device)
+                epochs = served.continued(rank, placement, schedulers)
+                instance.connect(epochs, self._observer(rank, recorder))
+            if isinstance(exchanges[0], LoopbackExchange):
+                exchanges[0].serve(rank, instance.serve_once)
+                return Connection(lambda: None, loader.serve)
+            ports = [exchange.expert_port(rank, wait) for exchange in exchanges]
+            return Connection(
+                ports[0].wake, lambda inbox: serve_experts(instance, loader, ports, inbox)
+            )
+
+        return HostedInstance(instance_id, connect, spans, self._send, closing.close)
+
+    def _observer(self, rank: int, recorder: RoutingRecorder | None) -> RoutingObserver:
+        """All expert instances see the same routing; the one with the lowest rank reports it."""
+        return RoutingObserver(
+            len(self._setup.spec.moe_layer_ids),
+            self._setup.spec.moe.num_experts,
+            self._send if rank == 0 else None,
+            recorder,
+        )
 
     def _recorder(self, path: str) -> RoutingRecorder:
         spec, max_tokens = self._setup.spec, self._setup.config.record_routing_tokens
