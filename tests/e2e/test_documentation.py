@@ -54,6 +54,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda p: p.stem)
 def test_what_is_written_works(
     page: Path, service: ServerProcess, path: str, tmp_path: Path

@@ -79,6 +79,7 @@ def test_worker_lost_while_starting(qwen3: Model) -> None:
     assert leftovers() == before
 
 
+@pytest.mark.slow
 def test_hung_worker_is_named_with_layer_and_stage(qwen3: Model) -> None:
     """A worker that hangs is not dead, but its peers' deadline is."""
     with serving(*flags(qwen3), "--exchange-timeout", "1") as server:
