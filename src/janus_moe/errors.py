@@ -14,6 +14,7 @@ JanusError
     |-- ExchangeTimeout    a peer did not answer before the deadline
     |-- PeerLost           a peer's connection closed; its process or host is gone
     |-- ExchangeClosed     the transport was closed while waiting
+    |   `-- ExchangeEnded  all attention instances have left the exchange
     `-- RoutingDivergence  expert instances disagreed on the routing of one batch
 """
 
@@ -104,6 +105,10 @@ class PeerLost(ExchangeError):
 
 class ExchangeClosed(ExchangeError):
     """The transport was closed while somebody waited on it."""
+
+
+class ExchangeEnded(ExchangeClosed):
+    """All attention instances have left the exchange, so no step will come any more."""
 
 
 class RoutingDivergence(ExchangeError):

@@ -188,6 +188,13 @@ class AttentionPort(Protocol):
         """Ends the current wait, or the next one, of this instance."""
         ...
 
+    def leave(self) -> None:
+        """Takes no part in any later step: it counts as announced with 0 tokens in all of them.
+
+        Not between dispatch and combine. Afterwards only `close` may be called.
+        """
+        ...
+
     def dispatch(self, layer: int, hidden: Tensor) -> Ticket:
         """Sends this instance's rows of `layer`; layers of a step come in ascending order.
 
@@ -215,7 +222,8 @@ class ExpertPort(Protocol):
     def accept(self) -> Work | None:
         """Blocks until all participants of an exchange have dispatched; None after `wake`.
 
-        Raises ExchangeTimeout naming the missing ones once any of them has dispatched.
+        Raises ExchangeTimeout naming the missing ones once any of them has dispatched, and
+        ExchangeEnded once all attention instances have left.
         """
         ...
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from janus_moe.errors import ExchangeTimeout
+from janus_moe.errors import ExchangeEnded, ExchangeTimeout
 from janus_moe.spec import InstanceId
 from janus_moe.transport.base import ReplyMetadata, WaitRule, Work
 from janus_moe.transport.lockstep.control_block import ControlBlock, exchange_key, step_and_layer
@@ -41,6 +41,14 @@ class BatchSequence:
         self.answered = key = exchange_key(work.ticket.step, work.ticket.layer)
         self._control_block.reply(self.rank, key, metadata)
         return key
+
+    def ended(self) -> ExchangeEnded:
+        """What `accept` raises when no step will come any more."""
+        generation = self._control_block.membership.generation
+        return ExchangeEnded(
+            f"{self.participant.instance}: all attention instances have left generation "
+            f"{generation}"
+        )
 
     def late_dispatch(self, waited_s: float) -> ExchangeTimeout | None:
         """Blames the attention instances without which no batch is complete, if any has begun."""

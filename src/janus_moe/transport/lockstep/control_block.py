@@ -9,7 +9,7 @@ line 0           closed
 lines 1..m       announced  tokens even  tokens odd  dispatched    pid  epoch even  epoch odd  plans
 lines m+1..m+n   replied    digest       activated   scheduler ns  pid
 
-announced: steps announced so far (step + 1).
+announced: steps announced so far (step + 1); ABSENT of an instance that has left.
 tokens, epoch even, odd: of the latest even and odd step.
 dispatched, replied: `exchange_key` of the latest exchange.
 plans: exchange plans of the latest even (low half) and odd step, see `network.plan_selection`.
@@ -34,6 +34,8 @@ from janus_moe.transport.base import ReplyMetadata
 LINE_WORDS = 8
 WORD_BYTES = 8
 MAX_LAYERS = 1 << 16
+ABSENT = 1 << 47
+"""Counts as announced with 0 tokens in every step; above any number of steps."""
 _HALF = (1 << 32) - 1
 
 
@@ -110,6 +112,19 @@ class ControlBlock:
         self._announced[rank] = step + 1
         self._fence()
 
+    def leave(self, rank: int, epoch: int) -> None:
+        """An attention instance takes no part in later steps; it has none under way.
+
+        Its counts are 0 in the latest step too, if that goes on without it. In the step before, no
+        instance reads them any more. Steps to come keep its epoch, so that epochs never fall.
+        """
+        for parity in range(2):
+            self._counts[parity][rank] = 0
+            self._epochs[parity][rank] = epoch
+        self._fence()
+        self._announced[rank] = ABSENT
+        self._fence()
+
     def dispatch(self, rank: int, key: int) -> None:
         """Says that the rows of an attention instance are in place."""
         self._fence()
@@ -140,11 +155,19 @@ class ControlBlock:
 
     def latest_announced(self) -> int:
         """The latest step that any instance has announced, -1 for none."""
-        return int(max(self._announced.tolist())) - 1
+        announced = self._announced.tolist()
+        latest = max(announced)
+        if latest == ABSENT:
+            latest = max((steps for steps in announced if steps != ABSENT), default=0)
+        return int(latest) - 1
 
     def latest_common(self) -> int:
-        """The latest step that every instance has announced, -1 for none."""
+        """The latest step that every instance has announced, -1 for none; one must be present."""
         return int(min(self._announced.tolist())) - 1
+
+    def all_absent(self) -> bool:
+        """Whether all attention instances have left."""
+        return min(self._announced.tolist()) == ABSENT
 
     def all_announced(self, step: int) -> bool:
         return min(self._announced.tolist()) > step

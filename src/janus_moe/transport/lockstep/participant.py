@@ -62,20 +62,20 @@ class Participant:
         self.wakeup = wakeups[self.rank]
         self.woken = False
         self._rule = rule
-        self._left = False
+        self._closed = False
         control_block.sign_in(instance, os.getpid())
 
     def wake(self) -> None:
         self.woken = True
         self.wakeup.notify()
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Ends all waits of this instance, now and later, with ExchangeClosed."""
-        self._left = True
+        self._closed = True
         self.wakeup.notify()
 
     def check_open(self) -> None:
-        if self._left:
+        if self._closed:
             raise ExchangeClosed(f"{self.instance}: its end of the exchange was closed")
         if self.control_block.closed:
             raise self.wiring.why_closed()

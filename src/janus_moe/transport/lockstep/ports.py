@@ -59,8 +59,9 @@ class LockstepAttention:
         self.use_epoch = steps.use_epoch
         self.step_pending = steps.pending
         self.wait = steps.wait
+        self.leave = steps.leave
         self.wake = steps.participant.wake
-        self.close = steps.participant.leave
+        self.close = steps.participant.close
 
     def begin_step(self, num_tokens: int) -> int:
         self._store.check(num_tokens)
@@ -103,14 +104,15 @@ class LockstepExpert:
         self._control_block = batches.participant.control_block
         self._ready: tuple[int, tuple[int, ...]] | None = None
         self.wake = batches.participant.wake
-        self.close = batches.participant.leave
+        self.close = batches.participant.close
 
     def accept(self) -> Work | None:
         self._participant.wait_for(self._woken_or_complete, self._batches.late_dispatch)
         if self._participant.woken:
             self._participant.woken = False
             return None
-        assert self._ready is not None
+        if self._ready is None:
+            raise self._batches.ended()
         key, counts = self._ready
         step, layer = step_and_layer(key)
         ticket = Ticket(self._control_block.epoch(step), step, layer)
@@ -132,7 +134,8 @@ class LockstepExpert:
             return True
         key = self._control_block.latest_dispatched()
         if key <= self._batches.answered:
-            return False
+            self._ready = None
+            return self._control_block.all_absent()
         # Who dispatched had seen all announcements of that step, so its counts are in place.
         counts = self._control_block.counts(step_and_layer(key)[0])
         self._ready = (key, counts)

@@ -65,6 +65,14 @@ class StepSequence:
         self.counts = None
         return step
 
+    def leave(self) -> None:
+        """Says that this instance takes no part in later steps; wakes all that may wait for it."""
+        if self.in_flight:
+            raise ValueError(f"{self.participant.instance}: leave between dispatch and combine")
+        self._control_block.leave(self.rank, self._epoch)
+        for wakeup in (*self._peers, *self.participant.wiring.expert_wakeups):
+            wakeup.notify()
+
     def use_epoch(self, epoch: int) -> None:
         self._epoch = max(self._epoch, epoch)
 

@@ -69,6 +69,10 @@ class NetworkAttention:
         self._endpoint.broadcast.publish()
         return step
 
+    def leave(self) -> None:
+        self._steps.leave()
+        self._endpoint.broadcast.publish()
+
     def dispatch(self, layer: int, hidden: Tensor) -> Ticket:
         steps = self._steps
         key = steps.next_key(layer, hidden)
@@ -104,7 +108,7 @@ class NetworkAttention:
         return Combined(self._result[: steps.num_tokens], replies, self._plan, notice)
 
     def close(self) -> None:
-        self._steps.participant.leave()
+        self._steps.participant.close()
         self._endpoint.leave()
 
     def _late_peers(self, waited_s: float) -> ExchangeTimeout | None:
@@ -149,6 +153,8 @@ class NetworkExpert:
         if self._participant.woken:
             self._participant.woken = False
             return None
+        if self._control_block.all_absent():
+            raise self._batches.ended()
         assert self._armed is not None
         step, counts, (dispatch, reply) = self._armed
         arrived = dispatch.receives[0][1].buffer.read_ticket()
@@ -175,12 +181,14 @@ class NetworkExpert:
             self._executor.run(reply, ticket, local, self._metadata_words)
 
     def close(self) -> None:
-        self._participant.leave()
+        self._participant.close()
         self._endpoint.leave()
         self._arrivals.stop()
 
     def _woken_or_arrived(self) -> bool:
         if self._participant.woken:
+            return True
+        if self._control_block.all_absent():
             return True
         step = self._control_block.latest_common()
         if step != self._armed_step:
