@@ -96,14 +96,31 @@ def test_hung_worker_is_named_with_layer_and_stage(qwen3: Model) -> None:
         assert not alive
 
 
-def test_server_killed_leaves_no_worker(qwen3: Model) -> None:
+@pytest.mark.parametrize(
+    "stopped",
+    [
+        None,
+        pytest.param("engine", marks=pytest.mark.slow),
+        pytest.param("attention 0", marks=pytest.mark.slow),
+        "expert 1",
+    ],
+)
+def test_server_killed_leaves_no_worker(qwen3: Model, stopped: str | None) -> None:
+    """Whatever state it or a worker is in: a stopped engine does not read what workers send."""
     before = leftovers()
     with serving(*flags(qwen3)) as server:
-        workers = list(server.wait_until_ready().workers().values())
+        workers = server.wait_until_ready().workers()
         assert len(workers) == 3
+        client = threading.Thread(target=stream_until_error, args=(server.url, []))
+        client.start()
+        time.sleep(0.2)
+        if stopped is not None:
+            {**workers, "engine": psutil.Process(server.process.pid)}[stopped].suspend()
+            time.sleep(0.3)
         server.process.kill()
-        _, alive = psutil.wait_procs(workers, timeout=ENDS_WITHIN_S)
+        _, alive = psutil.wait_procs(list(workers.values()), timeout=ENDS_WITHIN_S)
         assert not alive
+        client.join(ENDS_WITHIN_S)
     assert leftovers() == before
 
 

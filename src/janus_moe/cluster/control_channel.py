@@ -1,7 +1,8 @@
 """The engine's end of the control channel: one socket for all workers and hosts.
 
-On one host it is a socket file in a private folder. In a cluster it is a TCP port at which only
-those who know the secret get a message in. What messages mean is the business of others.
+On one host it is an abstract unix socket, which has no file that could be left behind and lets only
+processes of the same user in. In a cluster it is a TCP port at which only those who know the secret
+get a message in. What messages mean is the business of others.
 """
 
 from __future__ import annotations
@@ -9,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
-import tempfile
+import os
 import time
-from pathlib import Path
 
 import zmq
 import zmq.asyncio
@@ -46,16 +45,14 @@ class ControlChannel:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._directory: Path | None = None
         self._authenticator: AsyncioAuthenticator | None = None
         self._monitor: asyncio.Task[None] | None = None
 
     @classmethod
     def local(cls) -> ControlChannel:
-        """For the processes of this host: whoever can open the socket file is one of us."""
-        directory = Path(tempfile.mkdtemp(prefix="janus-"))
-        channel = cls(f"ipc://{directory}/control")
-        channel._directory = directory
+        """For the processes of this host and user; the kernel says whose a connection is."""
+        channel = cls(f"ipc://@janus-{os.getpid()}-{os.urandom(8).hex()}")
+        channel._socket.setsockopt(zmq.IPC_FILTER_UID, os.geteuid())
         channel._socket.bind(channel.endpoint)
         return channel
 
@@ -120,8 +117,6 @@ class ControlChannel:
         if self._authenticator is not None:
             self._authenticator.stop()
         self._context.destroy(linger=0)
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
 
     def _start_authenticator(self, keys: CurveKeys) -> None:
         """ZAP (https://rfc.zeromq.org/spec/27/): exactly the client key of our secret may enter."""

@@ -18,7 +18,7 @@ class LocalRuntime:
     """A `Runtime` whose workers end with this process, however it ends.
 
     endpoint: ZeroMQ address of the engine.
-    secret: what workers must know to get in; None where the endpoint is a private socket file.
+    secret: what workers must know to get in; None where the endpoint is a socket of this host.
     bind_host: the only address that workers may listen at.
     """
 

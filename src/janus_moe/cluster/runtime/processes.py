@@ -47,10 +47,16 @@ class ProcessLauncher:
         self._lifeline_read, self._lifeline_write = os.pipe()
 
     async def spawn(self, bootstrap: Bootstrap, num_threads: int) -> WorkerProcess:
-        """Starts one worker; descriptors of lifeline and secret are filled in here."""
+        """Starts one worker; what ties its life to this process is filled in here.
+
+        The kernel kills the worker when the calling thread ends, so that thread must outlive it.
+        """
         secret_fd = None if self._secret is None else _pipe_holding(self._secret)
         bootstrap = msgspec.structs.replace(
-            bootstrap, lifeline_fd=self._lifeline_read, secret_fd=secret_fd
+            bootstrap,
+            lifeline_fd=self._lifeline_read,
+            parent_pid=os.getpid(),
+            secret_fd=secret_fd,
         )
         descriptors = (self._lifeline_read, *(() if secret_fd is None else (secret_fd,)))
         try:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import shutil
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
 from janus_moe import __version__
 from janus_moe.cluster.worker.bootstrap import Bootstrap
+from janus_moe.cluster.worker.death_signal import die_with
 from janus_moe.cluster.worker.exchanges import open_exchanges
 from janus_moe.cluster.worker.worker_channel import WorkerChannel
 from janus_moe.cluster.worker.worker_instances import (
@@ -40,7 +39,7 @@ SETUP_S = 60.0
 
 def run(bootstrap: Bootstrap) -> int:
     """Lives until told to stop; returns the exit status."""
-    mailbox = WorkerChannel(bootstrap, on_orphaned=lambda: _leave_at_once(bootstrap))
+    mailbox = WorkerChannel(bootstrap, on_orphaned=_leave_at_once)
     mailbox.send(Hello(name=bootstrap.name, pid=os.getpid(), version=__version__))
     try:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -119,17 +118,15 @@ def _report(name: str, error: Exception, mailbox: WorkerChannel) -> None:
     mailbox.send(Failed(name=name, error=f"{kind}{error}", caused_by_peer=caused_by_peer))
 
 
-def _leave_at_once(bootstrap: Bootstrap) -> None:
-    """The engine is gone without a word: take its socket's folder along, it cannot."""
-    if bootstrap.endpoint.startswith("ipc://"):
-        folder = Path(bootstrap.endpoint.removeprefix("ipc://")).parent
-        shutil.rmtree(folder, ignore_errors=True)
+def _leave_at_once() -> None:
+    """The engine is gone without a word."""
     os._exit(3)
 
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     bootstrap = msgspec.json.decode(sys.argv[1], type=Bootstrap)
+    die_with(bootstrap.parent_pid)
     status = run(bootstrap)
     logging.shutdown()
     sys.stdout.flush()

@@ -14,7 +14,8 @@ class Bootstrap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     name: the worker's name, its ZeroMQ identity.
     endpoint: ZeroMQ address of the engine.
     lifeline_fd: read end of the lifeline pipe, which the launcher fills in.
-    secret_fd: a pipe with the cluster's secret; None where the endpoint is a private socket file.
+    parent_pid: the process that starts the worker, which the launcher fills in.
+    secret_fd: a pipe with the cluster's secret; None where the endpoint is a socket of this host.
     bind_host: the only address at which the worker may listen.
     checkpoint: folder of the model on this host; None means the one in the setup.
     """
@@ -22,6 +23,7 @@ class Bootstrap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     name: str
     endpoint: str
     lifeline_fd: int = -1
+    parent_pid: int = -1
     secret_fd: int | None = None
     bind_host: str = "127.0.0.1"
     checkpoint: str | None = None

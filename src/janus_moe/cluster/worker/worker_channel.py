@@ -1,15 +1,19 @@
 """A worker process's end of the control channel: one thread owns the socket, others use queues.
 
 It also watches the lifeline, a pipe whose other end only the process that started the worker holds,
-and in a cluster the connection: when either is gone, however it went, the worker leaves. This
-module knows nothing of models.
+and in a cluster the connection: when either is gone, however it went, the worker leaves. So this
+thread never blocks on an engine that does not read; those who send wait instead. This module knows
+nothing of models.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 
 import msgspec
@@ -30,6 +34,10 @@ from janus_moe.transport.network.rendezvous import MemoryRendezvous
 
 LINGER_MS = 2000
 """How long the last messages may take to leave when the worker ends."""
+OUTBOX_MESSAGES = 4096
+"""Messages that wait for an engine that does not read, beside some 2,000 in ZeroMQ's own queues."""
+ROOM_S = 0.005
+"""How often a sender looks whether a full outbox has room again."""
 HANDSHAKE_MS = 5000
 LOST = (
     zmq.EVENT_DISCONNECTED
@@ -49,7 +57,8 @@ class WorkerChannel:
         self.inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
         self._name = bootstrap.name
         self._on_orphaned = on_orphaned
-        self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._outbox: deque[bytes] = deque()
+        self._told_to_stop = False
         self._store = MemoryRendezvous()
         self._wake_read, self._wake_write = os.pipe()
         self._lifeline_fd = bootstrap.lifeline_fd
@@ -69,8 +78,15 @@ class WorkerChannel:
         self._thread.start()
 
     def send(self, message: FromWorker) -> None:
-        """Queues one message for the engine."""
-        self._outbox.put(encode(message))
+        """Queues one message for the engine.
+
+        While the outbox is full it blocks: nothing is dropped, and an instance that the engine does
+        not listen to computes no further. The wait ends when the engine reads again, when it says
+        stop, or with the process when the lifeline is cut. Last words do not wait.
+        """
+        if len(self._outbox) >= OUTBOX_MESSAGES and not isinstance(message, Failed):
+            self._wait_for_room()
+        self._outbox.append(encode(message))
         os.write(self._wake_write, b"\0")
 
     def put(self, key: str, value: bytes) -> None:
@@ -83,7 +99,7 @@ class WorkerChannel:
         return self._store.get(key, timeout_s)
 
     def close(self) -> None:
-        """Sends what is queued and closes the socket."""
+        """Sends what is queued, as far as the engine reads it in time, and closes the socket."""
         self._closing.set()
         os.write(self._wake_write, b"\0")
         self._thread.join(timeout=2 * LINGER_MS / 1000)
@@ -94,21 +110,23 @@ class WorkerChannel:
             poller.register(source, zmq.POLLIN)
         if self._monitor is not None:
             poller.register(self._monitor, zmq.POLLIN)
-        while True:
+        while not self._closing.is_set():
+            waiting = zmq.POLLOUT if self._outbox else 0
+            poller.register(self._socket, zmq.POLLIN | waiting)
             ready = dict(poller.poll())
             if self._lifeline_fd in ready:
                 self._on_orphaned()
                 break
             if self._wake_read in ready:
                 os.read(self._wake_read, 4096)
-                self._send_queued()
-                if self._closing.is_set():
-                    break
-            if self._socket in ready:
+            self._send_queued()
+            if ready.get(self._socket, 0) & zmq.POLLIN:
                 self._receive()
             elif self._monitor in ready:  # and nothing is left to read
                 self._on_orphaned()
                 break
+        else:
+            self._linger()
         if self._monitor is not None:
             self._socket.disable_monitor()
             self._monitor.close()
@@ -118,20 +136,37 @@ class WorkerChannel:
         os.close(self._wake_write)
 
     def _send_queued(self) -> None:
-        while not self._outbox.empty():
-            self._socket.send(self._outbox.get())
+        """Sends what the socket takes at once."""
+        with contextlib.suppress(zmq.Again):
+            while self._outbox:
+                self._socket.send(self._outbox[0], zmq.NOBLOCK)
+                self._outbox.popleft()
+
+    def _linger(self) -> None:
+        """Gives an engine that reads slowly a while to take the last messages."""
+        end = time.monotonic() + LINGER_MS / 1000
+        self._send_queued()
+        while self._outbox and (left_s := end - time.monotonic()) > 0:
+            self._socket.poll(round(left_s * 1000), zmq.POLLOUT)
+            self._send_queued()
+
+    def _wait_for_room(self) -> None:
+        while len(self._outbox) >= OUTBOX_MESSAGES and not self._told_to_stop:
+            time.sleep(ROOM_S)
 
     def _receive(self) -> None:
         try:
             message = decode_to_worker(self._socket.recv())
         except msgspec.DecodeError as error:
-            self._outbox.put(encode(Failed(name=self._name, error=f"unreadable message: {error}")))
-            self._send_queued()
+            self._outbox.append(
+                encode(Failed(name=self._name, error=f"unreadable message: {error}"))
+            )
             return
         if isinstance(message, StorePut):
             self._store.put(message.key, message.value)
             return
         if isinstance(message, Stop):
+            self._told_to_stop = True
             self._store.close()
         self.inbox.put(message)
 
