@@ -54,7 +54,11 @@ class OverloadedError(JanusError):
 
 
 class ServiceError(JanusError):
-    """The service cannot answer any request."""
+    """The service cannot answer any request; `retry_after_s` says when it may, None: not known."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class WorkerDied(ServiceError):

@@ -65,6 +65,8 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 class NewTokens(msgspec.Struct, frozen=True, kw_only=True):
     """What one step produced for one request.
 
+    admission: of the request, as its `AddRequest` said.
+    position: of the first token here among all that the request has ever produced, from 0.
     finish_reason: "stop" (end-of-sequence or stop token) or "length"; None while it goes on.
     stop_token_id: the token that ended it, when it was one.
     prompt_logprobs: sent once, before or with the first token; first entry is None (no context).
@@ -73,6 +75,8 @@ class NewTokens(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     request_id: str
+    admission: int
+    position: int
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
@@ -123,26 +127,30 @@ class Setup(Message, frozen=True):
 
 
 class AddRequest(Message, frozen=True):
-    """A request for an attention instance.
+    """A request for an attention instance; it takes the place of an earlier admission there.
 
+    admission: number of this admission, never used again by the engine.
     sampling: its `seed` is always set.
-    resumed: how many of the last prompt ids the request produced itself before it was moved here:
-        they are prompt to the model, output to penalties and limits.
+    position: of the first token to produce among all that the request has ever produced. So many
+        of the last prompt ids were produced by earlier admissions: they are prompt to the model,
+        output to penalties and limits.
     """
 
     instance: InstanceId
     request_id: str
+    admission: int
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     eos_token_ids: tuple[int, ...]
-    resumed: int = 0
+    position: int = 0
 
 
 class AbortRequest(Message, frozen=True):
-    """The attention instance forgets a request; one that has ended already is no error."""
+    """The attention instance forgets one admission of a request; one that has ended is no error."""
 
     instance: InstanceId
     request_id: str
+    admission: int
 
 
 class PrepareEpoch(Message, frozen=True):

@@ -100,17 +100,23 @@ class Attention:
         self.instance.connect(EXPERT_IDS, ports)
 
     def request(
-        self, request_id: str, prompt_ids: Sequence[int], resumed: int = 0, **sampling: Any
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        position: int = 0,
+        admission: int = 1,
+        **sampling: Any,
     ) -> AddRequest:
         """Greedy, without an end of sequence, unless `sampling` says otherwise."""
         params = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True, "seed": 3} | sampling
         return AddRequest(
             instance=self.id,
             request_id=request_id,
+            admission=admission,
             prompt_ids=tuple(prompt_ids),
             sampling=SamplingParams(**params),
             eos_token_ids=self.weights.spec.eos_token_ids,
-            resumed=resumed,
+            position=position,
         )
 
     def add(self, request_id: str, prompt_ids: Sequence[int], **options: Any) -> None:

@@ -86,7 +86,7 @@ def test_a_request_resumed_elsewhere_goes_on_with_the_same_tokens(weights: Weigh
     tokens = whole.run()["r"]
     for produced in (1, 4, 9):
         other = Attention(weights)
-        other.add("r", PROMPTS["mid"] + tokens[:produced], resumed=produced, **options)
+        other.add("r", PROMPTS["mid"] + tokens[:produced], position=produced, **options)
         assert other.run()["r"] == tokens[produced:]
         assert reports_of(other.steps, "r")[-1].finish_reason == "length"
 
@@ -98,9 +98,9 @@ def test_an_abort_frees_blocks_and_leaves_the_others_alone(
     attention.step()
     attention.step()
     used = attention.blocks.usage
-    attention.instance.abort("long")  # running
-    attention.instance.abort("mid")  # waiting
-    attention.instance.abort("never added")
+    attention.instance.abort("long", 1)  # running
+    attention.instance.abort("mid", 1)  # waiting
+    attention.instance.abort("never added", 1)
     assert 0.0 < attention.blocks.usage < used
     tokens = attention.run()
     assert {name: tokens[name] for name in ("short", "one")} == {

@@ -54,7 +54,7 @@ def service() -> Service:
 
 
 def test_a_message_goes_to_the_worker_that_hosts_the_instance(service: Service) -> None:
-    message = AbortRequest(instance=EXPERT, request_id="r")
+    message = AbortRequest(instance=EXPERT, request_id="r", admission=1)
     service.router.send(message)
     assert service.sent == [(b"e", message)]
 
@@ -62,7 +62,7 @@ def test_a_message_goes_to_the_worker_that_hosts_the_instance(service: Service) 
 def test_a_worker_that_cannot_be_reached_is_named_with_its_host(service: Service) -> None:
     service.unreachable.add(b"e")
     with pytest.raises(ServiceError, match="e on host b cannot be reached"):
-        service.router.send(AbortRequest(instance=EXPERT, request_id="r"))
+        service.router.send(AbortRequest(instance=EXPERT, request_id="r", admission=1))
 
 
 def test_all_subscribers_get_every_message_in_their_order(service: Service) -> None:

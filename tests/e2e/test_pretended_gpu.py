@@ -126,6 +126,7 @@ class OneThread:
             request = AddRequest(
                 instance=ATTENTION,
                 request_id=str(number),
+                admission=1,
                 prompt_ids=prompt,
                 sampling=params,
                 eos_token_ids=(256,),

@@ -180,6 +180,7 @@ def request(instance: InstanceId, name: str) -> AddRequest:
     return AddRequest(
         instance=instance,
         request_id=name,
+        admission=1,
         prompt_ids=PROMPT,
         sampling=SamplingParams(max_tokens=TOKENS, temperature=0, ignore_eos=True, seed=0),
         eos_token_ids=(),

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 from tests.server.fake_engine import FakePlacementController, tiny_spec
 from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, pre_tokenizers
@@ -41,6 +42,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 TOKENIZER = byte_tokenizer()
+UNNUMBERED = -1
 
 
 def step(instance: InstanceId, *outputs: NewTokens, **fields: Any) -> StepDone:
@@ -49,10 +51,21 @@ def step(instance: InstanceId, *outputs: NewTokens, **fields: Any) -> StepDone:
     return StepDone(instance=instance, outputs=outputs, step_seconds=0.5, **(load | fields))
 
 
-def tokens(request_id: str, text: str, reason: str | None = None) -> NewTokens:
-    """A request's part of a step, given as text."""
-    ids = tuple(TOKENIZER.encode(text))
-    return NewTokens(request_id=request_id, token_ids=ids, finish_reason=reason)
+def tokens(
+    request_id: str,
+    text: str,
+    reason: str | None = None,
+    admission: int = UNNUMBERED,
+    position: int = UNNUMBERED,
+) -> NewTokens:
+    """A request's part of a step, given as text; `FakeWorkers.say` fills in what is unnumbered."""
+    return NewTokens(
+        request_id=request_id,
+        admission=admission,
+        position=position,
+        token_ids=tuple(TOKENIZER.encode(text)),
+        finish_reason=reason,
+    )
 
 
 class FakeWorkers:
@@ -60,16 +73,30 @@ class FakeWorkers:
 
     def __init__(self) -> None:
         self.sent: list[ToInstance] = []
+        self._next: dict[str, tuple[int, int]] = {}
         self._said: asyncio.Queue[FromWorker | Exception] = asyncio.Queue()
 
     def send(self, message: ToInstance) -> None:
         self.sent.append(message)
-        if isinstance(message, AddRequest) and message.request_id.startswith("warm-up"):
-            self.say(step(message.instance, tokens(message.request_id, "ab", "length")))
+        if isinstance(message, AddRequest):
+            self._next[message.request_id] = (message.admission, message.position)
+            if message.request_id.startswith("warm-up"):
+                self.say(step(message.instance, tokens(message.request_id, "ab", "length")))
 
     def say(self, message: FromWorker | Exception) -> None:
         """A worker's next message, or the error that the launcher finds."""
+        if isinstance(message, StepDone):
+            outputs = tuple(map(self._numbered, message.outputs))
+            message = msgspec.structs.replace(message, outputs=outputs)
         self._said.put_nowait(message)
+
+    def _numbered(self, new: NewTokens) -> NewTokens:
+        """With the number of the latest admission, and the position after what was said before."""
+        if new.position != UNNUMBERED:
+            return new
+        admission, position = self._next.get(new.request_id, (0, 0))
+        self._next[new.request_id] = admission, position + len(new.token_ids)
+        return msgspec.structs.replace(new, admission=admission, position=position)
 
     async def receive(self) -> FromWorker:
         said = await self._said.get()

@@ -49,6 +49,12 @@ async def opened(
     return stream, request
 
 
+def abort_of(request: AddRequest) -> AbortRequest:
+    return AbortRequest(
+        instance=request.instance, request_id=request.request_id, admission=request.admission
+    )
+
+
 async def test_the_warm_up_visits_every_member_and_leaves_no_trace() -> None:
     engine, workers, ready = make_engine(), FakeWorkers(), asyncio.Event()
     with pytest.raises(ServiceError, match="the service is loading: starting"):
@@ -76,7 +82,7 @@ async def test_a_request_streams_until_its_finish_reason() -> None:
         answer = asyncio.create_task(collect(submit(engine, "a")))
         [request] = await workers.next()
         assert isinstance(request, AddRequest)
-        assert (request.prompt_ids, request.resumed) == (tuple(PROMPT), 0)
+        assert (request.prompt_ids, request.position) == (tuple(PROMPT), 0)
         assert request.sampling.seed is not None
         workers.say(step(request.instance, tokens("a", "he")))
         workers.say(step(request.instance, tokens("a", "y", "length"), tokens("unknown", "?")))
@@ -129,7 +135,7 @@ async def test_a_client_that_leaves_aborts_its_request_where_it_runs() -> None:
         stream, request = await opened(engine, workers, "b")
         async with aclosing(stream):
             pass
-        assert await workers.next() == [AbortRequest(instance=request.instance, request_id="b")]
+        assert await workers.next() == [abort_of(request)]
         assert all(load.num_requests == 0 for load in engine.loads.observed.values())
         assert all(load.unstarted_tokens == 0 for load in engine.loads.observed.values())
         workers.say(step(request.instance, tokens("b", "late")))
@@ -140,9 +146,10 @@ async def test_a_client_that_leaves_before_the_first_token_leaves_no_load() -> N
     async with serving() as (engine, workers, _):
         answer = asyncio.create_task(collect(submit(engine, "a")))
         [request] = await workers.next()
+        assert isinstance(request, AddRequest)
         assert engine.loads.observed[request.instance].unstarted_tokens == len(PROMPT)
         answer.cancel()
-        assert await workers.next() == [AbortRequest(instance=request.instance, request_id="a")]
+        assert await workers.next() == [abort_of(request)]
         load = engine.loads.observed[request.instance]
         assert (load.num_requests, load.unstarted_tokens) == (0, 0)
 
@@ -151,13 +158,14 @@ async def test_a_stop_string_ends_the_stream_and_tells_the_worker() -> None:
     async with serving() as (engine, workers, _):
         answer = asyncio.create_task(collect(submit(engine, "a", stop=("yo",))))
         [request] = await workers.next()
+        assert isinstance(request, AddRequest)
         workers.say(step(request.instance, tokens("a", "hey")))
         workers.say(step(request.instance, tokens("a", "o!")))
         workers.say(step(request.instance, tokens("a", "more")))
         chunks = await answer
         assert "".join(chunk.text for chunk in chunks) == "he"
         assert (chunks[-1].finish_reason, chunks[-1].stop_reason) == ("stop", "yo")
-        assert await workers.next() == [AbortRequest(instance=request.instance, request_id="a")]
+        assert await workers.next() == [abort_of(request)]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ def test_requests_alternate_between_equal_members() -> None:
     chosen = []
     for _ in range(4):
         instance = loads.choose([1])
+        assert instance is not None
         loads.sent(instance, 1)
         chosen.append(instance)
     assert chosen == [FIRST, SECOND, FIRST, SECOND]

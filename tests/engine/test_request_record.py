@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.engine.fake_workers import ATTENTION, TOKENIZER, tokens
+from typing import Any
+
+from tests.engine.fake_workers import TOKENIZER, tokens
 
 from janus_moe.engine.chunks import TokenChunk
 from janus_moe.engine.request import RequestRecord
@@ -17,10 +19,13 @@ def record(*stops: str) -> RequestRecord:
         request_id="a",
         prompt_ids=(1, 2),
         sampling=SamplingParams(),
-        instance=ATTENTION[0],
         detokenizer=Detokenizer(TOKENIZER, (1, 2)),
         stops=StopStrings(stops),
     )
+
+
+def new_tokens(**fields: Any) -> NewTokens:
+    return NewTokens(request_id="a", admission=0, position=0, **fields)
 
 
 def taken(one: RequestRecord) -> list[TokenChunk]:
@@ -39,16 +44,16 @@ def text_of(one: RequestRecord) -> str:
 def test_tokens_are_kept_and_characters_held_until_they_are_whole() -> None:
     one = record()
     first, second = TOKENIZER.encode("é")
-    assert not one.push(NewTokens(request_id="a", token_ids=(first,)))
-    assert not one.push(NewTokens(request_id="a", token_ids=(second,)))
+    assert not one.push(new_tokens(token_ids=(first,)))
+    assert not one.push(new_tokens(token_ids=(second,)))
     assert [chunk.text for chunk in taken(one)] == ["", "é"]
     assert one.token_ids == [first, second]
 
 
 def test_half_a_character_at_the_end_is_shown_as_broken() -> None:
     one = record()
-    one.push(NewTokens(request_id="a", token_ids=(TOKENIZER.encode("é")[0],)))
-    one.push(NewTokens(request_id="a", finish_reason="length"))
+    one.push(new_tokens(token_ids=(TOKENIZER.encode("é")[0],)))
+    one.push(new_tokens(finish_reason="length"))
     assert text_of(one) == "\ufffd" and one.finished
 
 
@@ -81,7 +86,7 @@ def test_a_stop_string_in_the_last_step_needs_no_word_to_the_worker() -> None:
 def test_the_beginning_of_a_stop_string_is_text_after_all_at_the_end() -> None:
     one = record("yonder")
     one.push(tokens("a", "heyo"))
-    one.push(NewTokens(request_id="a", finish_reason="length"))
+    one.push(new_tokens(finish_reason="length"))
     assert text_of(one) == "heyo"
 
 

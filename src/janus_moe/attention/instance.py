@@ -77,14 +77,16 @@ class AttentionInstance:
 
     def add(self, message: AddRequest) -> None:
         """Takes a request; the engine has checked that it fits."""
+        self._forget(message.request_id)  # an earlier admission of it
         request = ActiveRequest.admit(message, self._limits.max_model_len, time.perf_counter())
         self._requests[message.request_id] = request
         self._batcher.add(request.sequence)
 
-    def abort(self, request_id: str) -> None:
-        """Forgets a request and frees its cache; unknown ids (already finished) are ignored."""
-        if self._requests.pop(request_id, None) is not None:
-            self._batcher.abort(request_id)
+    def abort(self, request_id: str, admission: int) -> None:
+        """Forgets one admission of a request and frees its cache; ignored when it has ended."""
+        request = self._requests.get(request_id)
+        if request is not None and request.message.admission == admission:
+            self._forget(request_id)
 
     def use_epoch(self, epoch: int) -> None:
         """Announces steps with this placement from now on."""
@@ -113,14 +115,11 @@ class AttentionInstance:
         An error of an exchange leaves the requests as they were before the step.
         """
         start = time.perf_counter()
-        plan = self._batcher.plan()
-        for entry in plan.scheduled:
-            request = self._requests[entry.sequence.request_id]
-            request.started_at = request.started_at or start
+        plan = self._batcher.plan()  # planned again, the same step comes out
         log = ExchangeLog()
         with torch.inference_mode():
             output = self._compute(plan, log)
-        outputs = self._commit(plan, output)
+        outputs = self._commit(plan, output, start)
         self._spans.mark("sample")
         self._epoch = log.epoch
         return msgspec.structs.replace(
@@ -147,6 +146,10 @@ class AttentionInstance:
             epoch=self._epoch,
         )
 
+    def _forget(self, request_id: str) -> None:
+        if self._requests.pop(request_id, None) is not None:
+            self._batcher.abort(request_id)
+
     def _compute(self, plan: StepPlan, log: ExchangeLog) -> StepOutput:
         """Changes nothing but the cache rows of the step's positions."""
         spans, runner = self._spans, self._runner
@@ -172,8 +175,14 @@ class AttentionInstance:
         ]
         return steps[0]
 
-    def _commit(self, plan: StepPlan, output: StepOutput) -> tuple[NewTokens, ...]:
-        """Keeps what a step has produced, and retires the requests that have ended."""
+    def _commit(self, plan: StepPlan, output: StepOutput, start: float) -> tuple[NewTokens, ...]:
+        """Keeps what a step has produced, and retires the requests that have ended.
+
+        start: clock reading at the beginning of the step, seconds.
+        """
+        for entry in plan.scheduled:
+            request = self._requests[entry.sequence.request_id]
+            request.started_at = request.started_at or start
         for request, entries in output.prompt_entries:
             request.add_prompt_entries(entries)
         next_tokens = output.next_tokens

@@ -41,8 +41,8 @@ def _handle(
         match inbox.get():
             case AddRequest() as message:
                 instance.add(message)
-            case AbortRequest(request_id=request_id):
-                instance.abort(request_id)
+            case AbortRequest(request_id=request_id, admission=admission):
+                instance.abort(request_id, admission)
                 told = True
             case UseEpoch(epoch=epoch):
                 instance.use_epoch(epoch)

@@ -37,7 +37,7 @@ class ActiveRequest:
     @classmethod
     def admit(cls, message: AddRequest, max_model_len: int, now: float) -> ActiveRequest:
         """A request before its first step; `max_model_len` bounds prompt and output together."""
-        own_prompt = len(message.prompt_ids) - message.resumed
+        own_prompt = len(message.prompt_ids) - message.position
         sequence = Sequence(
             request_id=message.request_id,
             token_ids=list(message.prompt_ids),
@@ -96,10 +96,13 @@ class ActiveRequest:
         """What the engine hears of the step that produced `token_id`; None means scoring only."""
         reason, stop_token = ("length", None) if token_id is None else self.outcome(token_id)
         first, self.announced = not self.announced, True
+        token_ids = () if token_id is None else (token_id,)
         has_entries = first and self.message.sampling.prompt_logprobs is not None
         return NewTokens(
             request_id=self.message.request_id,
-            token_ids=() if token_id is None else (token_id,),
+            admission=self.message.admission,
+            position=self.num_produced - len(token_ids),
+            token_ids=token_ids,
             logprobs=logprobs,
             prompt_logprobs=tuple(self.prompt_entries) if has_entries else None,
             finish_reason=reason,

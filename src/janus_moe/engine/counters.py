@@ -20,6 +20,8 @@ from janus_moe.spec import InstanceId, Membership
 class EngineCounters:
     """Totals since the start.
 
+    readmissions: requests that were given to another attention instance.
+    dropped_outputs: what was said of a request and was not of its admission, or did not come next.
     preemptions: by attention instance, as it last reported.
     layer_passes: passes through an MoE layer.
     max_activated: distinct activated experts of the busiest instance, summed over the passes.
@@ -34,6 +36,8 @@ class EngineCounters:
 
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    readmissions: int = 0
+    dropped_outputs: int = 0
     preemptions: dict[InstanceId, int] = field(default_factory=dict)
     num_steps: int = 0
     dispatch_seconds: float = 0.0
@@ -55,7 +59,8 @@ class EngineCounters:
         self.combine_seconds += done.combine_seconds
         self.scheduler_seconds += done.scheduler_seconds
         self.generation_tokens += sum(len(new.token_ids) for new in done.outputs)
-        self.preemptions[done.instance] = done.num_preemptions
+        known = self.preemptions.get(done.instance, 0)
+        self.preemptions[done.instance] = max(known, done.num_preemptions)
         self.placement_epoch = max(self.placement_epoch, done.epoch)
         if done.exchange_plan and done.instance == membership.attention[0]:
             self.exchange_plan = done.exchange_plan
@@ -73,17 +78,19 @@ class EngineCounters:
     ) -> EngineSnapshot:
         """The engine's state as metrics and logs show it.
 
-        loads: of the attention instances that are members.
+        loads: of the attention instances that are members and not lost.
         """
         means = {e: self.activated[e] / max(1, self.passes[e]) for e in membership.expert}
         mean = self.mean_activated
         return EngineSnapshot(
             running=sum(load.num_running for load in loads.values()),
             waiting=num_waiting,
-            kv_usage=sum(load.kv_usage for load in loads.values()) / len(loads),
+            kv_usage=sum(load.kv_usage for load in loads.values()) / max(1, len(loads)),
             prompt_tokens=self.prompt_tokens,
             generation_tokens=self.generation_tokens,
             preemptions=sum(self.preemptions.values()),
+            readmissions=self.readmissions,
+            dropped_outputs=self.dropped_outputs,
             pool_sizes={
                 "attention": membership.shape.attention,
                 "expert": membership.shape.expert,

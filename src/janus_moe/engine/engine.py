@@ -1,7 +1,7 @@
-"""The life of requests: admission, the attention instance they go to, their streams, their end.
+"""The life of requests: admission, their streams, their end; which instances there are meanwhile.
 
 One asyncio loop calls everything here. The engine does not know how workers are started or
-reached (it is given them), nor what HTTP is.
+reached (it is given them), why instances come and go, nor what HTTP is.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
 from janus_moe.config import EngineConfig
 from janus_moe.engine.admission import RequestLimits, admit
+from janus_moe.engine.assignment import RequestAssignment
 from janus_moe.engine.chunks import Status, TokenChunk
 from janus_moe.engine.counters import EngineCounters
 from janus_moe.engine.load import InstanceLoads
@@ -28,10 +30,9 @@ from janus_moe.engine.text.stopping import StopStrings
 from janus_moe.engine.text.tokenizer import Tokenizer
 from janus_moe.errors import JanusError, OverloadedError, ServiceError, WorkerFailed
 from janus_moe.messages import (
-    AbortRequest,
-    AddRequest,
     Failed,
     FromWorker,
+    NewTokens,
     SamplingParams,
     StepDone,
     ToInstance,
@@ -56,10 +57,22 @@ class Workers(Protocol):
         """Stops all workers; returns when none is left."""
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why new requests are refused for now.
+
+    reason: a sentence for people.
+    retry_after_s: when it may be different, seconds.
+    """
+
+    reason: str
+    retry_after_s: float
+
+
 class Engine:
     """Serves requests through the workers it is given with `run`.
 
-    membership: the instances that those workers are.
+    membership: the instances that those workers are; others follow with `use_membership`.
     limits: what a request may ask for.
     placement_controller: what moves experts between the instances.
 
@@ -84,8 +97,10 @@ class Engine:
         self.placement_controller = placement_controller
         self.status: Status = "loading"
         self.status_detail = "starting"
+        self.refusal: Refusal | None = None
         self.counters = EngineCounters()
         self.loads = InstanceLoads(membership.attention, limits.cache_tokens)
+        self._assignment = RequestAssignment(self.loads, spec.eos_token_ids, self._send)
         self._workers: Workers | None = None
         self._requests: dict[str, RequestRecord] = {}
         self._seeds = random.Random(config.seed or None)
@@ -130,6 +145,8 @@ class Engine:
         """
         if self.status != "ready":
             raise ServiceError(f"the service is {self.status}: {self.status_detail}")
+        if self.refusal is not None:
+            raise ServiceError(self.refusal.reason, self.refusal.retry_after_s)
         if len(self._requests) >= self.config.max_queue:
             raise OverloadedError(f"{len(self._requests)} requests are queued already")
         admit(prompt_ids, sampling, self.limits)
@@ -148,8 +165,61 @@ class Engine:
     def mark_dead(self, reason: str) -> None:
         """Ends every stream with an error that says why; new requests are refused."""
         self.status, self.status_detail = "dead", reason
-        for record in list(self._requests.values()):
+        for record in self._requests.values():
             record.fail(ServiceError(reason))
+
+    def refuse(self, reason: str, retry_after_s: float) -> None:
+        """Refuses new requests until `accept`; those under way go on."""
+        self.refusal = Refusal(reason, retry_after_s)
+
+    def accept(self) -> None:
+        """Takes new requests again."""
+        self.refusal = None
+
+    def fail_waiting(self, reason: str, retry_after_s: float | None = None) -> None:
+        """Ends the streams of requests that no instance has, with an error that says why."""
+        for record in self._assignment.waiting:
+            self._fail(record, ServiceError(reason, retry_after_s))
+
+    def fail_all(self, reason: str, retry_after_s: float | None = None) -> None:
+        """Ends every stream with an error that says why; the service goes on."""
+        for record in self._requests.values():
+            self._fail(record, ServiceError(reason, retry_after_s))
+
+    def use_membership(self, membership: Membership) -> None:
+        """Serves with these instances from now on.
+
+        New attention instances get requests, also those that wait for one. Requests of an instance
+        that is no member any more are admitted elsewhere.
+        """
+        self.membership = membership
+        self.counters.readmissions += self._assignment.use_members(membership.attention)
+
+    def readmit(self, instance: InstanceId) -> int:
+        """An attention instance is lost for ever: its requests are admitted elsewhere, or wait.
+
+        Returns how many they are. Their streams go on with the next token.
+        """
+        num_requests = self._assignment.readmit(instance)
+        self.counters.readmissions += num_requests
+        return num_requests
+
+    def drain_instance(self, instance: InstanceId) -> asyncio.Event:
+        """An attention instance gets no more requests; the event is set once it has none."""
+        return self._assignment.drain(instance)
+
+    def resume_instance(self, instance: InstanceId) -> None:
+        """An attention instance that was to be drained gets requests again."""
+        self._assignment.resume(instance)
+
+    def move_requests(self, instance: InstanceId) -> int:
+        """Drains an attention instance at once: its requests are computed again elsewhere.
+
+        Returns how many they are.
+        """
+        num_requests = self._assignment.move(instance)
+        self.counters.readmissions += num_requests
+        return num_requests
 
     def snapshot(self) -> EngineSnapshot:
         """Load and totals at this moment."""
@@ -166,18 +236,9 @@ class Engine:
         stop: Sequence[str],
         instance: InstanceId | None = None,
     ) -> AsyncGenerator[TokenChunk]:
-        assert self._workers is not None
-        record = self._open(request_id, prompt_ids, sampling, stop, instance)
+        record = self._open(request_id, prompt_ids, sampling, stop)
         try:
-            self._workers.send(
-                AddRequest(
-                    instance=record.instance,
-                    request_id=request_id,
-                    prompt_ids=record.prompt_ids,
-                    sampling=record.sampling,
-                    eos_token_ids=self.spec.eos_token_ids,
-                )
-            )
+            self._assignment.admit(record, instance)
             while True:
                 chunk = await record.chunks.get()
                 if isinstance(chunk, JanusError):
@@ -194,41 +255,39 @@ class Engine:
         prompt_ids: Sequence[int],
         sampling: SamplingParams,
         stop: Sequence[str],
-        instance: InstanceId | None,
     ) -> RequestRecord:
         if sampling.seed is None:
             sampling = msgspec.structs.replace(sampling, seed=self._seeds.getrandbits(63))
-        if instance is None:
-            instance = self.loads.choose(prompt_ids)
         record = RequestRecord(
             request_id=request_id,
             prompt_ids=tuple(prompt_ids),
             sampling=sampling,
-            instance=instance,
             detokenizer=Detokenizer(self.tokenizer, prompt_ids),
             stops=StopStrings(tuple(stop)),
         )
         self._requests[request_id] = record
         self._idle.clear()
-        self.loads.sent(instance, len(prompt_ids))
         return record
 
     def _forget(self, record: RequestRecord) -> None:
         """The stream has ended; the worker is told when it does not know."""
         del self._requests[record.request_id]
-        self.loads.ended(record.instance)
-        if not record.started:
-            self.loads.started(record.instance, len(record.prompt_ids))
         if not self._requests:
             self._idle.set()
         if not record.finished:
             record.finished = True
-            with suppress(ServiceError):  # a worker that is gone has forgotten it already
-                self._abort(record)
+            self._assignment.abort(record)
+        self._assignment.release(record)
 
-    def _abort(self, record: RequestRecord) -> None:
+    def _fail(self, record: RequestRecord, error: ServiceError) -> None:
+        if not record.finished:
+            self._assignment.abort(record)
+            self._assignment.release(record)
+            record.fail(error)
+
+    def _send(self, message: ToInstance) -> None:
         assert self._workers is not None
-        self._workers.send(AbortRequest(instance=record.instance, request_id=record.request_id))
+        self._workers.send(message)
 
     async def _pump(self, workers: Workers) -> None:
         """Hands every worker message to the streams it concerns."""
@@ -248,14 +307,33 @@ class Engine:
             logger.info("%s", notice)
         for new in done.outputs:
             record = self._requests.get(new.request_id)
-            if record is None:
+            if record is None or record.finished:
                 continue  # its consumer has gone
-            if not record.started:
-                record.started = True
-                self.loads.started(record.instance, len(record.prompt_ids))
-                self.counters.prompt_tokens += len(record.prompt_ids)
-            if record.push(new):
-                self._abort(record)
+            if record.expects(new):
+                self._take(record, new)
+            else:
+                self._drop(record, new)
+
+    def _take(self, record: RequestRecord, new: NewTokens) -> None:
+        """What a step has produced goes to the stream of its request."""
+        if not record.started:
+            self.counters.prompt_tokens += len(record.prompt_ids)
+        self._assignment.started(record)
+        if record.push(new):
+            self._assignment.abort(record)
+        if record.finished:
+            self._assignment.release(record)
+
+    def _drop(self, record: RequestRecord, new: NewTokens) -> None:
+        """What comes from an earlier admission, or twice, is not believed.
+
+        Where tokens are missing between what is known and what came, the request begins again.
+        """
+        self.counters.dropped_outputs += 1
+        if new.admission == record.admission and new.position > len(record.token_ids):
+            logger.warning("tokens of request %s are missing; it begins again", record.request_id)
+            self.counters.readmissions += 1
+            self._assignment.again(record)
 
     async def _warm_up(self) -> None:
         """One tiny request per attention instance, so that users meet no compilation."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+import msgspec
+
 from janus_moe.engine.chunks import FinishReason, TokenChunk
 from janus_moe.engine.text.detokenizer import Detokenizer
 from janus_moe.engine.text.stopping import StopStrings
 from janus_moe.errors import JanusError
-from janus_moe.messages import NewTokens, SamplingParams
+from janus_moe.messages import AddRequest, NewTokens, SamplingParams
 from janus_moe.spec import InstanceId
 
 
@@ -21,9 +23,13 @@ from janus_moe.spec import InstanceId
 class RequestRecord:
     """A request from admission to its last chunk.
 
-    instance: the attention instance that computes it.
+    instance: the attention instance that computes it; None while it waits for one.
+    admission: number of its admission there; 0 while it waits for one.
+    unstarted_tokens: of this admission, until they are in the cache of the instance.
+    arrived_at: clock reading, seconds.
+    held_s: seconds from its arrival to its latest admission.
     token_ids: what it has produced.
-    started: its prompt has been computed.
+    started: something of it has been heard; what is said once of a request has been said.
     finished: nothing more goes into `chunks`.
     chunks: what the consumer has not taken yet; an error ends the stream.
     """
@@ -31,16 +37,39 @@ class RequestRecord:
     request_id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
-    instance: InstanceId
     detokenizer: Detokenizer
     stops: StopStrings
+    instance: InstanceId | None = None
+    admission: int = 0
+    unstarted_tokens: int = 0
+    arrived_at: float = 0.0
+    held_s: float = 0.0
     token_ids: list[int] = field(default_factory=list)
     chunks: asyncio.Queue[TokenChunk | JanusError] = field(default_factory=asyncio.Queue)
     started: bool = False
     finished: bool = False
 
+    def add_request(self, instance: InstanceId, eos_token_ids: tuple[int, ...]) -> AddRequest:
+        """Its present admission as an instance is told: with all that it has produced so far."""
+        sampling = self.sampling
+        if self.started and sampling.prompt_logprobs is not None:  # they have been streamed
+            sampling = msgspec.structs.replace(sampling, prompt_logprobs=None)
+        return AddRequest(
+            instance=instance,
+            request_id=self.request_id,
+            admission=self.admission,
+            prompt_ids=(*self.prompt_ids, *self.token_ids),
+            sampling=sampling,
+            eos_token_ids=eos_token_ids,
+            position=len(self.token_ids),
+        )
+
+    def expects(self, new: NewTokens) -> bool:
+        """Whether these tokens are of the present admission and come next."""
+        return new.admission == self.admission and new.position == len(self.token_ids)
+
     def push(self, new: NewTokens) -> bool:
-        """Takes what a step produced.
+        """Takes what a step produced, which has to be what it expects.
 
         True when a stop string ended the request just now: the worker does not know it yet and
         must be told.
@@ -65,16 +94,20 @@ class RequestRecord:
             else:
                 text += self.stops.flush()
         self.finished = reason is not None
+        first, self.started = not self.started, True
+        queued_s = None
+        if first and new.queued_seconds is not None:
+            queued_s = self.held_s + new.queued_seconds
         self.chunks.put_nowait(
             TokenChunk(
                 text=text,
                 token_ids=new.token_ids,
                 logprobs=new.logprobs,
-                prompt_logprobs=new.prompt_logprobs,
+                prompt_logprobs=new.prompt_logprobs if first else None,
                 finish_reason=reason,
                 stop_reason=stop_reason,
-                num_cached_tokens=new.num_cached_tokens,
-                queued_s=new.queued_seconds,
+                num_cached_tokens=new.num_cached_tokens if first else 0,
+                queued_s=queued_s,
             )
         )
         return stopped_by_string and new.finish_reason is None

@@ -24,6 +24,8 @@ class EngineSnapshot:
     waiting: requests that are queued.
     kv_usage: used share of the KV blocks, 0 to 1, over all attention instances.
     preemptions: requests that gave their KV blocks back for a while.
+    readmissions: requests that were given to another attention instance.
+    dropped_outputs: what was said of a request and was not of its admission, or did not come next.
     pool_sizes: number of instances by pool.
     activated_experts: by expert instance, mean distinct experts activated per MoE layer pass.
     max_activated_experts: the same for the busiest instance of each pass.
@@ -41,6 +43,8 @@ class EngineSnapshot:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
+    readmissions: int = 0
+    dropped_outputs: int = 0
     pool_sizes: Mapping[Pool, int] = field(default_factory=dict)
     activated_experts: Mapping[InstanceId, float] = field(default_factory=dict)
     max_activated_experts: float = 0.0

@@ -70,20 +70,23 @@ def to_api_error(error: Exception) -> ApiError:
             return ApiError(429, message, kind="overloaded_error", code="overloaded", headers=wait)
         case ServiceError() | ExchangeError():
             logger.error("request failed: %s", error)
-            return unavailable("the service cannot answer requests now")
+            message = "the service cannot answer requests now"
+            if isinstance(error, ServiceError) and error.retry_after_s is not None:
+                return unavailable(message, error.retry_after_s)
+            return unavailable(message)
         case HTTPException():
             return ApiError(error.status_code, str(error.detail), headers=error.headers)
     logger.error("unexpected error while answering a request", exc_info=error)
     return ApiError(500, "internal server error", kind="internal_error", code="internal_error")
 
 
-def unavailable(message: str, retry_after_s: int = 5) -> ApiError:
+def unavailable(message: str, retry_after_s: float = 5) -> ApiError:
     return ApiError(
         503,
         message,
         kind="service_unavailable_error",
         code="unavailable",
-        headers={"Retry-After": str(retry_after_s)},
+        headers={"Retry-After": str(max(1, math.ceil(retry_after_s)))},
     )
 
 
