@@ -107,7 +107,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         float, Meta(description="seconds one pool waits for the other before it gives up")
     ] = 60.0
     startup_timeout: Annotated[
-        float, Meta(description="seconds all workers have to load and get ready")
+        float, Meta(description="seconds all workers have to load, and then to warm up")
     ] = 1800.0
 
     def __post_init__(self) -> None:

@@ -69,9 +69,12 @@ def tokens(
 
 
 class FakeWorkers:
-    """Answers the warm-up by itself; what the instances say besides, the test decides."""
+    """Answers the warm-up by itself; what the instances say besides, the test decides.
 
-    def __init__(self) -> None:
+    mute: instances that never answer."""
+
+    def __init__(self, *mute: InstanceId) -> None:
+        self._mute = mute
         self.sent: list[ToInstance] = []
         self._next: dict[str, tuple[int, int]] = {}
         self._said: asyncio.Queue[FromWorker | Exception] = asyncio.Queue()
@@ -80,7 +83,7 @@ class FakeWorkers:
         self.sent.append(message)
         if isinstance(message, AddRequest):
             self._next[message.request_id] = (message.admission, message.position)
-            if message.request_id.startswith("warm-up"):
+            if message.request_id.startswith("warm-up") and message.instance not in self._mute:
                 self.say(step(message.instance, tokens(message.request_id, "ab", "length")))
 
     def say(self, message: FromWorker | Exception) -> None:

@@ -77,6 +77,15 @@ async def test_a_worker_that_fails_in_the_warm_up_ends_the_engine_before_it_is_r
     assert not ready.is_set() and engine.status == "loading"
 
 
+async def test_an_instance_that_never_answers_its_warm_up_is_named_at_the_deadline() -> None:
+    engine, ready = make_engine(startup_timeout=0.05), asyncio.Event()
+    expected = "^attention 8 did not answer the warm-up request within 0.05 s;.*--startup-timeout"
+    with pytest.raises(WorkerFailed, match=expected):
+        await asyncio.wait_for(engine.run(FakeWorkers(ATTENTION[1]), ready), 5)
+    assert not ready.is_set() and engine.status == "loading"
+    assert engine.loads.observed[ATTENTION[1]].num_requests == 0
+
+
 async def test_a_request_streams_until_its_finish_reason() -> None:
     async with serving() as (engine, workers, _):
         answer = asyncio.create_task(collect(submit(engine, "a")))

@@ -121,7 +121,8 @@ class Engine:
         warm_up = asyncio.create_task(self._warm_up())
         try:
             await asyncio.wait({pump, warm_up}, return_when=asyncio.FIRST_COMPLETED)
-            if warm_up.done() and warm_up.exception() is None and not pump.done():
+            if not pump.done():
+                warm_up.result()
                 self.status, self.status_detail = "ready", "ready"
                 self.counters = EngineCounters()
                 if on_ready is not None:
@@ -336,9 +337,13 @@ class Engine:
             self._assignment.again(record)
 
     async def _warm_up(self) -> None:
-        """One tiny request per attention instance, so that users meet no compilation."""
+        """One tiny request per attention instance, so that users meet no compilation.
+
+        Raises WorkerFailed naming the instances that have not answered within the deadline.
+        """
         sampling = SamplingParams(max_tokens=WARM_UP_TOKENS, temperature=0, ignore_eos=True)
         length = min(WARM_UP_TOKENS, max(1, self.limits.max_model_len - WARM_UP_TOKENS))
+        waiting = list(self.membership.attention)
 
         async def one(instance: InstanceId) -> None:
             name = f"warm-up-{instance.number}"
@@ -346,5 +351,15 @@ class Engine:
             async with aclosing(stream) as chunks:
                 async for _ in chunks:
                     pass
+            waiting.remove(instance)
 
-        await asyncio.gather(*map(one, self.membership.attention))
+        timeout_s = self.config.startup_timeout
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(*map(one, self.membership.attention))
+        except TimeoutError:
+            raise WorkerFailed(
+                f"{', '.join(map(str, waiting))} did not answer the warm-up request within "
+                f"{timeout_s:g} s; look at that worker's log, or raise --startup-timeout if it is "
+                "only slow"
+            ) from None
