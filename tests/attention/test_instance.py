@@ -158,6 +158,7 @@ def test_scoring_alone_produces_nothing(weights: Weights) -> None:
     attention.run()
     [report] = reports_of(attention.steps, "r")
     assert report.token_ids == () and report.finish_reason == "length"
+    assert (report.admission, report.position) == (1, 0)
     assert report.prompt_logprobs is not None
     assert len(report.prompt_logprobs) == len(PROMPTS["mid"])
 

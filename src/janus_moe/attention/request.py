@@ -96,13 +96,12 @@ class ActiveRequest:
         """What the engine hears of the step that produced `token_id`; None means scoring only."""
         reason, stop_token = ("length", None) if token_id is None else self.outcome(token_id)
         first, self.announced = not self.announced, True
-        token_ids = () if token_id is None else (token_id,)
         has_entries = first and self.message.sampling.prompt_logprobs is not None
         return NewTokens(
             request_id=self.message.request_id,
             admission=self.message.admission,
-            position=self.num_produced - len(token_ids),
-            token_ids=token_ids,
+            position=self.num_produced - 1,  # the batcher has appended one in either case
+            token_ids=() if token_id is None else (token_id,),
             logprobs=logprobs,
             prompt_logprobs=tuple(self.prompt_entries) if has_entries else None,
             finish_reason=reason,
