@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.server.fake_engine import tiny_spec
 
-from janus_moe.cluster.activation_costs import activation_rule, measure, with_costs
+from janus_moe.cluster.activation_costs import activation_rule, measure, resolve_costs
 from janus_moe.config import EngineConfig
 from janus_moe.errors import ConfigError
 from janus_moe.policy.activation import LayerCost
@@ -33,12 +33,11 @@ def test_what_is_given_is_kept_and_the_rest_is_said() -> None:
     half = EngineConfig(activation_policy="token-aware", activation_token_ns=77)
     with pytest.raises(ValueError, match="not resolved"):
         activation_rule(half)
-    choices: list[str] = []
-    resolved = with_costs(half, spec, 1, choices)
+    resolved, reason = resolve_costs(half, spec, 1)
     rule = activation_rule(resolved)
     assert isinstance(rule, LayerCost) and rule.token_ns == 77
-    assert f"an activated expert costs {rule.expert_ns} ns, a token of one 77 ns" in choices
-    assert with_costs(resolved, spec, 1, choices) is resolved and len(choices) == 1
+    assert f"an activated expert costs {rule.expert_ns} ns, a token of one 77 ns" == reason
+    assert resolve_costs(resolved, spec, 1) == (resolved, None)
     assert activation_rule(EngineConfig()) == "exact"
 
 
@@ -47,4 +46,4 @@ def test_costs_that_cannot_be_are_refused() -> None:
         EngineConfig(activation_token_ns=-1)
     cuda = EngineConfig(activation_policy="token-aware", device="cuda")
     with pytest.raises(ConfigError, match="give --activation-expert-ns"):
-        with_costs(cuda, tiny_spec(10, 10), 1, [])
+        resolve_costs(cuda, tiny_spec(10, 10), 1)

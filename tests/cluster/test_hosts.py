@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from janus_moe.cluster.deployment.memory_budget import MemoryBudget
 from janus_moe.cluster.hosts.addresses import Address, address_towards, require_own
 from janus_moe.cluster.hosts.shares import (
     HostRequest,
@@ -14,7 +15,6 @@ from janus_moe.cluster.hosts.shares import (
     parse_hosts,
     shape_of,
 )
-from janus_moe.cluster.memory_budget import MemoryBudget
 from janus_moe.errors import ConfigError
 from janus_moe.spec import PoolShape
 

@@ -36,13 +36,16 @@ def activation_rule(config: EngineConfig) -> Rule:
     return LayerCost(expert_ns=expert_ns, token_ns=token_ns)
 
 
-def with_costs(
-    config: EngineConfig, spec: ModelSpec, num_threads: int, choices: list[str]
-) -> EngineConfig:
-    """The same settings without "auto" costs, where they matter."""
+def resolve_costs(
+    config: EngineConfig, spec: ModelSpec, num_threads: int
+) -> tuple[EngineConfig, str | None]:
+    """The same settings without "auto" costs where they matter, and what was measured if so.
+
+    num_threads: compute threads of an expert instance.
+    """
     given = (config.activation_expert_ns, config.activation_token_ns)
     if config.activation_policy != "token-aware" or "auto" not in given:
-        return config
+        return config, None
     if config.device != "cpu":
         raise ConfigError(
             f"costs are measured on a CPU only; with --device {config.device} give "
@@ -51,10 +54,10 @@ def with_costs(
     measured = measure(spec, num_threads)
     pairs = zip(given, (measured.expert_ns, measured.token_ns), strict=True)
     expert_ns, token_ns = (own if value == "auto" else value for value, own in pairs)
-    choices.append(f"an activated expert costs {expert_ns} ns, a token of one {token_ns} ns")
-    return msgspec.structs.replace(
+    resolved = msgspec.structs.replace(
         config, activation_expert_ns=expert_ns, activation_token_ns=token_ns
     )
+    return resolved, f"an activated expert costs {expert_ns} ns, a token of one {token_ns} ns"
 
 
 def measure(spec: ModelSpec, num_threads: int) -> LayerCost:

@@ -20,6 +20,7 @@ from janus_moe.attention.loop import serve as serve_attention
 from janus_moe.attention.runner import AttentionRunner
 from janus_moe.attention.step_input import StepLimits
 from janus_moe.cluster.activation_costs import activation_rule
+from janus_moe.cluster.deployment.thread_counts import InstanceCounts, most_computing
 from janus_moe.experts.epoch import first_tables
 from janus_moe.experts.epoch_loader import EpochLoader, LoadPiece
 from janus_moe.experts.instance import ExpertInstance
@@ -157,23 +158,27 @@ def connect_instances(
 
     Raises ConfigError when an expert instance does not hold what the placement gives it.
     """
-    # A waiter may spin when its own core is not wanted by those it waits for.
-    wanted = 1 + setup.num_threads * _computing_here(setup)
     rule = WaitRule(
         timeout_s=setup.config.exchange_timeout,
-        spin_us=spin_budget_us(setup.num_cores, wanted),
+        spin_us=spin_budget_us(setup.num_cores, _cores_wanted(setup)),
     )
     for instance in instances:
         instance.connect(setup, exchanges, rule)
 
 
-def _computing_here(setup: Setup) -> int:
-    """Instances on this worker's host that may compute at once: those of the larger pool, because
-    the pools take turns; all of them with several micro-batches."""
-    members = setup.membership
-    here = members.host_of(setup.instances[0])
-    sizes = [hosts.count(here) for hosts in (members.attention_hosts, members.expert_hosts)]
-    return sum(sizes) if setup.config.num_micro_batches > 1 else max(sizes)
+def _cores_wanted(setup: Setup) -> int:
+    """Threads of this worker's host that may compute at once, and one for the engine.
+
+    A waiter may spin when its own core is not wanted by those it waits for.
+    """
+    config, membership = setup.config, setup.membership
+    here = membership.host_of(setup.instances[0])
+    counts: InstanceCounts = {
+        "attention": membership.attention_hosts.count(here),
+        "expert": membership.expert_hosts.count(here),
+    }
+    computing = most_computing(counts, config.transport, config.num_micro_batches)
+    return 1 + setup.num_threads * computing
 
 
 def placement_of(setup: Setup) -> Placement:

@@ -1,7 +1,7 @@
 """How much memory the pools may take, when each host has its own.
 
 A pool is as rich as its poorest host: with e of E expert instances on a host, the pool can have
-E/e of what that host has left.
+E/e of what that host has left. What the memory is for is not known here.
 """
 
 from __future__ import annotations
@@ -14,10 +14,24 @@ from janus_moe.cluster.hosts.shares import HostShare
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """left: [hosts] bytes that nothing has been planned for; below 0 when too much has."""
+    """What every host has left.
+
+    shares: [hosts] which instances each runs.
+    left: [hosts] bytes that nothing has been planned for; below 0 when too much has.
+    """
 
     shares: tuple[HostShare, ...]
     left: tuple[int, ...]
+
+    @property
+    def num_attention_instances(self) -> int:
+        """Attention instances of all hosts."""
+        return sum(len(share.attention) for share in self.shares)
+
+    @property
+    def num_expert_instances(self) -> int:
+        """Expert instances of all hosts."""
+        return sum(len(share.expert) for share in self.shares)
 
     @property
     def poorest(self) -> tuple[HostShare, int]:

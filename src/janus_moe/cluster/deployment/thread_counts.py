@@ -1,0 +1,44 @@
+"""Which instances of a host compute at the same time, and how its cores are divided among them.
+
+The plan divides the cores by it; a worker decides by it whether a waiting thread may spin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from janus_moe.config import TransportName
+from janus_moe.spec import Pool
+
+InstanceCounts = Mapping[Pool, int]
+"""Pool -> its instances on one host."""
+
+
+def computing_with(
+    pool: Pool, counts: InstanceCounts, transport: TransportName, num_micro_batches: int
+) -> int:
+    """Instances of a host that may compute while one of `pool` does, itself included.
+
+    The instances of a pool compute at once and the pools take turns. With several micro-batches
+    both pools compute at once. In loopback one thread runs the expert instances one by one.
+    """
+    if num_micro_batches > 1:
+        return sum(counts.values())
+    if pool == "expert" and transport == "loopback":
+        return min(1, counts[pool])
+    return counts[pool]
+
+
+def most_computing(counts: InstanceCounts, transport: TransportName, num_micro_batches: int) -> int:
+    """Instances of a host that may compute at once, of whichever pools."""
+    return max(computing_with(pool, counts, transport, num_micro_batches) for pool in counts)
+
+
+def threads_each(cores: int, computing: int, wanted: int) -> int:
+    """Compute threads of one instance.
+
+    cores: of its host.
+    computing: instances that share them.
+    wanted: what the settings say; 0 divides the cores evenly.
+    """
+    return wanted or max(1, cores // max(1, computing))
