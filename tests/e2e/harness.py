@@ -23,7 +23,7 @@ from janus_moe.cluster.worker_layout import setup_message, worker_layouts
 from janus_moe.config import EngineConfig
 from janus_moe.engine.engine import Engine
 from janus_moe.errors import ExchangeClosed
-from janus_moe.experts.epoch_loader import LoadPiece
+from janus_moe.experts.slot_filling import LoadPiece
 from janus_moe.messages import (
     Failed,
     FromWorker,

@@ -14,7 +14,7 @@ from tests.checkpoints import make_checkpoint
 from tests.experts.build import expert_instance
 
 from janus_moe.errors import ExchangeError
-from janus_moe.experts import epoch_loader
+from janus_moe.experts import pacing
 from janus_moe.experts.epoch_loader import EpochLoader
 from janus_moe.messages import (
     DropEpoch,
@@ -101,7 +101,7 @@ def test_a_prepared_epoch_serves_and_an_unknown_one_is_an_error(folder: Path) ->
 def test_no_more_than_the_budget_is_read_between_two_steps(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(epoch_loader, "IDLE_AFTER_S", 60.0)
+    monkeypatch.setattr(pacing, "IDLE_AFTER_S", 60.0)
     budget, read = 3000, list[int]()
 
     def load_piece(piece: Piece) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from tests.checkpoints import make_checkpoint
-from tests.experts.build import expert_instance
+from tests.experts.build import expert_instance, next_tables
 from tests.model import monolithic
 
 from janus_moe.errors import ExchangeError, RoutingDivergence
-from janus_moe.experts.epoch import make_epoch, place_arrivals
+from janus_moe.experts.epoch import make_epoch
 from janus_moe.experts.instance import ExpertInstance
 from janus_moe.model.attention_block import AttentionModel
 from janus_moe.model.checkpoint import Checkpoint
@@ -53,11 +53,8 @@ class Pool:
         """Loads what the next placement adds, as an epoch loader does."""
         for instance, model in zip(self.instances, self.models, strict=True):
             epochs = instance.epochs
-            tables, arrivals = place_arrivals(
-                epochs.latest.slots,
-                [layer[epochs.rank] for layer in placement.slots],
-                [3 + SPARE] * placement.num_layers,
-            )
+            experts = [layer[epochs.rank] for layer in placement.slots]
+            tables, arrivals = next_tables(epochs.latest.slots, experts, 3 + SPARE)
             for number, expert, slot in arrivals:
                 layer = instance.layers[number]
                 for piece in expert_pieces(model, self.checkpoint, layer, expert, slot, 1 << 20):

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from tests.experts.build import next_tables
 from torch import Tensor
 
 from janus_moe.errors import ExchangeError, RoutingDivergence
 from janus_moe.experts import scheduling
-from janus_moe.experts.epoch import first_tables, make_epoch, place_arrivals
+from janus_moe.experts.epoch import first_tables, make_epoch
 from janus_moe.experts.scheduling import (
     DeviceDigest,
     DeviceScheduler,
@@ -57,11 +58,10 @@ def test_a_device_schedules_as_the_host_does_in_every_epoch(
     rng, digest = np.random.default_rng(instance), DeviceDigest("cpu")
     first, *later = placements()
     tables = first_tables(first, instance)
-    slots = [EXPERTS + SPARE] * 2
     moved = 0
     for placement in (first, *later):
         own = [layer[instance] for layer in placement.slots]
-        tables, arrivals = place_arrivals(tables, own, slots)
+        tables, arrivals = next_tables(tables, own, EXPERTS + SPARE)
         moved += len(arrivals)
         hosts = make_epoch(placement, tables, Schedulers(instance, policy)).schedulers
         for layer, host in enumerate(hosts):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.experts.build import next_tables
 from tests.kernels.test_activation_schedule import (
     assert_equals_reference,
     needs_triton,
@@ -23,7 +24,6 @@ from tests.kernels.test_activation_schedule import (
     random_tables,
 )
 
-from janus_moe.experts.epoch import place_arrivals
 from janus_moe.experts.scheduling import (
     DeviceDigest,
     DeviceScheduler,
@@ -176,7 +176,7 @@ else:
         table = np.full(40, -1, np.int32)
         for epoch in range(3):
             placement = place_experts("janus", rng.random((1, 40)), [13, 15, 12, 14], epoch=epoch)
-            [table], _ = place_arrivals([table], [placement.slots[0][1]], [60])
+            [table], _ = next_tables([table], [placement.slots[0][1]], 60)
             host = Schedulers(1, policy).make(placement, 0, table)
             tables = physical_tables(placement, 0, 1, table)
             made = ActivationScheduleKernel(tables, policy, "cpu")

@@ -46,10 +46,44 @@ def test_a_changed_file_is_refused_without_its_path(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", "qwen3_moe", seed=2)
     first, *_ = pieces(folder)
     weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes())
+    content = weights.read_bytes()
+    weights.write_bytes(content)
     os.utime(weights, ns=(1, 1))
     with pytest.raises(CheckpointError, match=r"^model\.safetensors was changed since the start"):
         first.load()
     weights.unlink()
     with pytest.raises(CheckpointError, match=r"^model\.safetensors cannot be read: No such file"):
+        first.load()
+
+
+def test_the_same_file_is_read_again_once_it_is_back(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", "qwen3_moe", seed=2)
+    other = make_checkpoint(tmp_path / "other", "qwen3_moe", seed=3)
+    first, *_ = pieces(folder)
+    first.files.remember()
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    first.load()
+    loaded = first.target.clone()
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"^model\.safetensors cannot be read: No such file"):
+        first.load()
+    for wrong in ((other / weights.name).read_bytes(), content[:-1], content + b" "):
+        weights.write_bytes(wrong)
+        with pytest.raises(CheckpointError, match="was changed since the start; put the same file"):
+            first.load()
+    weights.write_bytes(content)
+    first.target.zero_()
+    first.load()
+    assert torch.equal(first.target, loaded)
+    os.utime(weights, ns=(1, 1))
+    first.load()
+
+
+def test_a_file_that_changed_before_it_was_remembered_stays_refused(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", "qwen3_moe", seed=2)
+    first, *_ = pieces(folder)
+    os.utime(folder / "model.safetensors", ns=(1, 1))
+    first.files.remember()
+    with pytest.raises(CheckpointError, match="was changed since the start"):
         first.load()

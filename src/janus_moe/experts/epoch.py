@@ -7,13 +7,13 @@ serve at the same time. This module knows nothing of weights or threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from janus_moe.errors import ConfigError
 from janus_moe.experts.scheduling import LayerScheduler, Schedulers, Table
 from janus_moe.policy.placement import Placement
 
@@ -35,14 +35,24 @@ class Arrival(NamedTuple):
 class Epoch:
     """A placement as one instance serves it.
 
-    number: of the epoch.
+    placement: who has which experts; its epoch is the number of this one.
     slots: [moe layers] tables.
     schedulers: [moe layers], for one thread at a time.
     """
 
-    number: int
+    placement: Placement
     slots: tuple[Table, ...]
     schedulers: tuple[LayerScheduler, ...]
+
+    @property
+    def number(self) -> int:
+        return self.placement.epoch
+
+    def with_layer(self, layer: int, table: Table, scheduler: LayerScheduler) -> Epoch:
+        """The same epoch with the experts of one MoE layer in other slots."""
+        slots, schedulers = list(self.slots), list(self.schedulers)
+        slots[layer], schedulers[layer] = table, scheduler
+        return Epoch(self.placement, tuple(slots), tuple(schedulers))
 
 
 def first_tables(placement: Placement, instance: int) -> list[Table]:
@@ -67,34 +77,46 @@ def make_epoch(
     for layer, table in enumerate(slots):
         before_layer()
         made.append(schedulers.make(placement, layer, table))
-    return Epoch(placement.epoch, tuple(slots), tuple(made))
+    return Epoch(placement, tuple(slots), tuple(made))
 
 
 def place_arrivals(
-    current: Sequence[Table], experts: Sequence[Sequence[int]], num_slots: Sequence[int]
+    contents: Sequence[Sequence[int]],
+    experts: Sequence[Sequence[int]],
+    in_use: Sequence[Collection[int]],
+    num_experts: int,
 ) -> tuple[list[Table], list[Arrival]]:
-    """Where everything lies in the next epoch, and what has to be loaded for it.
+    """Where everything lies in another epoch, and what has to be loaded for it.
 
-    current: [moe layers] tables of the latest epoch.
-    experts: [moe layers] logical ids of the next one.
-    num_slots: [moe layers] physical slots.
+    What lies in a slot already stays there. Arrivals go to slots that are not in use, rather to
+    those where nothing lies, and beyond the last slot when there are too few.
 
-    Raises ConfigError when a layer has too few free ones.
+    contents: [moe layers][slots] logical expert that lies there; -1 for none.
+    experts: [moe layers] logical ids of the other epoch.
+    in_use: [moe layers] slots whose contents must stay as they are.
+    num_experts: of a layer.
     """
-    tables, arrivals = [], []
-    for layer, (old, wanted) in enumerate(zip(current, experts, strict=True)):
-        table = np.full_like(old, -1)
-        table[list(wanted)] = old[list(wanted)]
-        new = [expert for expert in wanted if table[expert] < 0]
-        free = sorted(set(range(num_slots[layer])) - set(old.tolist()))
-        if len(new) > len(free):
-            raise ConfigError(
-                f"MoE layer {layer} is to load {len(new)} experts but has {len(free)} of "
-                f"{num_slots[layer]} slots free; move fewer at once or raise "
-                "--rebalance-spare-slots"
-            )
-        for expert, slot in zip(new, free, strict=False):
-            table[expert] = slot
-            arrivals.append(Arrival(layer, expert, slot))
+    tables, arrivals = list[Table](), list[Arrival]()
+    for layer, (held, wanted) in enumerate(zip(contents, experts, strict=True)):
+        table, own = np.full(num_experts, -1, np.int32), set(wanted)
+        for slot, expert in enumerate(held):
+            if expert in own:
+                table[expert] = slot
+        kept = {*table.tolist(), *in_use[layer]}
+        free = [slot for slot in range(len(held)) if slot not in kept]
+        empty, full = ([s for s in free if (held[s] < 0) == is_empty] for is_empty in (True, False))
+        slots = itertools.chain(empty, full, itertools.count(len(held)))
+        for expert in wanted:
+            if table[expert] < 0:
+                table[expert] = next(slots)
+                arrivals.append(Arrival(layer, expert, int(table[expert])))
         tables.append(table)
     return tables, arrivals
+
+
+def contents_of(table: Table, num_slots: int) -> list[int]:
+    """[slots] logical expert in each slot, -1 for none."""
+    contents = [-1] * num_slots
+    for expert in np.flatnonzero(table >= 0).tolist():
+        contents[table[expert]] = expert
+    return contents

@@ -1,20 +1,25 @@
-"""Prepares an expert instance for later epochs, in a thread beside the one that serves.
+"""Prepares an expert instance for later epochs, in threads beside the one that serves.
 
-While steps are served it loads so many bytes, then waits for the next step; when none comes for a
-while it does not wait. Weights go into slots that no served epoch uses, so the two threads share
-nothing but the slots' memory. It does not decide what is moved or when an epoch is used.
+An epoch of the membership that it serves is a small change and takes spare slots. The first epoch
+of another membership may be any change: the instance gets slots as they are needed, and gives
+memory back once it serves nothing else. It does not decide what is moved or when it is used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
-import time
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator
 
-from janus_moe.errors import JanusError
-from janus_moe.experts.epoch import Arrival, make_epoch, place_arrivals
+from janus_moe.errors import ConflictError, JanusError
+from janus_moe.experts.epoch import Epoch, make_epoch
 from janus_moe.experts.instance import ExpertInstance
+from janus_moe.experts.pacing import FullSpeed, Pace, PaceName, StepPace
+from janus_moe.experts.scheduling import Table
+from janus_moe.experts.served_epochs import ServedEpochs
+from janus_moe.experts.slot_filling import LoadPiece, SlotFiller
 from janus_moe.messages import (
     DropEpoch,
     EpochFailed,
@@ -25,25 +30,17 @@ from janus_moe.messages import (
     ToWorker,
 )
 from janus_moe.model.checkpoint import Checkpoint
-from janus_moe.model.piecewise import Piece, expert_pieces
+from janus_moe.model.piecewise import Piece
 from janus_moe.policy.placement import Placement
 
 logger = logging.getLogger(__name__)
 
-IDLE_AFTER_S = 0.1
-"""Without a step for so long, loading need not wait for one."""
-
-PIECES_PER_STEP = 6
-"""Small pieces cost time too; so many of them between two steps at most."""
-
-TABLES_S = 0.0002
-"""Tables are made for so long before the next step is waited for: to be woken costs time, too."""
-
-LoadPiece = Callable[[Piece], None]
-
 
 class EpochLoader:
-    """Takes PrepareEpoch and DropEpoch for one expert instance.
+    """Fills one expert instance: for orders in its inbox, and for other memberships.
+
+    Its methods may be called in any thread; one at a time loads. What is loaded for another
+    membership goes first: other loading is given up for it.
 
     instance: what epochs are staged for.
     checkpoint: where weights are read from.
@@ -60,14 +57,19 @@ class EpochLoader:
         send: Callable[[FromWorker], None],
         load_piece: LoadPiece = Piece.load,
     ) -> None:
+        checkpoint.files.remember()
         self._instance = instance
-        self._checkpoint = checkpoint
-        self._bytes_per_step = bytes_per_step
+        self._slots = SlotFiller(instance, checkpoint, load_piece)
+        self._paces: dict[PaceName, Pace] = {
+            "steps": StepPace(instance.stepped, bytes_per_step),
+            "full": FullSpeed(),
+        }
         self._send = send
-        self._load_piece = load_piece
-        self._spent = 0
-        self._idle = False
-        self._woken_at = 0.0
+        self._loading = threading.Lock()
+        self._first = 0  # stages that load or wait for others to give up
+        self._first_lock = threading.Lock()
+        self._staged: dict[int, list[Table]] = {}
+        self._unstaged: set[int] = set()
 
     def serve(self, inbox: queue.SimpleQueue[ToWorker]) -> None:
         """Runs until a Stop message; a message that arrives while it loads ends the loading."""
@@ -82,11 +84,86 @@ class EpochLoader:
                 case other:
                     raise TypeError(f"an expert instance cannot handle {type(other).__name__}")
 
+    def stage(self, placement: Placement, rank: int, pace: PaceName) -> ServedEpochs:
+        """Loads what the instance needs in another membership, beside what it serves.
+
+        placement: of the first steps there; its epoch is later than any that is served.
+        rank: of the instance there.
+        pace: how fast.
+
+        Returns what the instance is to be connected with at commit. Raises CheckpointError, which
+        names the file, and ConflictError when it was unstaged meanwhile; the instance then serves
+        as before, and what was loaded need not be loaded again.
+        """
+        number = placement.epoch
+
+        def check() -> None:
+            if number in self._unstaged:
+                raise ConflictError(f"generation {number} of {self._instance.id} was dropped")
+
+        with self._going_first():
+            check()
+            epochs = self._instance.epochs
+            in_use = self._in_use(*epochs.in_use)
+            plan = self._slots.plan([layer[rank] for layer in placement.slots], in_use)
+            self._slots.grow(plan, in_use, self._paces[pace], check)
+            self._slots.fill(plan, self._paces[pace], check)
+            schedulers = epochs.schedulers.at_rank(rank)
+            first = make_epoch(placement, plan.tables, schedulers, self._paces[pace].before_table)
+            self._staged[number] = plan.tables
+            try:
+                check()
+            except ConflictError:
+                self._staged.pop(number, None)
+                raise
+            return epochs.followed_by(rank, first, schedulers)
+
+    def unstage(self, number: int) -> None:
+        """No step will come with what was, is or will be staged with this epoch; never waits."""
+        self._unstaged.add(number)
+        self._staged.pop(number, None)
+
+    def settle(self, spare_slots: int, pace: PaceName = "steps") -> bool:
+        """Gives memory of earlier memberships back; what is left lies in ascending order.
+
+        spare_slots: per layer, beside the experts that are served.
+
+        Returns False when it was not done: another epoch is staged, or was wanted meanwhile.
+        """
+
+        def check() -> None:
+            if self._first:
+                raise ConflictError("another membership is prepared")
+
+        with self._loading:
+            in_use = {epoch.number for epoch in self._instance.epochs.in_use}
+            if len(in_use) > 1 or any(number > max(in_use) for number in list(self._staged)):
+                return False
+            try:
+                self._slots.settle(spare_slots, self._paces[pace], check)
+            except ConflictError:
+                return False
+            return True
+
+    @contextlib.contextmanager
+    def _going_first(self) -> Iterator[None]:
+        with self._first_lock:
+            self._first += 1
+        try:
+            with self._loading:
+                yield
+        finally:
+            with self._first_lock:
+                self._first -= 1
+
     def _prepare(self, message: PrepareEpoch, inbox: queue.SimpleQueue[ToWorker]) -> None:
         """Any failure leaves the instance as it was, and is reported."""
         instance, epoch = self._instance.id, message.epoch
         try:
-            prepared = self._load(message, inbox)
+            with self._loading:
+                self._load(message, inbox)
+        except _OtherOrder:
+            return
         # A last resort: this thread lives on, and the engine waits for an answer. Reading a
         # checkpoint fails in more ways than can be listed (files, memory, torch).
         except Exception as error:
@@ -96,56 +173,40 @@ class EpochLoader:
                 text = type(error).__name__
             self._send(EpochFailed(instance=instance, epoch=epoch, error=text))
             return
-        if prepared:
-            self._send(EpochPrepared(instance=instance, epoch=epoch))
+        self._send(EpochPrepared(instance=instance, epoch=epoch))
 
-    def _load(self, message: PrepareEpoch, inbox: queue.SimpleQueue[ToWorker]) -> bool:
-        """False when it was told something else before it was done."""
-        instance, epochs, model = self._instance, self._instance.epochs, self._instance.runner.model
+    def _load(self, message: PrepareEpoch, inbox: queue.SimpleQueue[ToWorker]) -> None:
+        def check() -> None:
+            if not inbox.empty():
+                raise _OtherOrder
+            if self._first:
+                raise ConflictError("another membership is prepared")
+
+        epochs, pace = self._instance.epochs, self._paces["steps"]
         placement = Placement(
             epoch=message.epoch,
-            num_experts=model.spec.moe.num_experts,
+            num_experts=self._instance.runner.model.spec.moe.num_experts,
             slots=message.placement,
         )
-        tables, arrivals = place_arrivals(
-            epochs.latest.slots,
-            [layer[epochs.rank] for layer in placement.slots],
-            [model.layers[layer].gate_up.shape[0] for layer in instance.layers],
-        )
-        if not self._load_all(arrivals, inbox):
-            return False
-        epochs.stage(make_epoch(placement, tables, epochs.schedulers, self._wait_when_long))
-        return True
+        # What an earlier epoch dropped is free: no step comes with it once this one is asked for.
+        in_use = self._in_use(epochs.latest)
+        plan = self._slots.plan([layer[epochs.rank] for layer in placement.slots], in_use)
+        self._slots.require_room(plan, in_use)
+        self._slots.fill(plan, pace, check)
+        epochs.stage(make_epoch(placement, plan.tables, epochs.schedulers, pace.before_table))
 
-    def _load_all(self, arrivals: Sequence[Arrival], inbox: queue.SimpleQueue[ToWorker]) -> bool:
-        for layer, expert, slot in arrivals:
-            layer_id = self._instance.layers[layer]
-            model = self._instance.runner.model
-            for piece in expert_pieces(
-                model, self._checkpoint, layer_id, expert, slot, self._bytes_per_step
-            ):
-                if not inbox.empty():
-                    return False
-                least = self._bytes_per_step // PIECES_PER_STEP
-                self._wait_for_budget(max(piece.num_bytes, least))
-                self._load_piece(piece)
-        return True
+    def _in_use(self, *epochs: Epoch) -> list[set[int]]:
+        """[moe layers] slots of these epochs, and of what is staged for other memberships."""
+        served = self._instance.epochs.current.number
+        for number in list(self._staged):  # `unstage` may be called meanwhile
+            if number <= served:
+                self._staged.pop(number, None)
+        tables = [*(epoch.slots for epoch in epochs), *self._staged.values()]
+        return [
+            {slot for table in layer for slot in table.tolist() if slot >= 0}
+            for layer in zip(*tables, strict=True)
+        ]
 
-    def _wait_for_budget(self, num_bytes: int) -> None:
-        """Once the bytes of a step are spent, waits for the end of the next one."""
-        if self._spent + num_bytes > self._bytes_per_step and self._spent:
-            self._wait_for_step()
-            self._spent = 0
-        self._spent += num_bytes
 
-    def _wait_when_long(self) -> None:
-        """Waits for the end of a step once it has worked for a while since the last one."""
-        if time.perf_counter() - self._woken_at > TABLES_S:
-            self._wait_for_step()
-
-    def _wait_for_step(self) -> None:
-        """Waits for the end of a step; not at all when there has been none for a while."""
-        stepped = self._instance.stepped.wait(0 if self._idle else IDLE_AFTER_S)
-        self._instance.stepped.clear()
-        self._idle = not stepped
-        self._woken_at = time.perf_counter()
+class _OtherOrder(Exception):
+    """A message came while it loaded."""

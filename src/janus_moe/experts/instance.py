@@ -10,7 +10,9 @@ import threading
 
 from janus_moe.experts.routing_observer import RoutingObserver
 from janus_moe.experts.runner import ExpertRunner, LayerReply
+from janus_moe.experts.scheduling import Table
 from janus_moe.experts.served_epochs import ServedEpochs
+from janus_moe.model.expert_block import ExpertLayer
 from janus_moe.spec import InstanceId
 from janus_moe.transport import ExpertPort, Work
 
@@ -49,6 +51,19 @@ class ExpertInstance:
         """Serves another membership from now on; no thread may serve meanwhile."""
         self.epochs = epochs
         self._observer = observer
+
+    def move_layer(self, layer: int, weights: ExpertLayer, table: Table) -> None:
+        """Serves one layer from other memory and other slots, from the next exchange on.
+
+        layer: MoE layer number.
+        weights: hold the same experts as before.
+        table: the slot of each of them.
+        """
+        epochs = self.epochs
+        scheduler = epochs.schedulers.make(epochs.latest.placement, layer, table)
+        with self._turn:
+            self.runner.model.layers[self.layers[layer]] = weights
+            epochs.move_layer(layer, table, scheduler)
 
     def warm_up(self) -> None:
         """Compiles what compiles on first use."""

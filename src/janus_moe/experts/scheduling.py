@@ -157,6 +157,13 @@ class Schedulers:
         self._device = torch.device(device)
         self._digest = DeviceDigest(self._device)
 
+    def at_rank(self, rank: int) -> Schedulers:
+        """Those of the same instance in another membership.
+
+        rank: of the instance there.
+        """
+        return Schedulers(rank, self._rule, self._device)
+
     def make(self, placement: Placement, layer: int, slots: Table) -> LayerScheduler:
         """slots: where this instance has its experts, which the placement does not say."""
         if self._device.type == "cuda" and runs_on_device(self._rule):

@@ -5,13 +5,11 @@ It does not know what an epoch is used for, how its weights are loaded, or who d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from janus_moe.errors import ConfigError, ExchangeError
 from janus_moe.experts.epoch import Epoch, make_epoch
-from janus_moe.experts.scheduling import Schedulers, Table
+from janus_moe.experts.scheduling import LayerScheduler, Schedulers, Table
 from janus_moe.policy.placement import Placement
 from janus_moe.spec import InstanceId
 from janus_moe.transport import Ticket
@@ -20,27 +18,20 @@ from janus_moe.transport import Ticket
 class ServedEpochs:
     """Steps come with the current epoch or a staged one, in ascending order.
 
-    One thread at a time calls `of_step`; another may stage and unstage.
+    One thread at a time calls `of_step`; another may stage, unstage and move.
 
     instance_id: named in errors.
     rank: position of the instance in the placements.
-    placement: of the first steps.
-    tables: [moe layers] the slot of each of its experts.
-    schedulers: makes the schedulers of every epoch.
+    first: epoch of the first steps.
+    schedulers: makes the schedulers of later epochs.
     """
 
     def __init__(
-        self,
-        instance_id: InstanceId,
-        rank: int,
-        placement: Placement,
-        tables: Sequence[Table],
-        schedulers: Schedulers,
+        self, instance_id: InstanceId, rank: int, first: Epoch, schedulers: Schedulers
     ) -> None:
         self.rank = rank
         self.schedulers = schedulers
         self._instance_id = instance_id
-        first = make_epoch(placement, tables, schedulers)
         self._current = self._latest = self._before_latest = first
         self._staged: dict[int, Epoch] = {}
 
@@ -61,7 +52,15 @@ class ServedEpochs:
                     f"placement of epoch {placement.epoch} gives it {sorted(wanted)}; move them "
                     "before"
                 )
-        return ServedEpochs(self._instance_id, rank, placement, tables, schedulers)
+        return self.followed_by(rank, make_epoch(placement, tables, schedulers), schedulers)
+
+    def followed_by(self, rank: int, first: Epoch, schedulers: Schedulers) -> ServedEpochs:
+        """What the same instance serves in another membership.
+
+        rank: position of the instance there.
+        first: epoch of its first steps.
+        """
+        return ServedEpochs(self._instance_id, rank, first, schedulers)
 
     @property
     def current(self) -> Epoch:
@@ -72,6 +71,16 @@ class ServedEpochs:
     def latest(self) -> Epoch:
         """What steps to come are served with; no step need have used it yet."""
         return self._latest
+
+    @property
+    def in_use(self) -> tuple[Epoch, ...]:
+        """All epochs that a step may come with."""
+        return (self._current, self._before_latest, self._latest, *self._staged.values())
+
+    def move_layer(self, layer: int, table: Table, scheduler: LayerScheduler) -> None:
+        """The experts of one MoE layer lie in other slots; only while one epoch is in use."""
+        moved = self._latest.with_layer(layer, table, scheduler)
+        self._current = self._latest = self._before_latest = moved
 
     def stage(self, epoch: Epoch) -> None:
         """Steps may come with this epoch or the one before; its weights are in their slots."""

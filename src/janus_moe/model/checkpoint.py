@@ -17,6 +17,7 @@ from torch import Tensor
 
 from janus_moe.errors import CheckpointError
 from janus_moe.model.safetensors_header import Entry, read_header
+from janus_moe.model.source_files import SourceFiles
 from janus_moe.model.tensors import TensorInfo, all_tensors
 from janus_moe.spec import ModelSpec
 
@@ -46,6 +47,7 @@ class Checkpoint:
         """
         self.folder = folder
         self.entries = entries
+        self.files = SourceFiles(entries.values())
         self._open_files: dict[Path, Any] = {}
 
     @classmethod

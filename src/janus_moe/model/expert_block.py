@@ -5,7 +5,7 @@ Knows nothing of placement, scheduling or the attention pool. Call it under torc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ class ExpertLayer:
     router: [experts, hidden], of all logical experts.
     router_bias: [experts] float32, added for the choice only; None means none.
     slots: [slots] logical expert in each slot at the start.
-    gate_up: [slots + spare, 2 * width, hidden], gate above up.
+    gate_up: [slots + spare, 2 * width, hidden], gate above up; their number may change later.
     down: [slots + spare, hidden, width].
     """
 
@@ -41,11 +41,11 @@ class ExpertModel:
     """Weights of one expert instance.
 
     spec: the model.
-    layers: model layer id -> its share.
+    layers: model layer id -> its share, which one thread may replace while others compute.
     """
 
     spec: ModelSpec
-    layers: Mapping[int, ExpertLayer]
+    layers: dict[int, ExpertLayer]
 
     @classmethod
     def load(
@@ -69,6 +69,10 @@ class ExpertModel:
             spec,
             {layer: _load_layer(loader, spec, layer, s, spare_slots) for layer, s in layers},
         )
+
+    def num_slots(self, layer: int) -> int:
+        """Experts that a layer has room for."""
+        return self.layers[layer].gate_up.shape[0]
 
     def route(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """What the gate of a layer chooses for tokens.

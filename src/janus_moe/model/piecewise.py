@@ -1,24 +1,24 @@
 """Experts read into slots of a running model, a few rows at a time.
 
 Files are read, not mapped: a file that shrank or was replaced since the start is then an error
-like any other, where a mapping would end the process or give other weights. Knows nothing of
-placement, threads or pace.
+like any other, where a mapping would end the process or give other weights. A file that vanished
+can be read again once the same one is back. Knows nothing of placement, threads or pace.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from janus_moe.errors import CheckpointError
 from janus_moe.model.checkpoint import STORED_DTYPES, Checkpoint
 from janus_moe.model.expert_block import ExpertModel
-from janus_moe.model.safetensors_header import DTYPE_SIZES, Entry, file_version
+from janus_moe.model.safetensors_header import DTYPE_SIZES, Entry
+from janus_moe.model.slot_storage import raw_bytes
+from janus_moe.model.source_files import SourceFiles
 from janus_moe.model.tensors import TensorTable
 
 
@@ -27,42 +27,40 @@ class Piece:
     """Some rows of one tensor and where they go.
 
     entry: the tensor in its file.
+    files: says whether it is still the file that was opened.
     target: [rows, columns], where the rows go.
     first_row: of the tensor in the file.
     num_bytes: bytes of the rows in the file.
     """
 
     entry: Entry
+    files: SourceFiles
     target: Tensor
     first_row: int
     num_bytes: int
 
     def load(self) -> None:
         """Raises CheckpointError; the target may then be partly written."""
-        stored = torch.frombuffer(self._read(), dtype=STORED_DTYPES[self.entry.dtype])
-        rows = stored.view(self.target.shape)
-        if rows.dtype == self.target.dtype == torch.float32 and self.target.device.type == "cpu":
-            np.copyto(self.target.numpy(), rows.numpy())  # one thread, whatever torch may use
+        stored = STORED_DTYPES[self.entry.dtype]
+        if stored == self.target.dtype and self.target.device.type == "cpu":
+            self._read_into(raw_bytes(self.target).data)
         else:
-            self.target.copy_(rows)
+            buffer = bytearray(self.num_bytes)
+            self._read_into(memoryview(buffer))
+            self.target.copy_(torch.frombuffer(buffer, dtype=stored).view(self.target.shape))
 
-    def _read(self) -> bytearray:
-        buffer = bytearray(self.num_bytes)
+    def _read_into(self, buffer: memoryview) -> None:
         name = self.entry.file.name
         begin = self.entry.begin + self.first_row * (self.num_bytes // self.target.shape[0])
         try:
             with self.entry.file.open("rb", buffering=0) as file:
-                if file_version(os.fstat(file.fileno())) != self.entry.version:
-                    raise CheckpointError(
-                        f"{name} was changed since the start; restart to use the new one"
-                    )
+                self.files.check(self.entry.file, file)
                 file.seek(begin)
                 done = file.readinto(buffer)
         except OSError as error:
             raise CheckpointError(f"{name} cannot be read: {error.strerror}") from error
         if done != self.num_bytes:
             raise CheckpointError(f"{name} has {done} of {self.num_bytes} bytes at byte {begin}")
-        return buffer
 
 
 def expert_pieces(
@@ -92,4 +90,4 @@ def expert_pieces(
         step = max(1, max_bytes // row_bytes)
         for first in range(0, entry.shape[0], step):
             rows = target[first : first + step]
-            yield Piece(entry, rows, first, rows.shape[0] * row_bytes)
+            yield Piece(entry, checkpoint.files, rows, first, rows.shape[0] * row_bytes)

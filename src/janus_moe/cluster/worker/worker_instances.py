@@ -21,8 +21,8 @@ from janus_moe.attention.runner import AttentionRunner
 from janus_moe.attention.step_input import StepLimits
 from janus_moe.cluster.activation_costs import activation_rule
 from janus_moe.cluster.deployment.thread_counts import InstanceCounts, most_computing
-from janus_moe.experts.epoch import first_tables
-from janus_moe.experts.epoch_loader import EpochLoader, LoadPiece
+from janus_moe.experts.epoch import first_tables, make_epoch
+from janus_moe.experts.epoch_loader import EpochLoader
 from janus_moe.experts.instance import ExpertInstance
 from janus_moe.experts.loop import serve as serve_experts
 from janus_moe.experts.recording import RoutingRecorder
@@ -30,6 +30,7 @@ from janus_moe.experts.routing_observer import RoutingObserver
 from janus_moe.experts.runner import ExpertRunner
 from janus_moe.experts.scheduling import Schedulers
 from janus_moe.experts.served_epochs import ServedEpochs
+from janus_moe.experts.slot_filling import LoadPiece
 from janus_moe.messages import FromWorker, Progress, Setup, Stop, ToWorker, Trace, Traced
 from janus_moe.model.attention_block import AttentionModel, KvCache
 from janus_moe.model.checkpoint import Checkpoint
@@ -253,13 +254,9 @@ class _Builder:
             recorder = self._recorder(setup.config.record_routing)
             closing.callback(recorder.close)
         rule = activation_rule(setup.config)
-        epochs = ServedEpochs(
-            instance_id,
-            rank,
-            placement,
-            first_tables(placement, rank),
-            Schedulers(rank, rule, self._device),
-        )
+        schedulers = Schedulers(rank, rule, self._device)
+        first = make_epoch(placement, first_tables(placement, rank), schedulers)
+        epochs = ServedEpochs(instance_id, rank, first, schedulers)
         layers = setup.spec.moe_layer_ids
         instance = ExpertInstance(
             instance_id, ExpertRunner(model, spans), epochs, layers, self._observer(rank, recorder)
