@@ -1,9 +1,10 @@
 """Which failure ended a service, and which ones only followed from it.
 
-When a worker is lost, its peers fail too, and what they say may come first. So the report waits
-a moment: a worker's own error is the cause at once; a worker that ended without a word is the cause
-once its words and those of its peers could have come; a failure that a lost peer caused is told
-only if nothing is heard of that peer.
+The verdict comes at once, with what is known: a worker's own error, or its loss. Two things are not
+the cause until a moment has passed. A worker that exited by itself has said why before it did, and
+its words are only to be read. A failure that a lost peer caused is told by the worker that lost it
+only if the loss itself is not noticed at about the same time. What is heard after the verdict goes
+to the log.
 
 This module is pure: times are arguments in seconds of any one clock. It does not know how failures
 are noticed or what is done about them.
@@ -14,11 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from janus_moe.cluster.grace_periods import (
-    FAILURE_REPORT_S,
-    PEER_EVENT_S,
-    REMOTE_FAILURE_REPORT_S,
-)
+from janus_moe.cluster.grace_periods import LAST_WORDS_S, PEER_EVENT_S
 from janus_moe.cluster.runtime.base import RuntimeEvent, RuntimeFailed, WorkersLost
 from janus_moe.errors import ServiceError, WorkerFailed
 from janus_moe.messages import Failed
@@ -63,15 +60,15 @@ class FailureReport:
         if isinstance(event, RuntimeFailed):
             self._own_error = self._own_error or WorkerFailed(event.sentence)
             return
-        wait_s = REMOTE_FAILURE_REPORT_S if event.is_remote else FAILURE_REPORT_S
-        self._losses.append(_Loss(frozenset(event.workers), self._lost(event), now_s + wait_s))
+        due_s = now_s + LAST_WORDS_S if event.spoke else now_s
+        self._losses.append(_Loss(frozenset(event.workers), self._lost(event), due_s))
 
     def verdict(self, now_s: float) -> ServiceError | None:
         """The error that ends the service; None while there is none or it is too early to say."""
         if self._own_error is not None:
             return self._own_error
         if (loss := self._unexplained_loss()) is not None:
-            return self._with_witness(loss) if now_s >= loss.due_s else None
+            return loss.error if now_s >= loss.due_s else None
         for failed, heard_s in self._lost_a_peer.values():
             if now_s >= heard_s + PEER_EVENT_S or not self._silent():
                 return self._failed(failed)
@@ -83,24 +80,24 @@ class FailureReport:
             return loss.due_s
         return min((t + PEER_EVENT_S for _, t in self._lost_a_peer.values()), default=None)
 
+    def later(self, heard: Failed | RuntimeEvent) -> str:
+        """A line for the log about what is heard after the verdict."""
+        match heard:
+            case Failed(caused_by_peer=True):
+                return f"{heard.name} saw: {heard.error.partition(';')[0]}"
+            case Failed():
+                return f"{heard.name} said: {heard.error}"
+            case _:
+                return heard.sentence
+
     def _unexplained_loss(self) -> _Loss | None:
-        """The first loss that the lost workers have not given a reason for themselves."""
-        for loss in self._losses:
-            if not (loss.workers and loss.workers <= self._spoke):
-                return loss
-        return None
+        """The loss to tell first, of those that the lost workers have given no reason for."""
+        losses = [x for x in self._losses if not (x.workers and x.workers <= self._spoke)]
+        return min(losses, key=lambda loss: loss.due_s, default=None)
 
     def _silent(self) -> frozenset[str]:
         """Workers of which nothing was heard yet."""
         return self._workers - self._spoke
-
-    def _with_witness(self, loss: _Loss) -> ServiceError:
-        """The error, with what the first of the others that noticed has seen."""
-        for worker, (failed, _) in self._lost_a_peer.items():
-            if worker not in loss.workers:
-                seen = failed.error.partition(";")[0]
-                return type(loss.error)(f"{loss.error}; {failed.name} saw: {seen}")
-        return loss.error
 
     def _failed(self, failed: Failed) -> WorkerFailed:
         what = "failed" if self.stage == "serving" else "could not start"

@@ -8,11 +8,9 @@ FAILED_GRACE_S = 0.5
 """What workers get to leave by themselves after a failure."""
 HOST_REPORT_S = 1.0
 """What other hosts get beyond the grace of their workers to say that these are gone."""
-FAILURE_REPORT_S = 0.2
-"""How long a lost worker of this host is waited for to have said itself what was wrong."""
-REMOTE_FAILURE_REPORT_S = 0.4
-"""The same of another host; its peers may tell the stage, step and layer they saw meanwhile."""
-PEER_EVENT_S = 1.0
+LAST_WORDS_S = 0.05
+"""How long the words of a worker that has exited by itself may take to be read; they left first."""
+PEER_EVENT_S = 0.05
 """How long a failure that a lost peer caused waits for what became of the peer."""
 HOST_VERDICT_S = 10.0
 """How long the engine may take to end the service after it has heard of a failure on a host."""

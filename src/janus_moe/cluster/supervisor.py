@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 
 import zmq
@@ -23,6 +24,8 @@ from janus_moe.cluster.runtime.base import Runtime, RuntimeEvent
 from janus_moe.cluster.worker_layout import setup_message, worker_layouts
 from janus_moe.errors import JanusError, ServiceError, WorkerFailed
 from janus_moe.messages import Failed, FromWorker, Hello, Progress, Ready, Stop, ToInstance
+
+logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[Progress], None]
 
@@ -146,10 +149,16 @@ class Cluster:
             self._router.route(*await self._channel.receive())
 
     def _on_failed(self, worker: str, failed: Failed) -> None:
+        if self._ended:
+            logger.warning("%s", self._report.later(failed))
+            return
         self._report.on_failed(worker, failed, asyncio.get_running_loop().time())
         self._look()
 
     def _on_event(self, event: RuntimeEvent) -> None:
+        if self._ended:
+            logger.warning("%s", self._report.later(event))
+            return
         self._report.on_event(event, asyncio.get_running_loop().time())
         self._look()
 

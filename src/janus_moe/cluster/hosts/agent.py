@@ -207,8 +207,12 @@ class _Agent:
         """Reports a worker that ends unasked."""
         await worker.process.wait()
         if worker in self._workers:
-            how = worker.how_it_ended()
-            ended = WorkerEnded(name=worker.name, pid=worker.process.pid, how=how)
+            ended = WorkerEnded(
+                name=worker.name,
+                pid=worker.process.pid,
+                how=worker.how_it_ended(),
+                spoke=worker.exited_by_itself,
+            )
             await self.events.put(ended)
 
 

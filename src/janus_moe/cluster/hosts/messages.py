@@ -35,11 +35,16 @@ class HostFailed(Message, frozen=True):
 
 
 class WorkerEnded(Message, frozen=True):
-    """A worker process ended that nobody had stopped; how: "was ended by SIGKILL", ..."""
+    """A worker process ended that had not been told to stop.
+
+    how: "was killed by SIGKILL", ...
+    spoke: it exited by itself, after it had said why.
+    """
 
     name: str
     pid: int
     how: str
+    spoke: bool = False
 
 
 class HostStopped(Message, frozen=True):

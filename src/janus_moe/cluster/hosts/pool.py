@@ -161,9 +161,9 @@ class HostPool:
         match message:
             case HostStarted(pids=pids):
                 host.pids = pids
-            case WorkerEnded(name=name, pid=pid, how=how) if not self._stopping:
+            case WorkerEnded(name=name, pid=pid, how=how, spoke=spoke):
                 sentence = f"{name} (pid {pid} on host {host.name}) {how}"
-                self._on_event(WorkersLost((name,), WorkerDied, sentence, is_remote=True))
+                self._on_event(WorkersLost((name,), WorkerDied, sentence, spoke))
             case HostFailed(error=error) if not self._stopping:
                 if self._all_there:
                     self._on_event(RuntimeFailed(f"host {_title(host)}: {error}"))
@@ -223,7 +223,7 @@ class HostPool:
             return
         if self._all_there:
             sentence = f"host {_title(host)} {what}"
-            self._on_event(WorkersLost(host.workers, HostLost, sentence, is_remote=True))
+            self._on_event(WorkersLost(host.workers, HostLost, sentence))
         else:
             self._forget(host, what)
 

@@ -35,13 +35,13 @@ class WorkersLost:
     workers: their names.
     error: kind of error that it is to the service.
     sentence: what happened, e.g. `expert 1 (pid 7) was killed by SIGKILL`.
-    is_remote: whether they ran on another host.
+    spoke: they ended by themselves, after they had said why, which may not have been read yet.
     """
 
     workers: tuple[str, ...]
     error: type[ServiceError]
     sentence: str
-    is_remote: bool = False
+    spoke: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,4 +66,5 @@ class LocalRuntime:
         await worker.process.wait()
         if not self._stopping:
             sentence = f"{worker.title} {worker.how_it_ended()}"
-            on_event(WorkersLost((worker.name,), WorkerDied, sentence))
+            spoke = worker.exited_by_itself
+            on_event(WorkersLost((worker.name,), WorkerDied, sentence, spoke))

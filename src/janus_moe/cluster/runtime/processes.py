@@ -29,6 +29,11 @@ class WorkerProcess:
     def title(self) -> str:
         return f"{self.name} (pid {self.process.pid})"
 
+    @property
+    def exited_by_itself(self) -> bool:
+        """It had time for last words: no signal ended it."""
+        return self.process.returncode is not None and self.process.returncode >= 0
+
     def how_it_ended(self) -> str:
         """e.g. `was killed by SIGKILL` or `exited with status 1`."""
         code = self.process.returncode
