@@ -30,7 +30,7 @@ from janus_moe.policy.paging import BlockManager
 from janus_moe.spec import InstanceId
 
 LETTERS = tuple(TOKENIZER.encode("abcde"))
-MAX_MODEL_LEN, NUM_BLOCKS, BLOCK_SIZE = 32, 12, 2
+MAX_MODEL_LEN, NUM_BLOCKS, BLOCK_SIZE = 32, 9, 2
 
 
 def choose_token(

@@ -280,6 +280,18 @@ async def test_a_drained_instance_gets_no_requests_and_tells_when_it_has_none() 
         await engine.drain(0.0)
 
 
+async def test_requests_wait_while_all_instances_are_drained_until_one_goes_on() -> None:
+    async with serving() as (engine, workers, _):
+        for instance in ATTENTION:
+            assert engine.drain_instance(instance).is_set()
+        stream = Stream(engine, "a")
+        assert await workers.next(0) == []
+        engine.resume_instance(SECOND)
+        assert added(await workers.next()).instance == SECOND
+        assert not engine.drain_instance(SECOND).is_set()
+        stream.task.cancel()
+
+
 async def test_requests_can_be_moved_off_an_instance_that_lives() -> None:
     async with serving() as (engine, workers, _):
         (_, old), _ = [await begun(engine, workers, name) for name in "ab"]
