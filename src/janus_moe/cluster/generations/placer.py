@@ -1,0 +1,49 @@
+"""Where experts go in a new generation, as the generation machine asks for it.
+
+This module does not know how a placement is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from janus_moe.policy.placement.value import Placement
+from janus_moe.spec import InstanceId, Membership
+
+Holdings = Mapping[InstanceId, tuple[tuple[int, ...], ...]]
+"""Living expert instance -> [moe layers] experts in its slots; those that serve none are absent."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A membership and where experts are in it.
+
+    placement: of the members by rank; its epoch changes with rebalances.
+    """
+
+    membership: Membership
+    placement: Placement
+
+    @property
+    def number(self) -> int:
+        return self.membership.generation
+
+
+@dataclass(frozen=True)
+class Unplaceable:
+    """No placement is possible.
+
+    reason: a sentence that says what is missing and what to do.
+    """
+
+    reason: str
+
+
+class Placer(Protocol):
+    """Decides where experts go. A pure function: equal arguments give equal answers."""
+
+    def place(self, membership: Membership, holdings: Holdings) -> Placement | Unplaceable:
+        """A placement for the members by rank, with epoch `membership.placement_epoch`."""
+        ...
