@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import (
-    ExchangeCounts,
+    LinkModel,
     NodeLayout,
     OpLaw,
     Oracle,
@@ -167,12 +168,54 @@ def test_nothing_leaves_a_node_that_holds_all(plan: str) -> None:
         assert float(np.asarray(counts.intra_bytes)) > 0
 
 
-def test_an_exchange_is_latency_messages_and_bytes() -> None:
-    links = Oracle.build("deepseek-v2", "h100_sxm").links
-    took = float(links.seconds(ExchangeCounts(inter_hops=1, inter_messages=2, inter_bytes=1e6)))
-    assert took == pytest.approx(
-        links.inter_latency_s + 2 * links.inter_message_s + 1e6 * links.inter_s_per_byte
-    )
+LINKS = LinkModel(
+    intra_latency_s=1e-6,
+    intra_message_s=2e-6,
+    intra_s_per_byte=1e-9,
+    inter_latency_s=10e-6,
+    inter_message_s=3e-6,
+    inter_s_per_byte=5e-9,
+    gpus_per_node=4,
+)
+
+
+def test_an_exchange_over_both_kinds_of_links_worked_by_hand() -> None:
+    """3 attention and 2 expert instances on nodes of 4 send 10 rows of 200 bytes each."""
+    layout = NodeLayout(num_attention=3, num_expert=2, gpus_per_node=4)
+    dispatch, _ = exchange_counts(layout, 30, 100, 4, plan="1pc")
+    # Inside the node, an attention instance to the near expert instance, in microseconds:
+    #   1 latency + 1 message x 2 + 2,000 bytes x 0.001                          =  5
+    # To the expert instance that is alone on the other node:
+    #   10 latency + 3 messages x 3 + 6,000 bytes x 0.005                        = 49
+    assert float(LINKS.seconds(dispatch)) == pytest.approx(54e-6)
+    # A bucket lets the first 1,000 bytes between nodes pass at once: 1,000 x 0.005 = 5 less.
+    bursty = replace(LINKS, inter_burst_bytes=1000)
+    assert float(bursty.seconds(dispatch)) == pytest.approx(49e-6)
+    # Processors that all share spend 1 on each of the 3 messages and 0.001 on each of their bytes:
+    # 3 + 6 more.
+    shared = replace(LINKS, shared_message_s=1e-6, shared_s_per_byte=1e-9)
+    counts = replace(dispatch, total_messages=3, total_bytes=6000)
+    assert float(shared.seconds(counts)) == pytest.approx(63e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (2, 2), (4, 4), (4, 8), (8, 4), (12, 4)])
+def test_an_exchange_takes_what_its_busiest_instance_spends_on_its_messages(
+    shape: tuple[int, int],
+) -> None:
+    """Every message between every pair is walked; both pools are on one node or on nodes of their
+    own, so that all links are of one kind."""
+    attention, expert = shape
+    near = attention + expert <= 4
+    latency, message, byte = (1e-6, 2e-6, 1e-9) if near else (10e-6, 3e-6, 5e-9)
+    layout = NodeLayout(num_attention=attention, num_expert=expert, gpus_per_node=4)
+    dispatch, combine = exchange_counts(layout, 7 * attention, 100, 4, plan="1pc")
+    for counts, row_bytes in ((dispatch, 200), (combine, 400)):
+        spent: defaultdict[str, float] = defaultdict(float)
+        for source in range(attention):
+            for target in range(expert):
+                for end in (f"attention {source}", f"expert {target}"):
+                    spent[end] += message + 7 * row_bytes * byte
+        assert float(LINKS.seconds(counts)) == pytest.approx(latency + max(spent.values()))
 
 
 def test_devices_of_different_kinds_meet_between_nodes() -> None:
