@@ -39,7 +39,6 @@ from janus_moe.planner.search.paper import (
     TOKEN_S,
     PublishedPoint,
     calibrated,
-    paper_style,
 )
 from janus_moe.planner.search.problem import Concurrency, PoolStyle, Problem, RequestLengths
 from janus_moe.planner.search.search import PoolSearch
@@ -47,6 +46,8 @@ from janus_moe.planner.search.search import PoolSearch
 MODEL, SYSTEM, GPUS = "deepseek-v2", "h100_sxm", 32
 OBJECTIVES_MS = (100, 125, 150, 160, 175, 200, 250)
 PICKS = {64: "1A6E", 256: "2A6E", 512: "4A6E"}
+STYLE = PoolStyle(slots=SLOTS, micro_batches=(1,))
+"""Of the paper: gating on the expert side, 27 slots, no micro-batches."""
 RATIOS = {"sglang": 4.7, "sglang-dp": 4.7, "megascale-infer": 2.2, "xdeepserve": 3.3}
 
 
@@ -120,7 +121,7 @@ def fit_routing() -> tuple[float, float]:
 
 def tpot_of(oracle: Oracle, point: PublishedPoint, spread: float) -> float:
     """Returns the seconds of a published shape at its batch, with its best exchange plan."""
-    search = PoolSearch(question(oracle, point.batch, 1e4, spread), paper_style())
+    search = PoolSearch(question(oracle, point.batch, 1e4, spread), STYLE)
     shapes = search.shapes(np.array([point.num_attention]), np.array([point.num_expert]))
     return min(float(one.tpot_s(np.array([float(point.batch)]))[0]) for one in shapes)
 
@@ -178,10 +179,9 @@ def shape_of(answer: Answer) -> str:
 
 def interval(oracle: Oracle, batch: int, shape: str) -> dict[str, Any]:
     """Finds the objectives, in whole milliseconds, for which janus chooses `shape`."""
-    style: PoolStyle = paper_style()
     chosen = []
     for ms in range(60, 301):
-        found = PoolSearch(question(oracle, batch, ms, ROUTING_SPREAD), style).cheapest()
+        found = PoolSearch(question(oracle, batch, ms, ROUTING_SPREAD), STYLE).cheapest()
         if found and found[0].shape == shape:
             chosen.append(ms)
     return {

@@ -17,10 +17,11 @@ from janus_moe.planner.search.baselines import CONFIGS, BaselinePlanner
 from janus_moe.planner.search.explain import step_estimate
 from janus_moe.planner.search.memory import monolithic_need
 from janus_moe.planner.search.monolithic import MonolithicSearch
-from janus_moe.planner.search.paper import PUBLISHED, ROUTING_SPREAD, calibrated, note, paper_style
+from janus_moe.planner.search.paper import PUBLISHED, ROUTING_SPREAD, SLOTS, calibrated, note
 from janus_moe.planner.search.problem import (
     Concurrency,
     MonolithicStyle,
+    PoolStyle,
     Problem,
     Rate,
     RequestLengths,
@@ -169,7 +170,7 @@ def test_the_paper_calibration_takes_the_published_shapes_at_150_ms(batch: int, 
         max_gpus=32,
         prefill="excluded",
     )
-    found = PoolSearch(question, paper_style()).cheapest()[0]
+    found = PoolSearch(question, PoolStyle(slots=SLOTS, micro_batches=(1,))).cheapest()[0]
     assert found.shape == shape
     point = next(p for p in PUBLISHED if f"{p.num_attention}A{p.num_expert}E" == shape)
     assert found.tokens_per_s_per_gpu == pytest.approx(point.tokens_per_s_per_gpu, rel=0.08)

@@ -13,7 +13,6 @@ from typing import Literal, get_args
 
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle
-from janus_moe.planner.search.problem import PoolStyle
 
 Calibration = Literal["honest", "paper"]
 
@@ -54,11 +53,6 @@ ROUTING_SPREAD = 2.0
 
 SLOTS = 27
 """Experts per instance and layer that 80 GB hold of DeepSeek-V2 (section 7)."""
-
-
-def paper_style() -> PoolStyle:
-    """Gating on the expert side, 27 slots, no micro-batches."""
-    return PoolStyle(slots=SLOTS, micro_batches=(1,))
 
 
 def calibrated(oracle: Oracle, calibration: Calibration) -> Oracle:
