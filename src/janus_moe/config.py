@@ -106,6 +106,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     exchange_timeout: Annotated[
         float, Meta(description="seconds one pool waits for the other before it gives up")
     ] = 60.0
+    hang_timeout: Annotated[
+        float,
+        Meta(description="seconds after which a worker that stands still is lost; 0: never"),
+    ] = 60.0
     startup_timeout: Annotated[
         float, Meta(description="seconds all workers have to load, and then to warm up")
     ] = 1800.0
@@ -116,6 +120,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("exchange_timeout", "startup_timeout"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0 seconds")
+        hang_timeout = self.hang_timeout
+        possible = hang_timeout == 0 or hang_timeout >= 1
+        _require(possible, "hang_timeout", hang_timeout, "0 (never) or at least 1 second")
         for name in ("max_model_len", "kv_cache_memory_bytes"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")

@@ -41,13 +41,15 @@ def flags(model: Model) -> list[str]:
     return [str(model.folder), "--expert-instances", "2", "--max-model-len", "200"]
 
 
-def assert_ends(server: ServerProcess, name: str, workers: list[psutil.Process]) -> None:
+def assert_ends(
+    server: ServerProcess, name: str, workers: list[psutil.Process], how: str = "SIGKILL"
+) -> None:
     """The service ends in time, names the worker, and every process of it is gone."""
     start = time.monotonic()
     assert server.ended(ENDS_WITHIN_S) == 1
     assert time.monotonic() - start < ENDS_WITHIN_S
     assert name in server.output
-    assert "SIGKILL" in server.output
+    assert how in server.output
     _, alive = psutil.wait_procs(workers, timeout=2)
     assert not alive
 
@@ -79,10 +81,38 @@ def test_worker_lost_while_starting(qwen3: Model) -> None:
     assert leftovers() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "idle"),
+    [
+        ("attention 0", False),
+        pytest.param("attention 0", True, marks=pytest.mark.slow),
+        pytest.param("expert 1", False, marks=pytest.mark.slow),
+        pytest.param("expert 0", True, marks=pytest.mark.slow),
+    ],
+)
+def test_stopped_worker_is_noticed(qwen3: Model, name: str, idle: bool) -> None:
+    """No peer need wait for it, and none of its threads runs; the kernel knows."""
+    before = leftovers()
+    with serving(*flags(qwen3)) as server:
+        workers = server.wait_until_ready().workers()
+        errors: list[str] = []
+        client = threading.Thread(target=stream_until_error, args=(server.url, errors))
+        if not idle:
+            client.start()
+            time.sleep(0.3)
+        workers[name].suspend()
+        assert_ends(server, name, list(workers.values()), how="was stopped by a signal")
+        if not idle:
+            client.join(5)
+            assert not client.is_alive()
+            assert errors, "the open stream must end with an error, not with silence"
+    assert leftovers() == before
+
+
 @pytest.mark.slow
 def test_hung_worker_is_named_with_layer_and_stage(qwen3: Model) -> None:
     """A worker that hangs is not dead, but its peers' deadline is."""
-    with serving(*flags(qwen3), "--exchange-timeout", "1") as server:
+    with serving(*flags(qwen3), "--exchange-timeout", "1", "--hang-timeout", "0") as server:
         workers = server.wait_until_ready().workers()
         workers["expert 1"].suspend()
         errors: list[str] = []

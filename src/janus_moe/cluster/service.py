@@ -100,10 +100,12 @@ class Service:
         plan = self.plan
         if self.gathered is None:
             channel = ControlChannel.local()
-            return Cluster(plan, channel, LocalRuntime(channel.endpoint))
+            runtime = LocalRuntime(channel.endpoint, hang_timeout_s=plan.config.hang_timeout)
+            return Cluster(plan, channel, runtime)
         pool, bind_host = self.gathered.pool, self.gathered.bind_host
-        local = LocalRuntime(pool.channel.endpoint, pool.channel.secret, bind_host)
-        hosts = JoinedHostsRuntime(pool, local, plan.config.model, plan.folder)
+        hang_timeout_s = plan.config.hang_timeout
+        local = LocalRuntime(pool.channel.endpoint, pool.channel.secret, bind_host, hang_timeout_s)
+        hosts = JoinedHostsRuntime(pool, local, plan.config.model, plan.folder, hang_timeout_s)
         return Cluster(plan, pool.channel, hosts, {IDENTITY_PREFIX: pool.handle})
 
     async def serve(self, workers: ObservableWorkers, ready: asyncio.Event) -> None:

@@ -182,7 +182,9 @@ class _Agent:
                     bind_host=self._settings.bind_host,
                     checkpoint=str(folder),
                 )
-                worker = await self._launcher.spawn(bootstrap, start.num_threads)
+                worker = await self._launcher.spawn(
+                    bootstrap, start.num_threads, part.hang_timeout_s
+                )
                 self._workers.append(worker)
                 self._tasks.append(asyncio.create_task(self._watch(worker)))
         except (JanusError, OSError) as error:

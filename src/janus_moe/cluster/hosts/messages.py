@@ -74,13 +74,15 @@ class WorkerStart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class StartHost(Message, frozen=True):
     """The host's part.
 
-    model: name or absolute folder, which the host finds by itself; fingerprint: of the engine's
-    copy, see `model.source`.
+    model: name or absolute folder, which the host finds by itself.
+    fingerprint: of the engine's copy, see `model.source`.
+    hang_timeout_s: how long a worker may be silent at most; 0 means that none is watched.
     """
 
     workers: tuple[WorkerStart, ...]
     model: str
     fingerprint: str
+    hang_timeout_s: float = 0.0
 
 
 class Ping(Message, frozen=True):

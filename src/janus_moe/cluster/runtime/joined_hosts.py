@@ -23,14 +23,18 @@ class JoinedHostsRuntime:
     local: starts the workers of this host.
     model: as in the settings; other hosts find it by themselves.
     folder: this host's copy of it.
+    hang_timeout_s: what other hosts allow their workers, see `ProcessLauncher.spawn`.
     """
 
-    def __init__(self, pool: HostPool, local: LocalRuntime, model: str, folder: Path) -> None:
+    def __init__(
+        self, pool: HostPool, local: LocalRuntime, model: str, folder: Path, hang_timeout_s: float
+    ) -> None:
         self._pool = pool
         self._local = local
         is_folder = model != BUNDLED and Path(model).expanduser().is_dir()
         self._model = str(folder.resolve()) if is_folder else model
         self._folder = folder
+        self._hang_timeout_s = hang_timeout_s
 
     @property
     def pids(self) -> Mapping[str, int]:
@@ -47,7 +51,12 @@ class JoinedHostsRuntime:
         print_of_model = fingerprint(self._folder) if of_host else ""
         for host, specs in of_host.items():
             starts = tuple(WorkerStart(name=s.name, num_threads=s.num_threads) for s in specs)
-            part = StartHost(workers=starts, model=self._model, fingerprint=print_of_model)
+            part = StartHost(
+                workers=starts,
+                model=self._model,
+                fingerprint=print_of_model,
+                hang_timeout_s=self._hang_timeout_s,
+            )
             self._pool.start(host, part)
         await self._local.start(own, on_event)
 

@@ -20,6 +20,7 @@ class LocalRuntime:
     endpoint: ZeroMQ address of the engine.
     secret: what workers must know to get in; None where the endpoint is a socket of this host.
     bind_host: the only address that workers may listen at.
+    hang_timeout_s: see `ProcessLauncher.spawn`.
     """
 
     def __init__(
@@ -27,9 +28,11 @@ class LocalRuntime:
         endpoint: str,
         secret: bytes | None = None,
         bind_host: str = LOOPBACK_ADDRESS,
+        hang_timeout_s: float = 0.0,
     ) -> None:
         self._endpoint = endpoint
         self._bind_host = bind_host
+        self._hang_timeout_s = hang_timeout_s
         self._launcher = ProcessLauncher(secret)
         self._workers: list[WorkerProcess] = []
         self._watchers: list[asyncio.Task[None]] = []
@@ -48,7 +51,7 @@ class LocalRuntime:
                 endpoint=self._endpoint,
                 bind_host=self._bind_host,
             )
-            worker = await self._launcher.spawn(bootstrap, spec.num_threads)
+            worker = await self._launcher.spawn(bootstrap, spec.num_threads, self._hang_timeout_s)
             self._workers.append(worker)
             self._watchers.append(asyncio.create_task(self._watch(worker, on_event)))
 

@@ -1,4 +1,4 @@
-"""Starting worker processes on this host, and making sure none is ever left behind.
+"""Starting worker processes on this host, and making sure none is left behind or lost unnoticed.
 
 A worker inherits exactly the file descriptors it needs: the lifeline, and in a cluster a pipe with
 the secret. It is told everything else by message.
@@ -15,15 +15,20 @@ from dataclasses import dataclass
 
 import msgspec
 
+from janus_moe.cluster.watching import Watcher
 from janus_moe.cluster.worker.bootstrap import Bootstrap
 
 
 @dataclass(slots=True)
 class WorkerProcess:
-    """One started worker."""
+    """One started worker.
+
+    killed_because: why it was taken for lost while it lived, as the rest of a sentence; "" if not.
+    """
 
     name: str
     process: asyncio.subprocess.Process
+    killed_because: str = ""
 
     @property
     def title(self) -> str:
@@ -39,22 +44,36 @@ class WorkerProcess:
         code = self.process.returncode
         if code is None:
             return "is running"
+        if self.killed_because:
+            return f"{self.killed_because}, so it was killed"
         if code < 0:
             return f"was killed by {signal.Signals(-code).name}"
         return f"exited with status {code}"
 
 
 class ProcessLauncher:
-    """Spawns workers as child processes that end when this process does."""
+    """Spawns workers as child processes that end when this process does.
+
+    A worker that is lost although it lives is killed, so that it never speaks again; how it ended
+    says why.
+
+    secret: what workers must know to reach the engine; None for nothing.
+    """
 
     def __init__(self, secret: bytes | None = None) -> None:
         self._secret = secret
+        self._workers: dict[str, WorkerProcess] = {}
+        self._watcher = Watcher(self._kill)
         self._lifeline_read, self._lifeline_write = os.pipe()
 
-    async def spawn(self, bootstrap: Bootstrap, num_threads: int) -> WorkerProcess:
+    async def spawn(
+        self, bootstrap: Bootstrap, num_threads: int, hang_timeout_s: float
+    ) -> WorkerProcess:
         """Starts one worker; what ties its life to this process is filled in here.
 
         The kernel kills the worker when the calling thread ends, so that thread must outlive it.
+
+        hang_timeout_s: how long it may be silent at most; 0 means that it is not watched.
         """
         secret_fd = None if self._secret is None else _pipe_holding(self._secret)
         bootstrap = msgspec.structs.replace(
@@ -78,10 +97,21 @@ class ProcessLauncher:
         finally:
             if secret_fd is not None:
                 os.close(secret_fd)
-        return WorkerProcess(name=bootstrap.name, process=process)
+        worker = WorkerProcess(name=bootstrap.name, process=process)
+        self._workers[worker.name] = worker
+        if hang_timeout_s:
+            self._watcher.watch(worker.name, process.pid)
+        return worker
+
+    def _kill(self, name: str, reason: str) -> None:
+        worker = self._workers[name]
+        if worker.process.returncode is None:
+            worker.killed_because = reason
+            worker.process.kill()
 
     def close(self) -> None:
         """Cuts the lifeline: every worker still there leaves at once."""
+        self._watcher.close()
         for fd in (self._lifeline_write, self._lifeline_read):
             os.close(fd)
 
