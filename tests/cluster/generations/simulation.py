@@ -25,7 +25,6 @@ from janus_moe.cluster.generations import (
     Generation,
     GenerationMachine,
     GenerationSettings,
-    Holdings,
     Unplaceable,
 )
 from janus_moe.cluster.generations import actions as do
@@ -55,7 +54,9 @@ class Dealer:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
 
-    def place(self, membership: Membership, holdings: Holdings) -> Placement | Unplaceable:
+    def place(
+        self, membership: Membership, serving: Generation, purpose: str
+    ) -> Placement | Unplaceable:
         instances = len(membership.expert)
         if instances * self._capacity < NUM_EXPERTS:
             return Unplaceable(f"{instances} expert instances have too few slots")

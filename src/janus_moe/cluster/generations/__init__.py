@@ -18,7 +18,7 @@ invariants  what always holds, for tests
 """
 
 from janus_moe.cluster.generations.machine import GenerationMachine
-from janus_moe.cluster.generations.placer import Generation, Holdings, Placer, Unplaceable
+from janus_moe.cluster.generations.placer import Generation, Placer, Unplaceable
 from janus_moe.cluster.generations.records import ChangeRecord, ScaleStatus
 from janus_moe.cluster.generations.settings import GenerationSettings
 
@@ -27,7 +27,6 @@ __all__ = [
     "Generation",
     "GenerationMachine",
     "GenerationSettings",
-    "Holdings",
     "Placer",
     "ScaleStatus",
     "Unplaceable",

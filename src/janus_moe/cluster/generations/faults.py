@@ -254,7 +254,7 @@ def _placed(
     key = (*attention, *expert)
     if (known := change.unplaceable.get(key)) is not None:
         return known
-    answer = state.place(attention, expert)
+    answer = state.place(attention, expert, "recover")
     if isinstance(answer, Unplaceable):
         change.unplaceable[key] = answer
     return answer

@@ -5,15 +5,11 @@ This module does not know how a placement is found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from janus_moe.policy.placement.value import Placement
-from janus_moe.spec import InstanceId, Membership
-
-Holdings = Mapping[InstanceId, tuple[tuple[int, ...], ...]]
-"""Living expert instance -> [moe layers] experts in its slots; those that serve none are absent."""
+from janus_moe.spec import Membership
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,15 @@ class Unplaceable:
 class Placer(Protocol):
     """Decides where experts go. A pure function: equal arguments give equal answers."""
 
-    def place(self, membership: Membership, holdings: Holdings) -> Placement | Unplaceable:
-        """A placement for the members by rank, with epoch `membership.placement_epoch`."""
+    def place(
+        self,
+        membership: Membership,
+        serving: Generation,
+        purpose: Literal["recover", "resize"],
+    ) -> Placement | Unplaceable:
+        """A placement for the members by rank, with epoch `membership.placement_epoch`.
+
+        serving: the generation before; members that are in it hold their experts still.
+        purpose: `recover` when all wait for it, so that as little as possible is loaded.
+        """
         ...

@@ -184,7 +184,7 @@ def _open_once_stopped(state: MachineState, change: PlannedChange) -> bool:
         return False
     state.cancel_timer("rebalancing")
     attention, expert = (_members_after(state, change, pool) for pool in POOLS)
-    generation = state.place(attention, expert)
+    generation = state.place(attention, expert, "resize")
     if isinstance(generation, Unplaceable):
         fail(state, change, generation.reason)
         return True
@@ -215,7 +215,7 @@ def _refuse_unplaceable(state: MachineState, target: PoolShape) -> None:
         leaving = _youngest(state, pool, surplus)
         come = [InstanceId(pool=pool, number=2**31 + n) for n in range(-surplus)]
         pools.append([*(i for i in members if i not in leaving), *come])
-    generation = state.place(pools[0], pools[1])
+    generation = state.place(pools[0], pools[1], "resize")
     if isinstance(generation, Unplaceable):
         raise ConflictError(f"{target} is impossible: {generation.reason}")
 

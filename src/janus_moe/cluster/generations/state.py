@@ -30,7 +30,7 @@ from janus_moe.cluster.generations.actions import (
     StopRebalancing,
 )
 from janus_moe.cluster.generations.links import Link
-from janus_moe.cluster.generations.placer import Generation, Holdings, Placer, Unplaceable
+from janus_moe.cluster.generations.placer import Generation, Placer, Unplaceable
 from janus_moe.cluster.generations.records import (
     ChangeKind,
     ChangeOutcome,
@@ -245,22 +245,17 @@ class MachineState:
         )
 
     def place(
-        self, attention: Sequence[InstanceId], expert: Sequence[InstanceId]
+        self,
+        attention: Sequence[InstanceId],
+        expert: Sequence[InstanceId],
+        purpose: Literal["recover", "resize"],
     ) -> Generation | Unplaceable:
         """The next generation with these members."""
         membership = self.membership(attention, expert)
-        placement = self.placer.place(membership, self._holdings())
+        placement = self.placer.place(membership, self.serving, purpose)
         if isinstance(placement, Unplaceable):
             return placement
         return Generation(membership, placement)
-
-    def _holdings(self) -> Holdings:
-        slots, experts = self.serving.placement.slots, self.serving.membership.expert
-        return {
-            instance: tuple(layer[rank] for layer in slots)
-            for rank, instance in enumerate(experts)
-            if self.roster.life(instance) == "ready"
-        }
 
     def open(
         self, generation: Generation, *, abandon: bool, leaving: tuple[InstanceId, ...] = ()
