@@ -78,13 +78,13 @@ def live() -> None:
     order = msgspec.json.decode(sys.argv[1], type=Order)
     meeting = FolderRendezvous(Path(order.meeting))
     end = open_network(order.layout, order.instance, meeting, order.bind)
-    number = order.instance.number
+    rank = order.layout.membership.rank(order.instance)
     with contextlib.suppress(ExchangeClosed):
         if order.instance.pool == "attention":
-            print(json.dumps(drive(end.attention_port(number, RULE), order)))
+            print(json.dumps(drive(end.attention_port(rank, RULE), order)))
             time.sleep(0.5)  # the others end with the last layer too
         else:
-            port = end.expert_port(number, RULE)
+            port = end.expert_port(rank, RULE)
             while True:
                 work = port.accept()
                 if work is not None:

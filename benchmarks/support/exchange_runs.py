@@ -111,18 +111,15 @@ def first_answer(
     hosts: Network,
     order: Callable[[InstanceId, str, str], Any],
 ) -> Any:
-    """Returns the JSON that attention instance 0 prints; every instance has a process of its own.
+    """Returns the JSON that the attention instance of rank 0 prints; each instance has a process.
 
     module: its `live()` is one instance; the order is its first argument, as JSON.
     order: (instance, folder to meet in, address to bind to) -> what the process is told.
     """
-    shape = layout.shape
-    instances = [InstanceId(pool="attention", number=i) for i in range(shape.attention)]
-    instances += [InstanceId(pool="expert", number=e) for e in range(shape.expert)]
     entry = f"from {module} import live; live()"
     with tempfile.TemporaryDirectory() as meeting, contextlib.ExitStack() as stack:
         processes: list[subprocess.Popen[Any]] = []
-        for instance, node in zip(instances, layout.topology.nodes, strict=True):
+        for instance, node in zip(layout.membership.instances, layout.topology.nodes, strict=True):
             told = msgspec.json.encode(order(instance, meeting, hosts[node].address)).decode()
             command = [sys.executable, "-c", entry, told]
             process = hosts[node].popen(command, stdout=subprocess.PIPE, text=True)

@@ -27,7 +27,7 @@ Slots = tuple[tuple[tuple[int, ...], ...], ...]
 
 @dataclass(slots=True)
 class Log:
-    """What streams and steps of attention instance 0 have shown.
+    """What streams and the steps of one attention instance have shown.
 
     times, max_activated, epochs: of each step: when, mean over layers, placement.
     gaps: (when, seconds since the same stream's token before) of the tokens of all streams.
@@ -50,13 +50,11 @@ class Log:
         for column in (self.times, self.max_activated, self.epochs):
             column.clear()
 
-    def add(self, message: FromWorker) -> None:
-        if not isinstance(message, StepDone) or message.activity is None:
-            return
-        if message.instance.number == 0:
+    def add(self, step: StepDone) -> None:
+        if step.activity is not None:
             self.times.append(time.perf_counter())
-            self.max_activated.append(message.activity.max_activated / message.activity.layers)
-            self.epochs.append(message.epoch)
+            self.max_activated.append(step.activity.max_activated / step.activity.layers)
+            self.epochs.append(step.epoch)
 
 
 class Streams:
@@ -146,10 +144,11 @@ async def _logged(config: EngineConfig) -> AsyncIterator[tuple[Service, Log]]:
     log = Log()
 
     def listen(service: Service) -> None:
-        observe = service.rebalancer._observe
+        observe, reporter = service.rebalancer._observe, service.plan.membership.attention[0]
 
         def observe_and_log(message: FromWorker) -> None:
-            log.add(message)
+            if isinstance(message, StepDone) and message.instance == reporter:
+                log.add(message)
             observe(message)
 
         service.rebalancer._observe = observe_and_log  # type: ignore[method-assign]

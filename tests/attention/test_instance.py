@@ -237,7 +237,8 @@ def test_an_instance_without_work_takes_part_in_the_steps_of_its_peer(
             threads.tell(rank, threads.members[rank].request(name, PROMPTS[name]))
         while any(len(tokens_of(steps).get(name, [])) < 8 for name in names):
             report = threads.reports.get(timeout=20)
-            assert isinstance(report, StepDone) and report.instance.number == rank
+            assert isinstance(report, StepDone)
+            assert report.instance == threads.members[rank].instance.id
             steps.append(report)
     assert tokens_of(steps) == expected
 

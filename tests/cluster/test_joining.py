@@ -273,7 +273,7 @@ async def test_a_worker_leaves_when_its_connection_is_gone(cluster: Cluster) -> 
     def gone() -> None:
         loop.call_soon_threadsafe(orphaned.set)
 
-    mailbox = WorkerChannel(
+    channel = WorkerChannel(
         Bootstrap(
             name="expert 0",
             endpoint=cluster.pool.channel.endpoint,
@@ -282,13 +282,13 @@ async def test_a_worker_leaves_when_its_connection_is_gone(cluster: Cluster) -> 
         ),
         on_orphaned=gone,
     )
-    mailbox.send(Hello(name="expert 0", pid=1, version="x"))
+    channel.send(Hello(name="expert 0", pid=1, version="x"))
     async with asyncio.timeout(DEADLINE_S):
         identity, content = await cluster.pool.channel.receive()
         assert identity == b"expert 0"
         assert isinstance(decode_from_worker(content), Hello)
         cluster.pool.channel.post(identity, StorePut(key="k", value=b"v"))
-        assert await asyncio.to_thread(mailbox.get, "k", DEADLINE_S) == b"v"
+        assert await asyncio.to_thread(channel.get, "k", DEADLINE_S) == b"v"
         assert not orphaned.is_set()
         cluster.pool.channel.close()
         await orphaned.wait()

@@ -22,10 +22,9 @@ from janus_moe.cluster.worker.worker_instances import (
 from janus_moe.cluster.worker_layout import setup_message, worker_layouts
 from janus_moe.config import EngineConfig
 from janus_moe.engine.engine import Engine
-from janus_moe.errors import ExchangeClosed
+from janus_moe.errors import ExchangeClosed, WorkerFailed
 from janus_moe.experts.slot_filling import LoadPiece
 from janus_moe.messages import (
-    Failed,
     FromWorker,
     SamplingParams,
     Setup,
@@ -135,7 +134,7 @@ class ThreadWorkers:
     def __init__(self, service: Service, load_piece: LoadPiece) -> None:
         self.on_message: list[OnMessage] = []
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[FromWorker] = asyncio.Queue()
+        self._queue: asyncio.Queue[FromWorker | WorkerFailed] = asyncio.Queue()
         rendezvous = MemoryRendezvous()
         setups = [setup_message(service.plan, layout) for layout in worker_layouts(service.plan)]
 
@@ -145,47 +144,50 @@ class ThreadWorkers:
         with ThreadPoolExecutor(len(setups)) as pool:  # they wait for each other
             exchanges = list(pool.map(meet, setups))
         self._exchanges = [exchange for own in exchanges for exchange in own]
-        self._members: dict[InstanceId, HostedInstance] = {}
+        self._instances: dict[InstanceId, HostedInstance] = {}
         for setup, exchange in zip(setups, exchanges, strict=True):
-            members = build_instances(setup, self._emit, load_piece)
-            connect_instances(members, setup, exchange)
-            self._members |= {member.id: member for member in members}
+            built = build_instances(setup, self._emit, load_piece)
+            connect_instances(built, setup, exchange)
+            self._instances |= {instance.id: instance for instance in built}
         self._threads = [
-            threading.Thread(target=self._live, args=(member,), daemon=True)
-            for member in self._members.values()
+            threading.Thread(target=self._live, args=(instance,), daemon=True)
+            for instance in self._instances.values()
         ]
         for thread in self._threads:
             thread.start()
 
     def send(self, message: ToInstance) -> None:
-        self._members[message.instance].post(message)
+        self._instances[message.instance].post(message)
 
     async def receive(self) -> FromWorker:
         message = await self._queue.get()
+        if isinstance(message, WorkerFailed):
+            raise message
         for take in self.on_message:
             take(message)
         return message
 
     async def close(self) -> None:
-        for member in self._members.values():
-            member.post(Stop())
+        for instance in self._instances.values():
+            instance.post(Stop())
         for exchange in self._exchanges:
             exchange.shutdown()
         for thread in self._threads:
             await asyncio.to_thread(thread.join, 10)
             assert not thread.is_alive()
-        for member in self._members.values():
-            member.release()
+        for instance in self._instances.values():
+            instance.release()
         for exchange in self._exchanges:
             await asyncio.to_thread(exchange.close)
 
-    def _live(self, member: Any) -> None:
+    def _live(self, instance: HostedInstance) -> None:
         try:
-            member.serve()
+            instance.serve()
         except ExchangeClosed:
             pass
         except Exception as error:
-            self._emit(Failed(name=str(member.id), error=f"{type(error).__name__}: {error}"))
+            kind = type(error).__name__
+            self._emit(WorkerFailed(f"{instance.id} failed: {kind}: {error}"))
 
-    def _emit(self, message: FromWorker) -> None:
+    def _emit(self, message: FromWorker | WorkerFailed) -> None:
         self._loop.call_soon_threadsafe(self._queue.put_nowait, message)

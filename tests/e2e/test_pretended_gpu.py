@@ -155,7 +155,7 @@ class OneThread:
         elif isinstance(message, EpochPrepared | EpochFailed):
             assert isinstance(message, EpochPrepared), message
             self._prepared += 1
-            self._experts[message.instance.number].post(Stop())
+            next(one for one in self._experts if one.id == message.instance).post(Stop())
 
     def _move(self) -> None:
         """Every expert goes to the next instance."""

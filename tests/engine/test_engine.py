@@ -20,7 +20,7 @@ from tests.engine.fake_workers import (
 from janus_moe.engine.chunks import TokenChunk
 from janus_moe.engine.engine import Engine
 from janus_moe.errors import OverloadedError, RequestError, ServiceError, WorkerDied, WorkerFailed
-from janus_moe.messages import AbortRequest, AddRequest, Failed, SamplingParams
+from janus_moe.messages import AbortRequest, AddRequest, SamplingParams
 
 PROMPT = [1, 2, 3]
 
@@ -71,7 +71,7 @@ async def test_the_warm_up_visits_every_member_and_leaves_no_trace() -> None:
 
 async def test_a_worker_that_fails_in_the_warm_up_ends_the_engine_before_it_is_ready() -> None:
     engine, workers, ready = make_engine(), FakeWorkers(), asyncio.Event()
-    workers.say(Failed(name="expert 5", error="no memory"))
+    workers.say(WorkerFailed("expert 5 failed: no memory"))
     with pytest.raises(WorkerFailed, match="expert 5 failed: no memory"):
         await asyncio.wait_for(engine.run(workers, ready), 5)
     assert not ready.is_set() and engine.status == "loading"
@@ -180,12 +180,12 @@ async def test_a_stop_string_ends_the_stream_and_tells_the_worker() -> None:
 @pytest.mark.parametrize(
     ("word", "error", "reason"),
     [
-        (Failed(name="expert 5", error="no memory"), WorkerFailed, "expert 5 failed: no memory"),
+        (WorkerFailed("expert 5 failed: no memory"), WorkerFailed, "expert 5 failed: no memory"),
         (WorkerDied("attention 8 died of SIGKILL"), WorkerDied, "attention 8 died of SIGKILL"),
     ],
 )
 async def test_a_lost_worker_ends_every_stream_with_its_reason(
-    word: Failed | WorkerDied, error: type[ServiceError], reason: str
+    word: WorkerFailed | WorkerDied, error: type[ServiceError], reason: str
 ) -> None:
     async with serving() as (engine, workers, task):
         streams = [(await opened(engine, workers, name))[0] for name in "abc"]

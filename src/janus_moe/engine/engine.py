@@ -30,7 +30,6 @@ from janus_moe.engine.text.stopping import StopStrings
 from janus_moe.engine.text.tokenizer import Tokenizer
 from janus_moe.errors import JanusError, OverloadedError, ServiceError, WorkerFailed
 from janus_moe.messages import (
-    Failed,
     FromWorker,
     NewTokens,
     SamplingParams,
@@ -51,7 +50,10 @@ class Workers(Protocol):
         """Sends a message to the instance it is for."""
 
     async def receive(self) -> FromWorker:
-        """The next message of any worker; raises ServiceError when the workers cannot go on."""
+        """The next message of any worker but `Failed`.
+
+        Raises ServiceError with the cause when the workers cannot go on.
+        """
 
     async def close(self) -> None:
         """Stops all workers; returns when none is left."""
@@ -296,8 +298,6 @@ class Engine:
             match await workers.receive():
                 case StepDone() as done:
                     self._on_step(done)
-                case Failed(name=name, error=error):
-                    raise WorkerFailed(f"{name} failed: {error}")
                 case _:
                     pass  # late progress, and what concerns the placement
 

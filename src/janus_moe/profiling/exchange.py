@@ -1,8 +1,8 @@
 """Times the exchange alone, among processes of one or several hosts: every plan, no compute.
 
-Each process is one instance; experts answer at once. Attention instance 0 announces the plan of
-each step, so all plans take turns within one run and see the same disturbances. `ExchangeOrder`
-is what a process is told; nothing here starts processes or knows where they run.
+Each process is one instance; experts answer at once. The attention instance of rank 0 announces
+the plan of each step, so all plans take turns within one run and see the same disturbances.
+`ExchangeOrder` is what a process is told; nothing here starts processes or knows where they run.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class ExchangeOrder(Spec, frozen=True):
 
 
 def take_part(order: ExchangeOrder) -> ExchangeTimes | None:
-    """Runs one instance to the end of the measurement; attention instance 0 has the result."""
+    """Runs one instance to the end; the attention instance of rank 0 returns the times."""
     torch.set_num_threads(1)
     meeting = FolderRendezvous(Path(order.meeting))
     rule = WaitRule(timeout_s=order.timeout_s)
@@ -84,12 +84,12 @@ def take_part(order: ExchangeOrder) -> ExchangeTimes | None:
             return None
         driver = _Driver(end, order, rule, meeting)
         result = driver.run()
-        if order.instance.number == 0:
-            for index in range(1, order.layout.shape.attention):
-                meeting.get(f"done {index}", SYNC_S)
+        if driver.rank == 0:
+            for rank in range(1, order.layout.shape.attention):
+                meeting.get(f"done {rank}", SYNC_S)
             meeting.put("end", b"")
             return result
-        meeting.put(f"done {order.instance.number}", b"")
+        meeting.put(f"done {driver.rank}", b"")
         meeting.get("end", SYNC_S)
         return None
     finally:
@@ -99,7 +99,7 @@ def take_part(order: ExchangeOrder) -> ExchangeTimes | None:
 def _answer(end: NetworkExchange, rule: WaitRule) -> None:
     layout = end.layout
     sums = torch.zeros(layout.shape.attention * layout.max_tokens, layout.hidden_size)
-    port = end.expert_port(end.instance.number, rule)
+    port = end.expert_port(layout.membership.rank(end.instance), rule)
     with contextlib.suppress(ExchangeClosed):
         while True:
             work = port.accept()
@@ -137,12 +137,12 @@ class _Driver:
     ) -> None:
         self._order = order
         self._layout = order.layout
-        self._index = order.instance.number
+        self.rank = order.layout.membership.rank(order.instance)
         self._meeting = meeting
         self._plans = distinct_plans(order.layout)
         self._switch = _Switch(FixedPlan("1pc"), [])
         end.source = self._switch
-        self.port: AttentionPort = end.attention_port(self._index, rule)
+        self.port: AttentionPort = end.attention_port(self.rank, rule)
         dtype = TORCH_DTYPES[order.layout.dtype]
         self._hidden = torch.zeros(order.layout.max_tokens, order.layout.hidden_size, dtype=dtype)
         self._chosen = ""
@@ -156,7 +156,7 @@ class _Driver:
         for number in range(order.passes):
             for tokens in order.batches:
                 self._measure(f"profile {number}", profiled, tokens, self._plans, chooser)
-            if number == 0 and self._index == 0 and order.compared:
+            if number == 0 and self.rank == 0 and order.compared:
                 model = fit_timed(self._layout, profiled.all()).model
                 layout = self._layout
                 chooser = PlanChooser(layout.topology, layout.row_bytes, model)
@@ -166,7 +166,7 @@ class _Driver:
                 variants = [*self._plans, *again, "auto"]
                 self._measure(f"compare {number}", compared, tokens, variants, chooser)
         links = {}
-        if self._index == 0:
+        if self.rank == 0:
             model = fit_timed(self._layout, profiled.all()).model
             links = {name: getattr(model, name) for name in COEFFICIENTS}
         return ExchangeTimes(
@@ -183,7 +183,7 @@ class _Driver:
             for _ in range(LEARN_STEPS):
                 self._step(chooser, tokens)
             key = f"learnt/{tokens}/{steps}"
-            if self._index == 0:
+            if self.rank == 0:
                 done = isinstance(chooser, PlanChooser) and chooser.settled(tokens)
                 self._meeting.put(key, b"1" if done else b"")
             if self._meeting.get(key, SYNC_S):
@@ -223,7 +223,7 @@ class _Driver:
 
     def _agree(self, key: str, seconds: float) -> int:
         """Rounds that fit the budget, as attention instance 0 says."""
-        if self._index == 0:
+        if self.rank == 0:
             rounds = int(self._order.budget_s / self._order.passes / max(seconds, 1e-3))
             rounds = min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS)
             self._meeting.put(key, str(rounds).encode())
@@ -232,7 +232,7 @@ class _Driver:
 
     def _step(self, source: PlanSource, tokens: int) -> list[float]:
         """Seconds of its exchanges but the first, which also waits for the peers."""
-        mine = spread(tokens, self._layout.shape.attention)[self._index]
+        mine = spread(tokens, self._layout.shape.attention)[self.rank]
         self._switch.source = source
         self.port.begin_step(mine)
         seconds = []

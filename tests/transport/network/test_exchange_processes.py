@@ -76,7 +76,7 @@ def run_attention(port: AttentionPort, index: int, stop: int, start: int = 0) ->
 
 
 def run_expert(end: NetworkExchange) -> None:
-    port = end.expert_port(end.instance.number, RULE)
+    port = end.expert_port(LAYOUT.membership.rank(end.instance), RULE)
     while True:
         work = port.accept()
         if work is not None:

@@ -68,7 +68,7 @@ def fleet() -> list[NetworkExchange]:
 
 def serve(end: NetworkExchange) -> None:
     """Doubles, and adds its number."""
-    port = end.expert_port(end.instance.number, RULE)
+    port = end.expert_port(LAYOUT.membership.rank(end.instance), RULE)
     with suppress(ExchangeClosed):
         while True:
             work = port.accept()

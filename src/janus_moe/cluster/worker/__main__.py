@@ -39,34 +39,34 @@ SETUP_S = 60.0
 
 def run(bootstrap: Bootstrap) -> int:
     """Lives until told to stop; returns the exit status."""
-    mailbox = WorkerChannel(bootstrap, on_orphaned=_leave_at_once)
-    mailbox.send(Hello(name=bootstrap.name, pid=os.getpid(), version=__version__))
+    channel = WorkerChannel(bootstrap, on_orphaned=_leave_at_once)
+    channel.send(Hello(name=bootstrap.name, pid=os.getpid(), version=__version__))
     try:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        setup = _first_message(bootstrap, mailbox)
+        setup = _first_message(bootstrap, channel)
         if isinstance(setup, Stop):
             return 0
         if not isinstance(setup, Setup):
             raise TypeError(f"expected a setup first, got {type(setup).__name__}")
         if bootstrap.checkpoint is not None:
             setup = msgspec.structs.replace(setup, checkpoint=bootstrap.checkpoint)
-        exchanges = open_exchanges(setup, mailbox, bootstrap.bind_host)
-        members = build_instances(setup, mailbox.send)
-        connect_instances(members, setup, exchanges)
-        mailbox.send(Ready(name=bootstrap.name))
-        return _serve(members, exchanges, mailbox)
+        exchanges = open_exchanges(setup, channel, bootstrap.bind_host)
+        instances = build_instances(setup, channel.send)
+        connect_instances(instances, setup, exchanges)
+        channel.send(Ready(name=bootstrap.name))
+        return _serve(instances, exchanges, channel)
     # A last resort: the end of the process; the engine is to learn why.
     except Exception as error:
-        _report(bootstrap.name, error, mailbox)
+        _report(bootstrap.name, error, channel)
         return 1
     finally:
-        mailbox.close()
+        channel.close()
 
 
-def _first_message(bootstrap: Bootstrap, mailbox: WorkerChannel) -> ToWorker:
+def _first_message(bootstrap: Bootstrap, channel: WorkerChannel) -> ToWorker:
     """On one host the lifeline ends the wait; over a network there is a deadline besides."""
     try:
-        return mailbox.inbox.get(timeout=None if bootstrap.secret_fd is None else SETUP_S)
+        return channel.inbox.get(timeout=None if bootstrap.secret_fd is None else SETUP_S)
     except queue.Empty:
         raise HostLost(
             f"the engine at {bootstrap.endpoint} sent no setup within {SETUP_S:g} s"
@@ -74,48 +74,48 @@ def _first_message(bootstrap: Bootstrap, mailbox: WorkerChannel) -> ToWorker:
 
 
 def _serve(
-    members: Sequence[HostedInstance], exchanges: Sequence[Exchange], mailbox: WorkerChannel
+    instances: Sequence[HostedInstance], exchanges: Sequence[Exchange], channel: WorkerChannel
 ) -> int:
-    """Runs every member in a thread and hands messages on until the worker is told to stop.
+    """Runs every instance in a thread and hands messages on until the worker is told to stop.
 
     exchanges: to shut down then, which ends the waits of all members."""
     failed = threading.Event()
 
-    def live(member: HostedInstance) -> None:
+    def live(instance: HostedInstance) -> None:
         try:
-            member.serve()
+            instance.serve()
         except ExchangeClosed:
-            logger.debug("%s: the exchange was closed", member.id)
+            logger.debug("%s: the exchange was closed", instance.id)
         # A last resort: the end of the thread; without a word the engine would wait for it.
         except Exception as error:
-            _report(f"{member.id}", error, mailbox)
+            _report(f"{instance.id}", error, channel)
             failed.set()
-            mailbox.inbox.put(Stop())
+            channel.inbox.put(Stop())
 
-    threads = [threading.Thread(target=live, args=(m,), name=str(m.id)) for m in members]
+    threads = [threading.Thread(target=live, args=(one,), name=str(one.id)) for one in instances]
     for thread in threads:
         thread.start()
-    while not isinstance(message := mailbox.inbox.get(), Stop):
+    by_id = {instance.id: instance for instance in instances}
+    while not isinstance(message := channel.inbox.get(), Stop):
         if not isinstance(message, Setup | StorePut):
-            home = message.instance
-            next(member for member in members if member.id == home).post(message)
-    for member in members:
-        member.post(Stop())
+            by_id[message.instance].post(message)
+    for instance in instances:
+        instance.post(Stop())
     for exchange in exchanges:
         exchange.shutdown()
     for thread in threads:
         thread.join()
-    for member in members:
-        member.release()
+    for instance in instances:
+        instance.release()
     return 1 if failed.is_set() else 0
 
 
-def _report(name: str, error: Exception, mailbox: WorkerChannel) -> None:
+def _report(name: str, error: Exception, channel: WorkerChannel) -> None:
     if not isinstance(error, JanusError):
         logger.exception("%s failed", name)
     kind = "" if isinstance(error, JanusError) else f"{type(error).__name__}: "
     caused_by_peer = isinstance(error, ExchangeError) and not isinstance(error, RoutingDivergence)
-    mailbox.send(Failed(name=name, error=f"{kind}{error}", caused_by_peer=caused_by_peer))
+    channel.send(Failed(name=name, error=f"{kind}{error}", caused_by_peer=caused_by_peer))
 
 
 def _leave_at_once() -> None:

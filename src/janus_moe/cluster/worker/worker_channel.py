@@ -74,7 +74,7 @@ class WorkerChannel:
             self._monitor = self._socket.get_monitor_socket(LOST)
         self._socket.connect(bootstrap.endpoint)
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="mailbox", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="worker channel", daemon=True)
         self._thread.start()
 
     def send(self, message: FromWorker) -> None:
