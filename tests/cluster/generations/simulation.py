@@ -232,6 +232,10 @@ class Simulation(Workers):
         assert not self.refuses and self.rebalancing_allowed
         members = {*status.attention, *status.expert}
         assert all(self.workers[i].serves is self.exchanges[status.generation] for i in members)
+        for instance in alive:
+            held = {status.generation} if instance in members else set[int]()
+            opened = self.workers[instance].opened
+            assert opened.keys() <= held, f"{instance} still holds {opened.keys()}"
         wanted = f"{len(status.attention)}A{len(status.expert)}E"
         assert bool(status.degraded) == (wanted != status.target), status
         if self.settings.max_restarts:
@@ -325,6 +329,10 @@ class Simulation(Workers):
 
     def serve(self, action: do.ServeGeneration) -> None:
         self.routable = [*action.membership.attention]
+        for instance in action.membership.instances:
+            worker = self.workers[instance]
+            for number in action.retired:
+                worker.hears(worker.drop, number)
         for request in self.requests:
             if request.owner is None and not request.outcome:
                 self.admit(request)

@@ -31,10 +31,12 @@ MAX_RETRY_S = 5.0
 
 
 def lose(state: MachineState, instance: InstanceId, reason: str, *, is_gone: bool = False) -> None:
-    """An instance that is starting or ready is lost.
+    """An instance that is starting or ready is lost; any other one is on its way out already.
 
     is_gone: its process has certainly ended; else it is killed now.
     """
+    if state.roster.life(instance) not in ("starting", "ready"):
+        return
     matters = _matters(state, instance)
     state.last_error = reason
     state.budget.lose(

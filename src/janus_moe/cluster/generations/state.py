@@ -141,6 +141,7 @@ class MachineState:
     rebalancing: whether rebalances are allowed; `stopping` may finish the one under way, `dropping`
         may not.
     broken_links: with their reasons, until the timer `links` judges them.
+    retired: numbers of committed generations that members may still hold something of.
     readmissions: attention instances that left, whose requests are not readmitted yet.
     restores_failed: in a row; the next one waits the longer.
     is_backing_off: whether the next restoration waits for the timer `retry`.
@@ -164,6 +165,7 @@ class MachineState:
         self.rebalancing: Literal["allowed", "stopping", "dropping", "stopped"] = "allowed"
         self.budget = RestartBudget(settings.max_restarts)
         self.broken_links: dict[Link, str] = {}
+        self.retired: list[int] = []
         self.readmissions: list[InstanceId] = []
         self.restores_failed = 0
         self.is_backing_off = False
@@ -279,6 +281,7 @@ class MachineState:
         new = self._the_next()
         self.cancel_timer("open")
         new.is_committing = True
+        self.retired.append(new.previous)
         self.serving = new.generation
         for instance in new.members:
             self.roster[instance].may_speak = True
@@ -299,7 +302,11 @@ class MachineState:
         self.cancel_timer("commit")
         self.next = None
         self.forget_links()
-        self.actions.append(ServeGeneration(new.generation.membership, new.generation.placement))
+        served = new.generation
+        self.actions.append(
+            ServeGeneration(served.membership, served.placement, tuple(self.retired))
+        )
+        self.retired.clear()
         for instance in self.roster.ready_among(new.leaving):
             self._owe_readmission(instance)
             self.stop(instance)
