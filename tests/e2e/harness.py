@@ -14,21 +14,20 @@ from typing import Any
 from janus_moe.cluster.message_router import OnMessage
 from janus_moe.cluster.service import Service
 from janus_moe.cluster.worker.exchanges import open_exchanges
+from janus_moe.cluster.worker.hosted_instance import HostedInstance
 from janus_moe.cluster.worker.worker_instances import (
-    HostedInstance,
     build_instances,
-    connect_instances,
+    wait_rule,
 )
 from janus_moe.cluster.worker_layout import setup_message, worker_layouts
 from janus_moe.config import EngineConfig
 from janus_moe.engine.engine import Engine
-from janus_moe.errors import ExchangeClosed, WorkerFailed
+from janus_moe.errors import WorkerFailed
 from janus_moe.experts.slot_filling import LoadPiece
 from janus_moe.messages import (
     FromWorker,
     SamplingParams,
     Setup,
-    Stop,
     ToInstance,
     TokenLogprob,
 )
@@ -128,6 +127,13 @@ async def serving_in_threads(
         await workers.close()
 
 
+def begin(instances: Sequence[HostedInstance], setup: Setup, exchanges: Sequence[Exchange]) -> None:
+    """Lets built instances serve with these exchanges of the setup's membership."""
+    rule = wait_rule(setup)
+    for instance in instances:
+        instance.begin(instance.connect(setup, exchanges, rule), lambda: None)
+
+
 class ThreadWorkers:
     """`engine.Workers` whose instances are threads of this process."""
 
@@ -147,7 +153,7 @@ class ThreadWorkers:
         self._instances: dict[InstanceId, HostedInstance] = {}
         for setup, exchange in zip(setups, exchanges, strict=True):
             built = build_instances(setup, self._emit, load_piece)
-            connect_instances(built, setup, exchange)
+            begin(built, setup, exchange)
             self._instances |= {instance.id: instance for instance in built}
         self._threads = [
             threading.Thread(target=self._live, args=(instance,), daemon=True)
@@ -169,9 +175,7 @@ class ThreadWorkers:
 
     async def close(self) -> None:
         for instance in self._instances.values():
-            instance.post(Stop())
-        for exchange in self._exchanges:
-            exchange.shutdown()
+            instance.stop()
         for thread in self._threads:
             await asyncio.to_thread(thread.join, 10)
             assert not thread.is_alive()
@@ -182,12 +186,13 @@ class ThreadWorkers:
 
     def _live(self, instance: HostedInstance) -> None:
         try:
-            instance.serve()
-        except ExchangeClosed:
-            pass
+            instance.serve(lambda error: self._fail(instance, error))
         except Exception as error:
-            kind = type(error).__name__
-            self._emit(WorkerFailed(f"{instance.id} failed: {kind}: {error}"))
+            self._fail(instance, error)
+
+    def _fail(self, instance: HostedInstance, error: Exception) -> None:
+        kind = type(error).__name__
+        self._emit(WorkerFailed(f"{instance.id} failed: {kind}: {error}"))
 
     def _emit(self, message: FromWorker | WorkerFailed) -> None:
         self._loop.call_soon_threadsafe(self._queue.put_nowait, message)

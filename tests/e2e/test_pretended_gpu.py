@@ -20,10 +20,10 @@ from torch import Tensor
 from janus_moe.cluster.deployment_plan import Host, plan_deployment
 from janus_moe.cluster.host_facts import HostFacts
 from janus_moe.cluster.hosts.shares import whole
+from janus_moe.cluster.worker.hosted_instance import HostedInstance
 from janus_moe.cluster.worker.worker_instances import (
-    HostedInstance,
     build_instances,
-    connect_instances,
+    wait_rule,
 )
 from janus_moe.cluster.worker_layout import setup_message, worker_layouts
 from janus_moe.config import EngineConfig
@@ -118,7 +118,7 @@ class OneThread:
         self._attention: HostedInstance
         setup = setup_message(self.plan, layout)
         self._attention, *self._experts = members = build_instances(setup, self._take)
-        connect_instances(members, setup, [exchange])
+        self._connections = {i.id: i.connect(setup, [exchange], wait_rule(setup)) for i in members}
 
     def run(self) -> dict[str, tuple[list[int], list[Any]]]:
         for number, (prompt, sampling) in enumerate(self._requests):
@@ -132,7 +132,7 @@ class OneThread:
                 eos_token_ids=(256,),
             )
             self._attention.post(request)
-        self._attention.serve()
+        self._serve(self._attention)
         produced: dict[str, tuple[list[int], list[Any]]] = {}
         for step in self.steps:
             for new in step.outputs:
@@ -140,6 +140,12 @@ class OneThread:
                 ids += new.token_ids
                 scores += [*(new.logprobs or ()), *(new.prompt_logprobs or ())]
         return produced
+
+    def _serve(self, instance: HostedInstance) -> None:
+        """The work of its thread in this one, until a Stop message."""
+        instance.begin(self._connections[instance.id], lambda: None)
+        instance.finish()
+        instance.serve(_raise)
 
     def _take(self, message: FromWorker) -> None:
         if isinstance(message, StepDone):
@@ -162,7 +168,7 @@ class OneThread:
         turned = tuple((layer[-1], *layer[:-1]) for layer in self.plan.placement.slots)
         for expert in self._experts:
             expert.post(PrepareEpoch(instance=expert.id, epoch=1, placement=turned))
-            expert.serve()
+            self._serve(expert)
         assert self._prepared == len(self._experts)
         self._attention.post(UseEpoch(instance=ATTENTION, epoch=1))
 
@@ -181,6 +187,10 @@ def count_no_waits_of_the_experts(gpu: PretendedGpu, monkeypatch: pytest.MonkeyP
         return result
 
     monkeypatch.setattr(expert_block, "grouped_experts", uncounted)
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def flat(scores: list[Any]) -> list[float]:

@@ -102,6 +102,11 @@ class AttentionInstance:
         """Ends the current wait, or the next one; any thread may call."""
         self._ports[0].wake()
 
+    def leave(self) -> None:
+        """Takes no part in later steps of its exchanges; the requests stay."""
+        for port in self._ports:
+            port.leave()
+
     def follow(self) -> bool:
         """Takes part, without tokens, in a step that a peer has begun; False when there is none."""
         if not self._ports[0].step_pending():
@@ -112,11 +117,10 @@ class AttentionInstance:
     def step(self) -> StepDone:
         """Computes one step for all its scheduled sequences; joins the pools' lockstep.
 
-        An error of an exchange leaves nothing but the plan of the step, and the same is planned
-        again unless requests come or go.
+        An error of an exchange leaves the requests as they were before the step.
         """
         start = time.perf_counter()
-        plan = self._batcher.plan()
+        plan = self._batcher.plan()  # planned again, the same step comes out
         log = ExchangeLog()
         with torch.inference_mode():
             output = self._compute(plan, log)

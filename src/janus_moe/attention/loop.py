@@ -10,7 +10,15 @@ import queue
 from collections.abc import Callable
 
 from janus_moe.attention.instance import AttentionInstance
-from janus_moe.messages import AbortRequest, AddRequest, FromWorker, Stop, ToWorker, UseEpoch
+from janus_moe.messages import (
+    AbortRequest,
+    AddRequest,
+    CommitGeneration,
+    FromWorker,
+    Stop,
+    ToWorker,
+    UseEpoch,
+)
 
 
 def serve(
@@ -18,7 +26,7 @@ def serve(
     inbox: queue.SimpleQueue[ToWorker],
     send: Callable[[FromWorker], None],
 ) -> None:
-    """Runs until a Stop message; errors of the exchange propagate.
+    """Runs until it is told to stop or to leave its exchanges; their errors propagate.
 
     inbox: messages; the sender of one wakes the instance afterwards.
     send: takes reports.
@@ -35,7 +43,7 @@ def _handle(
     inbox: queue.SimpleQueue[ToWorker],
     send: Callable[[FromWorker], None],
 ) -> bool:
-    """Applies all waiting messages; False once told to stop."""
+    """Applies all waiting messages; False once told to stop or to leave."""
     told = False
     while not inbox.empty():
         match inbox.get():
@@ -47,6 +55,9 @@ def _handle(
             case UseEpoch(epoch=epoch):
                 instance.use_epoch(epoch)
                 told = True
+            case CommitGeneration():
+                instance.leave()
+                return False
             case Stop():
                 return False
             case other:

@@ -21,9 +21,27 @@ from janus_moe.cluster.failure_report import FailureReport
 from janus_moe.cluster.grace_periods import FAILED_GRACE_S, STOP_GRACE_S
 from janus_moe.cluster.message_router import MessageRouter, OnForeign, OnMessage
 from janus_moe.cluster.runtime.base import Runtime, RuntimeEvent
-from janus_moe.cluster.worker_layout import setup_message, worker_layouts
+from janus_moe.cluster.worker_layout import (
+    WorkerLayout,
+    open_message,
+    setup_message,
+    worker_layouts,
+)
 from janus_moe.errors import JanusError, ServiceError, WorkerFailed
-from janus_moe.messages import Failed, FromWorker, Hello, Progress, Ready, Stop, ToInstance
+from janus_moe.messages import (
+    CommitGeneration,
+    Failed,
+    FromWorker,
+    GenerationCommitted,
+    GenerationFailed,
+    GenerationOpened,
+    GenerationOrder,
+    Hello,
+    Progress,
+    Ready,
+    Stop,
+    ToInstance,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +161,21 @@ class Cluster:
                     on_progress(progress)
                 case Ready(name=name):
                     ready.add(name)
+        await self._tell_all(lambda layout: open_message(self._plan, layout))
+        order = CommitGeneration(generation=self._plan.membership.generation)
+        await self._tell_all(lambda layout: order)
+
+    async def _tell_all(self, order_of: Callable[[WorkerLayout], GenerationOrder]) -> None:
+        """Gives an order to every worker and waits until all have carried it out."""
+        for name, layout in self._layouts.items():
+            self._router.post(name, order_of(layout))
+        missing = set(self._layouts)
+        while missing:
+            match await self.receive():
+                case GenerationFailed(name=name, error=error):
+                    raise WorkerFailed(f"{name}: {error}")
+                case GenerationOpened(name=name) | GenerationCommitted(name=name):
+                    missing.discard(name)
 
     async def _receive_forever(self) -> None:
         while True:

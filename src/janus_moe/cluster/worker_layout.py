@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from janus_moe.cluster.deployment_plan import DeploymentPlan, Host
 from janus_moe.cluster.runtime.base import WorkerSpec
-from janus_moe.messages import Setup
+from janus_moe.messages import OpenGeneration, Setup
 from janus_moe.spec import InstanceId
 
 
@@ -67,4 +67,13 @@ def setup_message(plan: DeploymentPlan, layout: WorkerLayout) -> Setup:
         slots=plan.placement.slots,
         spare_slots=plan.spare_slots,
         links=plan.links,
+    )
+
+
+def open_message(plan: DeploymentPlan, layout: WorkerLayout) -> OpenGeneration:
+    """What makes a worker open the first generation of a run."""
+    return OpenGeneration(
+        membership=plan.membership,
+        slots=plan.placement.slots,
+        num_threads=layout.num_threads,
     )

@@ -21,6 +21,7 @@ from janus_moe.experts.scheduling import Table
 from janus_moe.experts.served_epochs import ServedEpochs
 from janus_moe.experts.slot_filling import LoadPiece, SlotFiller
 from janus_moe.messages import (
+    CommitGeneration,
     DropEpoch,
     EpochFailed,
     EpochPrepared,
@@ -72,14 +73,14 @@ class EpochLoader:
         self._unstaged: set[int] = set()
 
     def serve(self, inbox: queue.SimpleQueue[ToWorker]) -> None:
-        """Runs until a Stop message; a message that arrives while it loads ends the loading."""
+        """Runs until told to stop or to leave; a message that arrives ends the loading."""
         while True:
             match inbox.get():
                 case PrepareEpoch() as message:
                     self._prepare(message, inbox)
                 case DropEpoch(epoch=epoch):
                     self._instance.epochs.unstage(epoch)
-                case Stop():
+                case CommitGeneration() | Stop():
                     return
                 case other:
                     raise TypeError(f"an expert instance cannot handle {type(other).__name__}")

@@ -44,13 +44,13 @@ class ExpertInstance:
         # Set by the last layer of a step, or of a micro-batch; cleared by the thread that watches.
         self.stepped = threading.Event()
         self._moe_layer = {layer: number for number, layer in enumerate(layers)}
-        self._observer = observer
+        self.observer = observer
         self._turn = threading.Lock()
 
     def connect(self, epochs: ServedEpochs, observer: RoutingObserver) -> None:
         """Serves another membership from now on; no thread may serve meanwhile."""
         self.epochs = epochs
-        self._observer = observer
+        self.observer = observer
 
     def move_layer(self, layer: int, weights: ExpertLayer, table: Table) -> None:
         """Serves one layer from other memory and other slots, from the next exchange on.
@@ -94,10 +94,10 @@ class ExpertInstance:
         port.reply(work, reply.partial, reply.metadata)
         spans.mark("reply", layer)
         # Statistics come after the reply, since no instance waits for them.
-        self._observer.batch(self._moe_layer[layer], reply.expert_ids)
+        self.observer.batch(self._moe_layer[layer], reply.expert_ids)
         last = layer == self.layers[-1]
         if last:
-            self._observer.end_of_step()
+            self.observer.end_of_step()
         spans.mark("statistics", layer)
         if last:
             self.stepped.set()

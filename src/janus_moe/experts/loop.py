@@ -14,7 +14,7 @@ import torch
 from janus_moe.errors import ExchangeClosed
 from janus_moe.experts.epoch_loader import EpochLoader
 from janus_moe.experts.instance import ExpertInstance
-from janus_moe.messages import Stop, ToWorker
+from janus_moe.messages import CommitGeneration, Stop, ToWorker
 from janus_moe.transport import ExpertPort
 
 
@@ -24,7 +24,7 @@ def serve(
     ports: Sequence[ExpertPort],
     inbox: queue.SimpleQueue[ToWorker],
 ) -> None:
-    """Runs until a Stop message; errors of the exchanges propagate.
+    """Runs until a Stop message; errors of the exchanges propagate, their end is one of them.
 
     ports: an exchange for each micro-batch.
     inbox: messages; the sender of one wakes the first port afterwards.
@@ -95,7 +95,8 @@ def _answer(
             message = inbox.get()
             if isinstance(message, Stop):
                 return
-            orders.put(message)
+            if not isinstance(message, CommitGeneration):  # the attention instances end it
+                orders.put(message)
         for server in servers:
             server.check()
         instance.serve_once(port)

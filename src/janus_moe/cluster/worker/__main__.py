@@ -18,16 +18,23 @@ import msgspec
 from janus_moe import __version__
 from janus_moe.cluster.worker.bootstrap import Bootstrap
 from janus_moe.cluster.worker.death_signal import die_with
-from janus_moe.cluster.worker.exchanges import open_exchanges
+from janus_moe.cluster.worker.generations import Generations
+from janus_moe.cluster.worker.hosted_instance import HostedInstance
 from janus_moe.cluster.worker.worker_channel import WorkerChannel
-from janus_moe.cluster.worker.worker_instances import (
-    HostedInstance,
-    build_instances,
-    connect_instances,
+from janus_moe.cluster.worker.worker_instances import build_instances
+from janus_moe.errors import ExchangeError, HostLost, JanusError, RoutingDivergence
+from janus_moe.messages import (
+    CommitGeneration,
+    DropGeneration,
+    Failed,
+    Hello,
+    OpenGeneration,
+    Ready,
+    Setup,
+    Stop,
+    StorePut,
+    ToWorker,
 )
-from janus_moe.errors import ExchangeClosed, ExchangeError, HostLost, JanusError, RoutingDivergence
-from janus_moe.messages import Failed, Hello, Ready, Setup, Stop, StorePut, ToWorker
-from janus_moe.transport import Exchange
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +57,10 @@ def run(bootstrap: Bootstrap) -> int:
             raise TypeError(f"expected a setup first, got {type(setup).__name__}")
         if bootstrap.checkpoint is not None:
             setup = msgspec.structs.replace(setup, checkpoint=bootstrap.checkpoint)
-        exchanges = open_exchanges(setup, channel, bootstrap.bind_host)
         instances = build_instances(setup, channel.send)
-        connect_instances(instances, setup, exchanges)
+        generations = Generations(bootstrap.name, setup, instances, channel, bootstrap.bind_host)
         channel.send(Ready(name=bootstrap.name))
-        return _serve(instances, exchanges, channel)
+        return _serve(instances, generations, channel)
     # A last resort: the end of the process; the engine is to learn why.
     except Exception as error:
         _report(bootstrap.name, error, channel)
@@ -74,18 +80,14 @@ def _first_message(bootstrap: Bootstrap, channel: WorkerChannel) -> ToWorker:
 
 
 def _serve(
-    instances: Sequence[HostedInstance], exchanges: Sequence[Exchange], channel: WorkerChannel
+    instances: Sequence[HostedInstance], generations: Generations, channel: WorkerChannel
 ) -> int:
-    """Runs every instance in a thread and hands messages on until the worker is told to stop.
-
-    exchanges: to shut down then, which ends the waits of all members."""
+    """Runs every instance in a thread and hands messages on until the worker is told to stop."""
     failed = threading.Event()
 
     def live(instance: HostedInstance) -> None:
         try:
-            instance.serve()
-        except ExchangeClosed:
-            logger.debug("%s: the exchange was closed", instance.id)
+            instance.serve(lambda error: _report(f"{instance.id}", error, channel))
         # A last resort: the end of the thread; without a word the engine would wait for it.
         except Exception as error:
             _report(f"{instance.id}", error, channel)
@@ -97,14 +99,18 @@ def _serve(
         thread.start()
     by_id = {instance.id: instance for instance in instances}
     while not isinstance(message := channel.inbox.get(), Stop):
-        if not isinstance(message, Setup | StorePut):
-            by_id[message.instance].post(message)
+        match message:
+            case OpenGeneration() | CommitGeneration() | DropGeneration():
+                generations.handle(message)
+            case Setup() | StorePut():
+                pass
+            case _:
+                by_id[message.instance].post(message)
     for instance in instances:
-        instance.post(Stop())
-    for exchange in exchanges:
-        exchange.shutdown()
+        instance.stop()
     for thread in threads:
         thread.join()
+    generations.close()
     for instance in instances:
         instance.release()
     return 1 if failed.is_set() else 0

@@ -10,9 +10,7 @@ import queue
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import numba
 import torch
 
 from janus_moe.attention.instance import AttentionInstance
@@ -21,6 +19,13 @@ from janus_moe.attention.runner import AttentionRunner
 from janus_moe.attention.step_input import StepLimits
 from janus_moe.cluster.activation_costs import activation_rule
 from janus_moe.cluster.deployment.thread_counts import InstanceCounts, most_computing
+from janus_moe.cluster.worker.hosted_instance import (
+    Connection,
+    HostedInstance,
+    Send,
+    closing_all,
+    use_threads,
+)
 from janus_moe.experts.epoch import first_tables, make_epoch
 from janus_moe.experts.epoch_loader import EpochLoader
 from janus_moe.experts.instance import ExpertInstance
@@ -31,7 +36,7 @@ from janus_moe.experts.runner import ExpertRunner
 from janus_moe.experts.scheduling import Schedulers
 from janus_moe.experts.served_epochs import ServedEpochs
 from janus_moe.experts.slot_filling import LoadPiece
-from janus_moe.messages import FromWorker, Progress, Setup, Stop, ToWorker, Trace, Traced
+from janus_moe.messages import Progress, Setup, ToWorker
 from janus_moe.model.attention_block import AttentionModel, KvCache
 from janus_moe.model.checkpoint import Checkpoint
 from janus_moe.model.expert_block import ExpertModel
@@ -39,97 +44,17 @@ from janus_moe.model.memory import attention_bytes, expert_pool_bytes
 from janus_moe.model.piecewise import Piece
 from janus_moe.policy.paging import BlockManager
 from janus_moe.policy.placement import Placement
-from janus_moe.spec import InstanceId, Membership
+from janus_moe.spec import InstanceId
 from janus_moe.tracing import SpanLog
-from janus_moe.transport import Exchange, WaitRule, spin_budget_us
+from janus_moe.transport import (
+    Exchange,
+    ExpertPort,
+    WaitRule,
+    spin_budget_us,
+)
 from janus_moe.transport.loopback import LoopbackExchange
-from janus_moe.transport.network.exchange import NetworkExchange
 
-Send = Callable[[FromWorker], None]
-ThreadBody = Callable[[queue.SimpleQueue[ToWorker]], None]
 REPORT_EVERY_S = 0.2
-MESSAGE_ROWS = {"send": "sent", "receive": "received"}
-
-
-class Connection(NamedTuple):
-    """What an instance does with the exchanges of one membership.
-
-    wake: makes its thread look at the inbox.
-    body: the work of its thread until a Stop message or the end of the exchanges; in loopback,
-        where attention instances run the experts, an expert's thread only prepares epochs.
-    """
-
-    wake: Callable[[], None]
-    body: ThreadBody
-
-
-class HostedInstance:
-    """An instance in a worker: built once, with its weights, and connected to exchanges later.
-
-    instance_id: its name in messages.
-    connect: gives it ports of the exchanges of the setup's membership.
-    spans: what it does when.
-    send: takes its answers to `Trace`.
-    release: gives back what it holds besides memory.
-    """
-
-    def __init__(
-        self,
-        instance_id: InstanceId,
-        connect: Callable[[Setup, Sequence[Exchange], WaitRule], Connection],
-        spans: SpanLog,
-        send: Send,
-        release: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.id = instance_id
-        self.release = release
-        self._connect = connect
-        self._spans = spans
-        self._send = send
-        self._inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
-        self._connection: Connection | None = None
-
-    def connect(self, setup: Setup, exchanges: Sequence[Exchange], rule: WaitRule) -> None:
-        """Serves with these exchanges from now on; no thread may be in `serve` meanwhile."""
-        record_messages(self._spans, setup.membership, exchanges)
-        waiting = [self._inbox.get() for _ in range(self._inbox.qsize())]
-        for message in waiting:
-            if not isinstance(message, Stop):  # of the exchanges before, closed while it came
-                self._inbox.put(message)
-        self._connection = self._connect(setup, exchanges, rule)
-
-    def post(self, message: ToWorker) -> None:
-        """Puts a message in the inbox and wakes the instance; starts and stops recording."""
-        if isinstance(message, Trace):
-            self._trace(message.recording)
-            return
-        self._inbox.put(message)
-        if self._connection is not None:
-            self._connection.wake()
-
-    def serve(self) -> None:
-        """The work of the instance's thread, until a Stop message."""
-        if self._connection is None:
-            raise RuntimeError(f"{self.id} is not connected to an exchange")
-        self._connection.body(self._inbox)
-
-    def _trace(self, recording: bool) -> None:
-        now_ns, spans = time.perf_counter_ns(), self._spans.stop()
-        if recording:
-            self._spans.start()
-        self._send(Traced(instance=self.id, now_ns=now_ns, spans=() if recording else spans))
-
-
-def record_messages(spans: SpanLog, membership: Membership, exchanges: Sequence[Exchange]) -> None:
-    """Where messages have a beginning and an end, they are recorded too."""
-
-    def record(peer: int, way: str, num_bytes: int, stage: str, start_ns: int, end_ns: int) -> None:
-        row, name = MESSAGE_ROWS[way], str(membership.instances[peer])
-        spans.message(row, stage, name, num_bytes, start_ns, end_ns)
-
-    for exchange in exchanges:
-        if isinstance(exchange, NetworkExchange):
-            exchange.record_to(record)
 
 
 def build_instances(
@@ -141,30 +66,19 @@ def build_instances(
     send: takes what the instances report.
     load_piece: how weights are read while the service runs; tests pass faults.
     """
-    torch.set_num_threads(setup.num_threads)
-    numba.set_num_threads(min(setup.num_threads, numba.config.NUMBA_NUM_THREADS))
+    use_threads(setup.num_threads)
     builder = _Builder(setup, send, load_piece)
     experts = [builder.expert(i) for i in setup.instances if i.pool == "expert"]
     attention = [builder.attention(i) for i in setup.instances if i.pool == "attention"]
     return [*attention, *experts]
 
 
-def connect_instances(
-    instances: Sequence[HostedInstance], setup: Setup, exchanges: Sequence[Exchange]
-) -> None:
-    """Lets built instances serve one membership; they may be connected again to another.
-
-    setup: with the membership of the exchanges, and its placement.
-    exchanges: what `open_exchanges` made for it; the caller shuts them down.
-
-    Raises ConfigError when an expert instance does not hold what the placement gives it.
-    """
-    rule = WaitRule(
+def wait_rule(setup: Setup) -> WaitRule:
+    """How the ports of the setup's membership wait."""
+    return WaitRule(
         timeout_s=setup.config.exchange_timeout,
         spin_us=spin_budget_us(setup.num_cores, _cores_wanted(setup)),
     )
-    for instance in instances:
-        instance.connect(setup, exchanges, rule)
 
 
 def _cores_wanted(setup: Setup) -> int:
@@ -227,12 +141,15 @@ class _Builder:
         instance = AttentionInstance(instance_id, runner, blocks, limits)
 
         def connect(setup: Setup, exchanges: Sequence[Exchange], rule: WaitRule) -> Connection:
-            rank = setup.membership.rank(instance_id)
+            membership = setup.membership
+            rank = membership.rank(instance_id)
             ports = [exchange.attention_port(rank, rule) for exchange in exchanges]
-            instance.connect(setup.membership.expert, ports, setup.membership.placement_epoch)
-            return Connection(
-                instance.wake, lambda inbox: serve_attention(instance, inbox, self._send)
-            )
+
+            def body(inbox: queue.SimpleQueue[ToWorker]) -> None:
+                instance.connect(membership.expert, ports, membership.placement_epoch)
+                serve_attention(instance, inbox, self._send)
+
+            return Connection(membership.generation, ports[0].wake, body, closing_all(ports))
 
         return HostedInstance(instance_id, connect, spans, self._send)
 
@@ -274,18 +191,31 @@ class _Builder:
 
         def connect(setup: Setup, exchanges: Sequence[Exchange], wait: WaitRule) -> Connection:
             rank, placement = setup.membership.rank(instance_id), placement_of(setup)
-            served = instance.epochs
-            if (rank, placement.epoch) != (served.rank, served.current.number):
-                schedulers = Schedulers(rank, rule, self._device)
-                epochs = served.continued(rank, placement, schedulers)
-                instance.connect(epochs, self._observer(rank, recorder))
+            epochs, observer = instance.epochs, instance.observer
+            if (rank, placement.epoch) != (epochs.rank, epochs.current.number):
+                epochs = loader.stage(placement, rank, "full")
+                observer = self._observer(rank, recorder)
+
+            def serve_once(port: ExpertPort) -> None:
+                if instance.epochs is not epochs:  # its thread may begin later
+                    instance.connect(epochs, observer)
+                instance.serve_once(port)
+
+            ports: list[ExpertPort] = []
             if isinstance(exchanges[0], LoopbackExchange):
-                exchanges[0].serve(rank, instance.serve_once)
-                return Connection(lambda: None, loader.serve)
-            ports = [exchange.expert_port(rank, wait) for exchange in exchanges]
-            return Connection(
-                ports[0].wake, lambda inbox: serve_experts(instance, loader, ports, inbox)
-            )
+                exchanges[0].serve(rank, serve_once)
+            else:
+                ports = [exchange.expert_port(rank, wait) for exchange in exchanges]
+
+            def body(inbox: queue.SimpleQueue[ToWorker]) -> None:
+                if ports:
+                    instance.connect(epochs, observer)
+                    serve_experts(instance, loader, ports, inbox)
+                else:
+                    loader.serve(inbox)
+
+            wake = ports[0].wake if ports else lambda: None
+            return Connection(setup.membership.generation, wake, body, closing_all(ports))
 
         return HostedInstance(instance_id, connect, spans, self._send, closing.close)
 

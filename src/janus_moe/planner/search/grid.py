@@ -103,15 +103,15 @@ class ShapeGrid:
         problem, num_attention = self.problem, self.num_attention[:, 0]
         oracle = problem.oracle
         need = attention_need(oracle, num_attention, problem.context)
-        most = need.most_tokens(problem.memory.usable_bytes(oracle.attention_side))
+        most = need.most_tokens(problem.memory.usable * oracle.attention_side.device.memory_bytes)
         return np.minimum(most, most_sequences(problem, num_attention))
 
     @cached_property
     def most_of_experts(self) -> Array:
         """[slot options, m] batch that the memory of the expert pool allows."""
-        problem, oracle = self.problem, self.problem.oracle
+        oracle, usable = self.problem.oracle, self.problem.memory.usable
         need = expert_need(oracle, self.num_expert, self.slots)
-        return need.most_tokens(problem.memory.usable_bytes(oracle.expert_side))
+        return need.most_tokens(usable * oracle.expert_side.device.memory_bytes)
 
     @cached_property
     def _exchanges(self) -> Exchanges:
