@@ -49,15 +49,19 @@ def placement(epoch: int, instances: int) -> Placement:
 
 
 class Dealer:
-    """A placer with so many slots an instance."""
+    """A placer with so many slots an instance, which finds no place for some planned changes."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, failures: int) -> None:
         self._capacity = capacity
+        self._failures = failures
 
     def place(
         self, membership: Membership, serving: Generation, purpose: str
     ) -> Placement | Unplaceable:
         instances = len(membership.expert)
+        if purpose == "resize" and self._failures:
+            self._failures -= 1
+            return Unplaceable("the checkpoint is gone")
         if instances * self._capacity < NUM_EXPERTS:
             return Unplaceable(f"{instances} expert instances have too few slots")
         return placement(membership.placement_epoch, instances)
@@ -76,6 +80,9 @@ class Audit:
         self.opened: set[InstanceId] = set()
         self.committed_numbers = {0}
         self.served_attention = set(first.attention)
+        self.accused: set[InstanceId] = set()
+        self.leaving: set[InstanceId] = set()  # ever
+        self.in_use = {*first.instances}  # of all generations since the one that serves
         self.readmitted: set[InstanceId] = set()
         self.last_number = 0
         self.asked = 0  # changes that an operator has asked for and that began
@@ -88,6 +95,8 @@ class Audit:
                 self.ready.add(instance)
             case on.InstanceDied(instance) | on.InstanceFenced(instance):
                 self.gone.add(instance)
+            case on.InstanceSilent(instance) | on.InstanceFailed(instance):
+                self.accused.add(instance)
             case on.MemberOpened(instance, generation):
                 if self.opening and self.opening.generation == generation:
                     self.opened.add(instance)
@@ -97,14 +106,20 @@ class Audit:
     def see(self, action: do.Action, world: Simulation) -> None:
         """Before the action is carried out."""
         if instance := getattr(action, "instance", None):
-            self._addressed(action, instance)
+            self._addressed(action, instance, world)
         match action:
             case do.FenceInstance(instance):
                 self.fenced.add(instance)
+                guilty = self.accused | self.leaving
+                assert instance in guilty or not world.is_plain, f"innocent: {action}"
             case do.OpenAtMembers(membership):
                 self._opened(membership, world)
-            case do.CommitAtMembers(generation, _, members):
+            case do.CommitAtMembers(generation, abandon, members):
                 assert self.opening and self.opening.generation == generation, action
+                unfit = self.gone.union(self.fenced) & self.in_use
+                assert abandon == bool(unfit) or not world.is_plain, f"{action} without {unfit}"
+                self.leaving |= {*members}.difference(self.opening.instances)
+                self.in_use |= {*members}
                 assert self.opened.issuperset(self.opening.instances), f"not opened: {action}"
                 self._alive(action, members)
                 self.served_attention.update(self.opening.attention)
@@ -114,13 +129,18 @@ class Audit:
                 assert generation not in self.committed_numbers, f"committed: {action}"
                 self._alive(action, members)
                 self.opening = None
+            case do.ServeGeneration(membership):
+                self.in_use = {*membership.instances}
             case do.ReportChange(record):
                 self.told += record.kind in ("scale", "replace")
                 if record.outcome != "completed":
                     self.opening = None
 
-    def _addressed(self, action: do.Action, instance: InstanceId) -> None:
+    def _addressed(self, action: do.Action, instance: InstanceId, world: Simulation) -> None:
         if isinstance(action, do.StartInstance):
+            fault = world.machine.status(0.0).kind == "fault"
+            limited = not world.settings.max_restarts and not world.stand_by
+            assert not (fault and limited), f"no restart is allowed: {action}"
             assert instance not in self.used_ids, f"used before: {action}"
             self.used_ids.add(instance)
         elif isinstance(action, do.ReadmitRequests):
@@ -168,10 +188,11 @@ class Simulation(Workers):
             open_timeout_s=8.0,
             commit_timeout_s=8.0,
         )
+        self.stand_by = self.settings.standby_attention + self.settings.standby_experts
         self.machine = GenerationMachine(
             Generation(first, placement(0, shape.expert)),
             self.settings,
-            Dealer(dice.choice((tight, NUM_EXPERTS))),
+            Dealer(dice.choice((tight, NUM_EXPERTS)), dice.choice((0, 0, 0, 0, 1, 2))),
             0.0,
         )
         self.audit = Audit(first)
@@ -189,6 +210,7 @@ class Simulation(Workers):
         self.num_timers = 0
         self.reported_links: set[tuple[InstanceId, InstanceId, int]] = set()
         self.fencing: set[InstanceId] = set()
+        self.is_plain = dice.random() < 0.4  # nothing hangs, refuses or loses a link; it only ends
         self.num_actions = 0
         self.faults_at_action: set[int] = set()
         self.log: list[str] | None = None
@@ -204,7 +226,7 @@ class Simulation(Workers):
             self.clock.after(dice.random() * 3, self.operate)
         for _ in range(dice.choice((0, 0, 1))):
             self.clock.after(dice.random() * 2, self.rebalance)
-        self.refusals = dice.choice((0, 0, 0, 1, 5))
+        self.refusals = 0 if self.is_plain else dice.choice((0, 0, 0, 1, 5))
         for _ in range(dice.choice((0, 1, 1, 2, 3))):
             if dice.random() < 0.5:
                 self.clock.after(dice.random() * 4, self.harm)
@@ -240,8 +262,8 @@ class Simulation(Workers):
         assert bool(status.degraded) == (wanted != status.target), status
         if self.settings.max_restarts:
             assert wanted == status.target, status
-            standby = self.settings.standby_attention + self.settings.standby_experts
-            assert alive == members | {*status.standby} and len(status.standby) == standby, status
+            assert alive == members | {*status.standby}, status
+            assert len(status.standby) == self.stand_by, status
 
     # --- the machine ----------------------------------------------------------------------------
 
@@ -270,7 +292,7 @@ class Simulation(Workers):
         seconds = self.dice.random() * 2
         if fate < 0.05:
             self.clock.after(seconds, self.kill, action.instance)
-        elif fate < 0.07:
+        elif fate < 0.07 and not self.is_plain:
             worker.hangs = True
         else:
             self.clock.after(seconds, worker.says, self.on_ready, action.instance)
@@ -342,7 +364,8 @@ class Simulation(Workers):
         self.stop_asked = True
         if not self.rebalances or action.at_once:
             self.rebalances = False
-            self.clock.after(0.0, self.answer_stop)
+            late = self.dice.random() < 0.02
+            self.clock.after(12.0 if late else 0.0, self.answer_stop)
 
     def answer_stop(self) -> None:
         if self.stop_asked and not self.rebalances:
@@ -380,6 +403,8 @@ class Simulation(Workers):
     def fire(self, name: str, number: int) -> None:
         if self.timers.get(name) == number:
             del self.timers[name]
+            in_time = name.split()[0] not in ("open", "commit", "start", "stop")
+            assert in_time or not self.is_plain, f"late without a reason: {name}"
             self.tell(on.TimerFired(name))
 
     # --- requests -------------------------------------------------------------------------------
@@ -464,17 +489,22 @@ class Simulation(Workers):
             return
         instance, fate = self.dice.choice(alive), self.dice.random()
         worker = self.workers[instance]
+        if self.is_plain:
+            fate = fate * 0.5 if fate < 0.75 else fate * 0.6 + 0.2
         if fate < 0.5:
             self.kill(instance)
         elif fate < 0.65:
             worker.hangs = True
-            seconds = 1.0 + self.dice.random() * 0.5
+            seconds = 1.0 + self.dice.random() * self.dice.choice((0.5, 0.5, 30.0))
             self.clock.after(seconds, self.tell, on.InstanceSilent(instance, f"{instance} hangs"))
         elif fate < 0.75:
             self.tell(on.InstanceSilent(instance, f"{instance} seems to hang"))
         elif fate < 0.85:
             worker.says(self.tell, on.InstanceFailed(instance, f"{instance} failed"))
             self.clock.after(self.dice.random(), self.kill, instance)
+        elif fate < 0.9 and self.settings.max_restarts == 10:
+            worker.is_spoiled = True
+            self.clock.after(60.0, setattr, worker, "is_spoiled", False)
         elif worker.serves is not None:
             others = [i for i in worker.serves.members if i != instance]
             self.broken.add(frozenset((instance, self.dice.choice(others))))

@@ -87,6 +87,7 @@ class Worker:
         self.instance = instance
         self.alive = True
         self.hangs = False
+        self.is_spoiled = False  # refuses every generation
         self.is_cut = False  # a message was lost, and all after it are
         self.serves = serves
         self.opened: dict[int, Exchange] = {}
@@ -131,7 +132,7 @@ class Worker:
             world.report_link(self.instance, other, exchange.number)
         if broken:
             return
-        if world.refuses_once():
+        if self.is_spoiled or world.refuses_once():
             self.says(world.on_refused, self.instance, exchange.number)
             return
         self.opened[exchange.number] = exchange
@@ -153,12 +154,24 @@ class Worker:
     def commit(self, exchange: Exchange, abandon: bool) -> None:
         self.leaves = exchange.number not in self.opened
         assert self.leaves or len(exchange.opened) == len(exchange.asked)
+        if not self.leaves and self.world.refuses_once():
+            self.says(self.world.on_refused, self.instance, exchange.number)
+            return
         self.pending = exchange
         if abandon:
             self.in_step, self.blocked = 0, False
+            self._end_connections()
             self._switch()
         else:
             self.switch_if_free()
+
+    def _end_connections(self) -> None:
+        """Peers that still wait in the old exchange may tell that they lost this instance."""
+        if self.serves and self.world.dice.random() < 0.3:
+            for other in self.serves.members:
+                worker = self.world.workers[other]
+                if worker is not self and worker.alive and worker.serves is self.serves:
+                    self.world.report_link(other, self.instance, self.serves.number)
 
     def switch_if_free(self) -> None:
         """Commits if nothing is in the way: a step here, or others that have not left."""

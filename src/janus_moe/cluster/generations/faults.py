@@ -10,7 +10,8 @@ fencing -> stopping rebalancing -> opening -> committing -> (completed)
 What was lost is fenced first, so that it never speaks again. Then a generation without it is
 opened, with the survivors alone if that is possible: those that stand by come in right afterwards,
 which costs no pause. Without a living attention instance or a possible placement, whatever gets
-ready comes in, and until then recovery waits.
+ready comes in, and until then recovery waits. Members that were about to leave are fenced too,
+unless they are needed. A member that keeps generations from being opened is replaced.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from janus_moe.cluster.generations import planned
 from janus_moe.cluster.generations.links import victims
 from janus_moe.cluster.generations.placer import Generation, Unplaceable
 from janus_moe.cluster.generations.restarts import backoff_s
-from janus_moe.cluster.generations.state import MachineState, PlannedChange, Recovery, names
+from janus_moe.cluster.generations.state import (
+    TRIES_BEFORE_BLAME,
+    MachineState,
+    PlannedChange,
+    Recovery,
+    names,
+)
 from janus_moe.spec import InstanceId
 
-TRIES_BEFORE_BLAME = 3
-"""How often a member may keep a generation from being opened before it is taken for lost."""
 MAX_RETRY_S = 5.0
 """Longest pause before a generation is opened again after one was opened in vain."""
 
@@ -183,14 +188,9 @@ def _conclude(state: MachineState, change: PlannedChange, reason: str) -> None:
     if change.phase != "committing":
         planned.fail(state, change, reason)
         return
-    new = state.next
-    assert new is not None
     state.cancel_timer("commit")
     state.next = None
     state.report("completed", reason)
-    # They have nothing to do any more but to leave; so nobody waits for what they would still say.
-    for instance in state.roster.ready_among(new.leaving):
-        state.fence(instance)
 
 
 def _try_again(state: MachineState, change: Recovery) -> None:
@@ -212,10 +212,17 @@ def _open_when_possible(state: MachineState, change: Recovery) -> bool:
     change.phase = "waiting"
     if change.is_backing_off:
         return False
+    if (guilty := _guilty_and_spared(state, change)) is not None:
+        lose(state, guilty, f"{guilty} kept {TRIES_BEFORE_BLAME} generations from being opened")
+        return True
     generation = _generation(state, change, without=None)
     if isinstance(generation, Unplaceable):
         change.obstacle = generation.reason
         return False
+    if strays := state.roster.speaking_outside(generation.membership.instances):
+        for instance in strays:
+            state.fence(instance)
+        return True
     change.phase, change.obstacle = "opening", ""
     state.open(generation, abandon=True)
     return True
@@ -262,24 +269,28 @@ def _placed(
     return answer
 
 
+def _guilty_and_spared(state: MachineState, change: Recovery) -> InstanceId | None:
+    """The member that keeps generations from being opened, once one without it is possible."""
+    guilty = [
+        i
+        for i in change.guilty()
+        if state.roster.life(i) == "ready"
+        and isinstance(_generation(state, change, without=i), Generation)
+    ]
+    return max(guilty, key=lambda i: (i.pool == "expert", i.number), default=None)
+
+
 def _opened_in_vain(
     state: MachineState, change: Recovery, culprits: Sequence[InstanceId], reason: str
 ) -> None:
-    """Tries again in a moment, without the one that is to blame if it can be spared."""
+    """Tries again in a moment."""
     state.last_error = reason
     for instance in culprits:
         change.blame[instance] = change.blame.get(instance, 0) + 1
+        if change.blame[instance] == TRIES_BEFORE_BLAME:
+            state.budget.lose(instance.pool, state.now_s, before_ready=False)
     _try_again(state, change)
     change.obstacle = reason
-    guilty = [
-        i
-        for i in culprits
-        if change.blame[i] >= TRIES_BEFORE_BLAME
-        and isinstance(_generation(state, change, without=i), Generation)
-    ]
-    if guilty:
-        lose(state, max(guilty, key=lambda i: (i.pool == "expert", i.number)), reason)
-        return
     change.attempts += 1
     change.is_backing_off = True
     state.set_timer("retry", min(backoff_s(change.attempts), MAX_RETRY_S))

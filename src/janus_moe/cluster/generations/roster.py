@@ -11,7 +11,7 @@ The module does not know generations. Ids are given out here and never used agai
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,6 +83,14 @@ class Roster:
     def waits_for_fence(self) -> list[InstanceId]:
         """Instances that may still speak in an exchange, and whose end is not confirmed."""
         return [i for i, e in self._entries.items() if e.life == "fencing" and e.may_speak]
+
+    def speaking_outside(self, members: Sequence[InstanceId]) -> list[InstanceId]:
+        """Ready instances that may still speak in an exchange and are none of these."""
+        return [
+            instance
+            for instance, entry in self._entries.items()
+            if entry.life == "ready" and entry.may_speak and instance not in members
+        ]
 
     def host_of(self, instance: InstanceId) -> int:
         """Number of the host; 0 while it is not known."""

@@ -43,6 +43,8 @@ from janus_moe.cluster.generations.settings import GenerationSettings
 from janus_moe.spec import InstanceId, Membership, Pool, PoolShape
 
 POOLS: tuple[Pool, Pool] = ("attention", "expert")
+TRIES_BEFORE_BLAME = 3
+"""How often a member may keep a generation from being opened before it is to be replaced."""
 HISTORY = 32
 """Changes that are remembered."""
 
@@ -128,6 +130,10 @@ class Recovery:
     blame: dict[InstanceId, int] = field(default_factory=dict)
     unplaceable: dict[tuple[InstanceId, ...], Unplaceable] = field(default_factory=dict)
     kind: ChangeKind = "fault"
+
+    def guilty(self) -> list[InstanceId]:
+        """Members that are to be replaced."""
+        return [i for i, times in self.blame.items() if times >= TRIES_BEFORE_BLAME]
 
 
 class MachineState:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from janus_moe.cluster.generations import planned
-from janus_moe.cluster.generations.state import POOLS, MachineState
+from janus_moe.cluster.generations.state import POOLS, MachineState, Recovery
 from janus_moe.spec import InstanceId, Pool
 
 
@@ -54,7 +54,9 @@ def outside(state: MachineState, pool: Pool) -> list[InstanceId]:
 def _missing(state: MachineState, pool: Pool) -> int:
     """Instances that are wanted and not there; negative where there are too many."""
     wanted = state.target_of(pool) + state.settings.standby(pool)
-    return wanted - len(state.roster.having("starting", "ready", pool=pool))
+    guilty = state.change.guilty() if isinstance(state.change, Recovery) else []
+    alive = state.roster.having("starting", "ready", pool=pool)
+    return wanted - len([i for i in alive if i not in guilty])
 
 
 def _start_missing(state: MachineState, pool: Pool) -> float:
