@@ -24,7 +24,8 @@ from janus_moe.model.config import read_spec
 from janus_moe.model.expert_block import ExpertModel
 from janus_moe.model.piecewise import Piece
 from janus_moe.model.slot_storage import slot_bytes
-from janus_moe.policy.placement import Placement, initial_placement
+from janus_moe.policy.placement import Placement, adapt_placement, initial_placement
+from janus_moe.spec import InstanceId
 from janus_moe.transport import Ticket, Work
 
 EXPERTS, LAYERS = 12, 3
@@ -85,6 +86,14 @@ def outputs(instances: Sequence[ExpertInstance], epoch: int) -> list[torch.Tenso
     return sums
 
 
+def ids(count: int) -> list[InstanceId]:
+    return [InstanceId(pool="expert", number=number) for number in range(count)]
+
+
+def instances_of(members: Sequence[Member]) -> list[ExpertInstance]:
+    return [member.instance for member in members]
+
+
 def assert_close(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> None:
     assert all(
         torch.allclose(one, other, rtol=1e-5, atol=1e-5)
@@ -98,29 +107,41 @@ def assert_same_bits(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor
 
 @pytest.mark.parametrize("redundant", [0, 5])
 def test_one_grows_to_four_and_two_and_three_and_back_to_one(folder: Path, redundant: int) -> None:
-    first = placement_of(1, 0)
-    members = [Member(folder, 0, first)]
-    start = outputs([members[0].instance], 0)
-    before = 0
+    placement = placement_of(1, 0)
+    members = [Member(folder, 0, placement)]
+    start = outputs(instances_of(members), 0)
     for generation, count in enumerate((4, 2, 3, 1), start=1):
-        placement = placement_of(count, generation, min(redundant, (count - 1) * EXPERTS))
-        staying, members = members[:count], members[:count]
+        before, old_ids = placement.epoch, ids(len(members))
+        adapted = adapt_placement(
+            placement,
+            old_ids,
+            ids(count),
+            [-(-(EXPERTS + redundant) // count)] * count,
+            None,
+            "resize",
+            redundant_experts=redundant if count > 1 else 0,
+            epoch=generation,
+        )
+        assert isinstance(adapted, Placement)
+        placement = adapted
+        staying = members[:count]
+        served = outputs(instances_of(members), before)
         staged = [
             member.loader.stage(placement, rank, "full") for rank, member in enumerate(staying)
         ]
-        if before == 0:  # the pool is whole without those that leave only at the start
-            assert_same_bits(outputs([staying[0].instance], 0), start)
+        assert_same_bits(outputs(instances_of(members), before), served)
         for member, epochs in zip(staying, staged, strict=True):
             member.instance.connect(epochs, RoutingObserver(LAYERS, EXPERTS))
-        members += [Member(folder, rank, placement) for rank in range(len(staying), count)]
-        instances = [member.instance for member in members]
-        assert_close(outputs(instances, generation), start)
+        members = [
+            *staying,
+            *(Member(folder, rank, placement) for rank in range(len(staying), count)),
+        ]
+        assert_close(outputs(instances_of(members), generation), start)
         assert all(member.loader.settle(0, "full") for member in members)
-        assert_close(outputs(instances, generation), start)
+        assert_close(outputs(instances_of(members), generation), start)
         for rank, member in enumerate(members):
             assert member.num_slots == [len(layer[rank]) for layer in placement.slots]
-        before = generation
-    assert_same_bits(outputs([members[0].instance], before), start)
+    assert_same_bits(outputs(instances_of(members), placement.epoch), start)
 
 
 def test_the_same_placement_has_the_same_bits_however_it_was_reached(folder: Path) -> None:

@@ -23,7 +23,7 @@ from janus_moe.policy.placement.value import Placement
 # Instances whose loads differ by less than this many replicas count as equal, so that links decide.
 # Measured statistics hardly ever tie, and with 0 few instances get linked: busiest instance over
 # an even split, mean of 240 cells with 160 experts on 8 to 32 instances: 1.077 with 0.1, 1.062
-# from 0.5 to 4 (1.083 if loads are not projected, see `_LinkedFilling`).
+# from 0.5 to 4 (1.083 if loads are not projected, see `LinkedFilling`).
 SLACK = 1.0
 
 
@@ -75,7 +75,7 @@ def place_layer(load: NDArray[np.float64], capacity: Sequence[int]) -> tuple[tup
     """load: [experts]. capacity: [instances] slots, all used. Experts by instance, ascending."""
     copies = even_replicas(load, sum(capacity))
     share = load / copies
-    filling = _LinkedFilling(capacity, float(load.sum()))
+    filling = LinkedFilling(capacity, float(load.sum()))
     likely_first = [int(expert) for expert in np.argsort(-load, kind="stable")]
     # Replicated experts first; within, what differs most from an average slot.
     odd = np.abs(share - load.sum() / copies.sum())
@@ -85,7 +85,7 @@ def place_layer(load: NDArray[np.float64], capacity: Sequence[int]) -> tuple[tup
     return filling.slots()
 
 
-class _LinkedFilling(Filling):
+class LinkedFilling(Filling):
     """Knows besides which instances replicas link, and how much load is still to come.
 
     All slots get filled, so an instance is judged by the load it will have if its free slots get
