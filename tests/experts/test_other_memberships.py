@@ -17,6 +17,7 @@ from tests.experts.build import expert_instance
 from janus_moe.errors import CheckpointError, ConflictError, ExchangeError
 from janus_moe.experts.epoch_loader import EpochLoader
 from janus_moe.experts.instance import ExpertInstance
+from janus_moe.experts.pacing import PaceName
 from janus_moe.experts.routing_observer import RoutingObserver
 from janus_moe.messages import EpochFailed, EpochPrepared, FromWorker, PrepareEpoch, Stop, ToWorker
 from janus_moe.model.checkpoint import Checkpoint
@@ -25,8 +26,9 @@ from janus_moe.model.expert_block import ExpertModel
 from janus_moe.model.piecewise import Piece
 from janus_moe.model.slot_storage import slot_bytes
 from janus_moe.policy.placement import Placement, adapt_placement, initial_placement
-from janus_moe.spec import InstanceId
-from janus_moe.transport import Ticket, Work
+from janus_moe.spec import InstanceId, Membership, PoolShape
+from janus_moe.transport import Ticket, WaitRule, Work
+from janus_moe.transport.loopback import LoopbackExchange
 
 EXPERTS, LAYERS = 12, 3
 
@@ -321,3 +323,45 @@ def test_epochs_go_on_in_another_membership(folder: Path) -> None:
     third = Placement(epoch=2, num_experts=EXPERTS, slots=swapped)
     other = Member(folder, 1, third)
     assert_close(outputs([member.instance], 2), outputs([other.instance], 2))
+
+
+def test_steps_go_on_while_slots_are_added_and_put_in_order(folder: Path) -> None:
+    """One thread serves steps all the time, another stages and drops, and moves memory."""
+    two = placement_of(2, 0)
+    mixed = tuple((layer[0][::-1], layer[1]) for layer in two.slots)
+    first = Placement(epoch=0, num_experts=EXPERTS, slots=mixed)
+    members = [Member(folder, rank, first) for rank in range(2)]
+    expected = outputs(instances_of(members), 0)[1::3]
+    exchange = LoopbackExchange(Membership.first(PoolShape(attention=1, expert=2)))
+    for rank, member in enumerate(members):
+        exchange.serve(rank, member.instance.serve_once)
+    port = exchange.attention_port(0, WaitRule(timeout_s=10))
+    done, wrong, steps = threading.Event(), list[int](), 0
+
+    def serve() -> None:
+        nonlocal steps
+        with torch.inference_mode():
+            while not done.is_set():
+                port.begin_step(7)
+                for layer in range(LAYERS):
+                    sums = port.combine(port.dispatch(layer, rows(layer, 7))).hidden
+                    if not torch.allclose(sums, expected[layer], rtol=1e-5, atol=1e-5):
+                        wrong.append(layer)
+                steps += 1
+
+    serving = threading.Thread(target=serve)
+    serving.start()
+    sizes = set()
+    try:
+        for generation in range(1, 21):
+            member = members[generation % 2]
+            pace: PaceName = "full" if generation % 4 < 2 else "steps"
+            member.loader.stage(placement_of(1, generation), 0, pace)
+            sizes.add(member.num_slots[0])
+            member.loader.unstage(generation)
+            assert member.loader.settle(generation % 4, pace)
+            sizes.add(member.num_slots[0])
+    finally:
+        done.set()
+        serving.join(10)
+    assert sizes == {6, 7, 8, 9, 12} and steps > 20 and not wrong
