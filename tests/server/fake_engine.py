@@ -120,6 +120,7 @@ class FakeEngine:
             prompt_tokens=11,
             generation_tokens=22,
             preemptions=1,
+            readmissions=6,
             pool_sizes={"attention": 1, "expert": 3},
             activated_experts={EXPERTS[0]: 4.0, EXPERTS[1]: 5.5},
             expert_load_imbalance=1.2,

@@ -139,6 +139,7 @@ async def test_metrics(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     assert samples["vllm:prompt_tokens_total",] == 11
     assert samples["vllm:generation_tokens_total",] == 22
     assert samples["vllm:num_preemptions_total",] == 1
+    assert samples["janus:requests_readmitted_total",] == 6
     assert samples["vllm:request_success_total", ("finished_reason", "stop")] == 1
     assert samples["vllm:request_success_total", ("finished_reason", "length")] == 2
     assert samples["vllm:request_success_total", ("finished_reason", "abort")] == 1

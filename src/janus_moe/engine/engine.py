@@ -310,20 +310,21 @@ class Engine:
             record = self._requests.get(new.request_id)
             if record is None or record.finished:
                 continue  # its consumer has gone
-            if record.expects(new):
-                self._take(record, new)
-            else:
+            if not record.expects(new):
                 self._drop(record, new)
+                continue
+            if record.unstarted_tokens:
+                self._on_first(record)
+            if record.push(new):
+                self._assignment.abort(record)
+            if record.finished:
+                self._assignment.release(record)
 
-    def _take(self, record: RequestRecord, new: NewTokens) -> None:
-        """What a step has produced goes to the stream of its request."""
+    def _on_first(self, record: RequestRecord) -> None:
+        """An admission of a request has its prompt in the cache."""
         if not record.started:
             self.counters.prompt_tokens += len(record.prompt_ids)
         self._assignment.started(record)
-        if record.push(new):
-            self._assignment.abort(record)
-        if record.finished:
-            self._assignment.release(record)
 
     def _drop(self, record: RequestRecord, new: NewTokens) -> None:
         """What comes from an earlier admission, or twice, is not believed.

@@ -153,11 +153,12 @@ class EngineCollector:
 
     def _counters(self, snapshot: EngineSnapshot) -> Iterator[Metric]:
         for name, text, value in (
-            ("prompt_tokens", "Prompt tokens processed", snapshot.prompt_tokens),
-            ("generation_tokens", "Tokens generated", snapshot.generation_tokens),
-            ("num_preemptions", "Requests preempted", snapshot.preemptions),
+            ("vllm:prompt_tokens", "Prompt tokens processed", snapshot.prompt_tokens),
+            ("vllm:generation_tokens", "Tokens generated", snapshot.generation_tokens),
+            ("vllm:num_preemptions", "Requests preempted", snapshot.preemptions),
+            ("janus:requests_readmitted", "Requests given to others", snapshot.readmissions),
         ):
-            family = CounterMetricFamily(f"vllm:{name}", text, labels=list(self._labels))
+            family = CounterMetricFamily(name, text, labels=list(self._labels))
             family.add_metric(list(self._labels.values()), value)
             yield family
 
