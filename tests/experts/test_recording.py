@@ -56,6 +56,23 @@ def test_it_is_written_as_it_doubles_so_that_a_crash_loses_the_rest_only(tmp_pat
         assert all((a == b).all() for a, b in zip(trace.batches(layer), own, strict=True))
 
 
+def test_a_step_that_was_dropped_is_not_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "routing.jrt"
+    recorder = RoutingRecorder(path, LAYERS, EXPERTS, 100)
+    recorder.forget_unfinished()
+    whole = [step(recorder, 5, seed=0)]
+    for count in (4, 30):
+        recorder.record(0, step(RoutingRecorder(path, LAYERS, EXPERTS, 100), count, seed=9)[0])
+        recorder.forget_unfinished()
+    whole += [step(recorder, 7, seed=1), step(recorder, 3, seed=2)]
+    recorder.close()
+    trace = RoutingTrace.load(path)
+    assert trace.batch_sizes.tolist() == [5, 7, 3]
+    for layer in range(LAYERS):
+        own = [batch[layer] for batch in whole]
+        assert all((a == b).all() for a, b in zip(trace.batches(layer), own, strict=True))
+
+
 def test_the_bound_cuts_the_last_batch_and_nothing_comes_after(tmp_path: Path) -> None:
     path = tmp_path / "routing.jrt"
     recorder = RoutingRecorder(path, LAYERS, EXPERTS, max_tokens=10)

@@ -48,9 +48,13 @@ class ExpertInstance:
         self._turn = threading.Lock()
 
     def connect(self, epochs: ServedEpochs, observer: RoutingObserver) -> None:
-        """Serves another membership from now on; no thread may serve meanwhile."""
+        """Serves another membership from now on; no thread may serve meanwhile.
+
+        A step that was under way in the one before has been dropped.
+        """
         self.epochs = epochs
         self.observer = observer
+        observer.forget_unfinished()
 
     def move_layer(self, layer: int, weights: ExpertLayer, table: Table) -> None:
         """Serves one layer from other memory and other slots, from the next exchange on.

@@ -64,6 +64,10 @@ class RoutingRecorder:
         self._writer = threading.Thread(target=self._write, args=(trace,), name="record")
         self._writer.start()
 
+    def forget_unfinished(self) -> None:
+        """The step under way was dropped, so it is not recorded; the thread that records calls."""
+        self._recorder.forget_unfinished()
+
     def close(self) -> None:
         """Writes what is not in the file yet; nothing is recorded afterwards."""
         was_done, self._done = self._done, True

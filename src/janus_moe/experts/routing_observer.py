@@ -84,6 +84,12 @@ class RoutingObserver:
             self._reported_at = now
             self._on_load(self._load())
 
+    def forget_unfinished(self) -> None:
+        """The step under way, if any, was dropped; recordings have whole batches only."""
+        self._on_device.forget_unfinished()
+        if self._recorder is not None:
+            self._recorder.forget_unfinished()
+
     def _count(self, batch: RoutedBatch) -> None:
         if self._on_load is not None:
             self._window.record(*batch)

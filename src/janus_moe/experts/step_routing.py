@@ -42,6 +42,10 @@ class StepRouting:
         self._layers.append(layer)
         self._ids.append(expert_ids)
 
+    def forget_unfinished(self) -> None:
+        """The step under way was dropped."""
+        self._layers, self._ids = [], []
+
     def end_of_step(self) -> list[RoutedBatch]:
         """Starts to copy what was added; returns the batches of the step before."""
         before = [] if self._before is None else self._before.batches()

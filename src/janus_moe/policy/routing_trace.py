@@ -206,6 +206,13 @@ class TraceRecorder:
         self._sizes[layer].append(count)
         self._num_tokens[layer] += count
 
+    def forget_unfinished(self) -> None:
+        """Forgets batches that not all layers have recorded, since they were dropped."""
+        finished = self.num_batches
+        for layer, own in enumerate(self._sizes):
+            self._num_tokens[layer] -= sum(own[finished:])
+            del own[finished:]
+
     def trace(self) -> RoutingTrace:
         """What has been recorded; all layers must have seen the same batches."""
         for layer, own in enumerate(self._sizes):
