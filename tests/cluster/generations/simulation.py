@@ -25,13 +25,12 @@ from janus_moe.cluster.generations import (
     Generation,
     GenerationMachine,
     GenerationSettings,
-    Unplaceable,
 )
 from janus_moe.cluster.generations import actions as do
 from janus_moe.cluster.generations import events as on
 from janus_moe.cluster.generations.invariants import violations
 from janus_moe.errors import ConflictError, RequestError
-from janus_moe.policy.placement.value import Placement
+from janus_moe.policy.placement import NoPlacement, Placement
 from janus_moe.spec import InstanceId, Membership, PoolShape
 
 NUM_EXPERTS = 4
@@ -57,13 +56,13 @@ class Dealer:
 
     def place(
         self, membership: Membership, serving: Generation, purpose: str
-    ) -> Placement | Unplaceable:
+    ) -> Placement | NoPlacement:
         instances = len(membership.expert)
         if purpose == "resize" and self._failures:
             self._failures -= 1
-            return Unplaceable("the checkpoint is gone")
+            return NoPlacement("the checkpoint is gone")
         if instances * self._capacity < NUM_EXPERTS:
-            return Unplaceable(f"{instances} expert instances have too few slots")
+            return NoPlacement(f"{instances} expert instances have too few slots")
         return placement(membership.placement_epoch, instances)
 
 

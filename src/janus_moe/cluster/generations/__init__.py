@@ -18,7 +18,7 @@ invariants  what always holds, for tests
 """
 
 from janus_moe.cluster.generations.machine import GenerationMachine
-from janus_moe.cluster.generations.placer import Generation, Placer, Unplaceable
+from janus_moe.cluster.generations.placer import Generation, Placer
 from janus_moe.cluster.generations.records import ChangeRecord, ScaleStatus
 from janus_moe.cluster.generations.settings import GenerationSettings
 
@@ -29,5 +29,4 @@ __all__ = [
     "GenerationSettings",
     "Placer",
     "ScaleStatus",
-    "Unplaceable",
 ]

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from janus_moe.cluster.generations import planned
 from janus_moe.cluster.generations.links import victims
-from janus_moe.cluster.generations.placer import Generation, Unplaceable
+from janus_moe.cluster.generations.placer import Generation
 from janus_moe.cluster.generations.restarts import backoff_s
 from janus_moe.cluster.generations.state import (
     TRIES_BEFORE_BLAME,
@@ -29,6 +29,7 @@ from janus_moe.cluster.generations.state import (
     Recovery,
     names,
 )
+from janus_moe.policy.placement.adaptation import NoPlacement
 from janus_moe.spec import InstanceId
 
 MAX_RETRY_S = 5.0
@@ -216,7 +217,7 @@ def _open_when_possible(state: MachineState, change: Recovery) -> bool:
         lose(state, guilty, f"{guilty} kept {TRIES_BEFORE_BLAME} generations from being opened")
         return True
     generation = _generation(state, change, without=None)
-    if isinstance(generation, Unplaceable):
+    if isinstance(generation, NoPlacement):
         change.obstacle = generation.reason
         return False
     if strays := state.roster.speaking_outside(generation.membership.instances):
@@ -230,7 +231,7 @@ def _open_when_possible(state: MachineState, change: Recovery) -> bool:
 
 def _generation(
     state: MachineState, change: Recovery, without: InstanceId | None
-) -> Generation | Unplaceable:
+) -> Generation | NoPlacement:
     """The survivors, if that is possible, else with what is ready besides."""
     members, ready = state.serving.membership, state.roster.having("ready")
     ready = [i for i in ready if i != without]
@@ -241,10 +242,10 @@ def _generation(
     if not attention:
         attention = [i for i in others if i.pool == "attention"][: state.target.attention]
     if not attention:
-        return Unplaceable("no attention instance is alive")
+        return NoPlacement("no attention instance is alive")
     room = state.target.expert - len(expert)
     more = [i for i in others if i.pool == "expert"][: max(room, 0)]
-    answer: Generation | Unplaceable = Unplaceable("no expert instance is alive")
+    answer: Generation | NoPlacement = NoPlacement("no expert instance is alive")
     for chosen in (expert, expert + more):
         if chosen:
             answer = _placed(state, change, attention, chosen)
@@ -258,13 +259,13 @@ def _placed(
     change: Recovery,
     attention: Sequence[InstanceId],
     expert: Sequence[InstanceId],
-) -> Generation | Unplaceable:
+) -> Generation | NoPlacement:
     """As `MachineState.place`, which is not asked twice for what is impossible."""
     key = (*attention, *expert)
     if (known := change.unplaceable.get(key)) is not None:
         return known
     answer = state.place(attention, expert, "recover")
-    if isinstance(answer, Unplaceable):
+    if isinstance(answer, NoPlacement):
         change.unplaceable[key] = answer
     return answer
 

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from janus_moe.cluster.generations.roster import Life
 from janus_moe.cluster.generations.state import MachineState, PlannedChange, Recovery
+
+TIMERS: dict[Life, str] = {"starting": "start", "stopping": "stop", "fencing": "fence"}
+"""Life of an instance -> the timer that ends it."""
 
 
 def violations(state: MachineState) -> Iterator[str]:
@@ -59,12 +63,10 @@ def _change(state: MachineState) -> Iterator[str]:
 
 def _timers(state: MachineState) -> Iterator[str]:
     """Nothing waits without a timer."""
-    for life in ("starting", "stopping", "fencing"):
-        timer = {"starting": "start", "stopping": "stop", "fencing": "fence"}[life]
-        wanted = {f"{timer} {i}" for i in state.roster.having(life)}
-        found = {name for name in state.timers if name.startswith(f"{timer} ")}
-        if wanted != found:
-            yield f"timers {found} of instances that are {life}: {wanted}"
+    wanted = {f"{TIMERS[life]} {i}" for i, life in state.roster.lives() if life != "ready"}
+    found = {name for name in state.timers if " " in name}
+    if wanted != found:
+        yield f"timers {found} of instances and not {wanted}"
     phase = state.change.phase if state.change else "serving"
     of_phase = {
         "opening": {"open"},

@@ -6,8 +6,9 @@ This module does not know how a placement is found.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
+from janus_moe.policy.placement.adaptation import NoPlacement, Purpose
 from janus_moe.policy.placement.value import Placement
 from janus_moe.spec import Membership
 
@@ -27,16 +28,6 @@ class Generation:
         return self.membership.generation
 
 
-@dataclass(frozen=True)
-class Unplaceable:
-    """No placement is possible.
-
-    reason: a sentence that says what is missing and what to do.
-    """
-
-    reason: str
-
-
 class Placer(Protocol):
     """Decides where experts go. A pure function: equal arguments give equal answers."""
 
@@ -44,11 +35,11 @@ class Placer(Protocol):
         self,
         membership: Membership,
         serving: Generation,
-        purpose: Literal["recover", "resize"],
-    ) -> Placement | Unplaceable:
+        purpose: Purpose,
+    ) -> Placement | NoPlacement:
         """A placement for the members by rank, with epoch `membership.placement_epoch`.
 
         serving: the generation before; members that are in it hold their experts still.
-        purpose: `recover` when all wait for it, so that as little as possible is loaded.
+        purpose: `recover` when all wait for it.
         """
         ...

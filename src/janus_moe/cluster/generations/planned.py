@@ -16,11 +16,11 @@ from collections.abc import Sequence
 
 from janus_moe.cluster.generations.actions import CancelDrain, DrainInstance
 from janus_moe.cluster.generations.events import ReplaceRequested, ScaleRequested
-from janus_moe.cluster.generations.placer import Unplaceable
 from janus_moe.cluster.generations.records import ChangeOutcome
 from janus_moe.cluster.generations.restarts import backoff_s
 from janus_moe.cluster.generations.state import POOLS, MachineState, PlannedChange, names
 from janus_moe.errors import ConflictError, RequestError
+from janus_moe.policy.placement.adaptation import NoPlacement
 from janus_moe.spec import InstanceId, Pool, PoolShape
 
 
@@ -185,7 +185,7 @@ def _open_once_stopped(state: MachineState, change: PlannedChange) -> bool:
     state.cancel_timer("rebalancing")
     attention, expert = (_members_after(state, change, pool) for pool in POOLS)
     generation = state.place(attention, expert, "resize")
-    if isinstance(generation, Unplaceable):
+    if isinstance(generation, NoPlacement):
         fail(state, change, generation.reason)
         return True
     change.phase = "opening"
@@ -216,7 +216,7 @@ def _refuse_unplaceable(state: MachineState, target: PoolShape) -> None:
         come = [InstanceId(pool=pool, number=2**31 + n) for n in range(-surplus)]
         pools.append([*(i for i in members if i not in leaving), *come])
     generation = state.place(pools[0], pools[1], "resize")
-    if isinstance(generation, Unplaceable):
+    if isinstance(generation, NoPlacement):
         raise ConflictError(f"{target} is impossible: {generation.reason}")
 
 

@@ -47,9 +47,6 @@ class Roster:
             pool: 1 + max(i.number for i in first.pool(pool)) for pool in ("attention", "expert")
         }
 
-    def __contains__(self, instance: InstanceId) -> bool:
-        return instance in self._entries
-
     def __getitem__(self, instance: InstanceId) -> RosterEntry:
         return self._entries[instance]
 
@@ -75,6 +72,10 @@ class Roster:
             for instance, entry in self._entries.items()
             if entry.life in lives and pool in (None, instance.pool)
         ]
+
+    def lives(self) -> list[tuple[InstanceId, Life]]:
+        """All instances, and how far each is."""
+        return [(instance, entry.life) for instance, entry in self._entries.items()]
 
     def ready_among(self, instances: Iterable[InstanceId]) -> tuple[InstanceId, ...]:
         """Those of them that are ready, in the same order."""

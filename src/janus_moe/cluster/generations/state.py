@@ -30,7 +30,7 @@ from janus_moe.cluster.generations.actions import (
     StopRebalancing,
 )
 from janus_moe.cluster.generations.links import Link
-from janus_moe.cluster.generations.placer import Generation, Placer, Unplaceable
+from janus_moe.cluster.generations.placer import Generation, Placer
 from janus_moe.cluster.generations.records import (
     ChangeKind,
     ChangeOutcome,
@@ -40,6 +40,7 @@ from janus_moe.cluster.generations.records import (
 from janus_moe.cluster.generations.restarts import RestartBudget
 from janus_moe.cluster.generations.roster import Roster
 from janus_moe.cluster.generations.settings import GenerationSettings
+from janus_moe.policy.placement.adaptation import NoPlacement, Purpose
 from janus_moe.spec import InstanceId, Membership, Pool, PoolShape
 
 POOLS: tuple[Pool, Pool] = ("attention", "expert")
@@ -128,7 +129,7 @@ class Recovery:
     is_backing_off: bool = False
     attempts: int = 0
     blame: dict[InstanceId, int] = field(default_factory=dict)
-    unplaceable: dict[tuple[InstanceId, ...], Unplaceable] = field(default_factory=dict)
+    unplaceable: dict[tuple[InstanceId, ...], NoPlacement] = field(default_factory=dict)
     kind: ChangeKind = "fault"
 
     def guilty(self) -> list[InstanceId]:
@@ -256,12 +257,12 @@ class MachineState:
         self,
         attention: Sequence[InstanceId],
         expert: Sequence[InstanceId],
-        purpose: Literal["recover", "resize"],
-    ) -> Generation | Unplaceable:
+        purpose: Purpose,
+    ) -> Generation | NoPlacement:
         """The next generation with these members."""
         membership = self.membership(attention, expert)
         placement = self.placer.place(membership, self.serving, purpose)
-        if isinstance(placement, Unplaceable):
+        if isinstance(placement, NoPlacement):
             return placement
         return Generation(membership, placement)
 
