@@ -103,15 +103,15 @@ class ShapeGrid:
         problem, num_attention = self.problem, self.num_attention[:, 0]
         oracle = problem.oracle
         need = attention_need(oracle, num_attention, problem.context)
-        most = need.most_tokens(problem.memory.usable * oracle.attention_side.device.memory_bytes)
+        most = need.most_tokens(problem.memory.usable_bytes(oracle.attention_side))
         return np.minimum(most, most_sequences(problem, num_attention))
 
     @cached_property
     def most_of_experts(self) -> Array:
         """[slot options, m] batch that the memory of the expert pool allows."""
-        oracle, usable = self.problem.oracle, self.problem.memory.usable
+        problem, oracle = self.problem, self.problem.oracle
         need = expert_need(oracle, self.num_expert, self.slots)
-        return need.most_tokens(usable * oracle.expert_side.device.memory_bytes)
+        return need.most_tokens(problem.memory.usable_bytes(oracle.expert_side))
 
     @cached_property
     def _exchanges(self) -> Exchanges:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from janus_moe.errors import ConfigError
-from janus_moe.planner.latency.arrays import Array, Numbers
+from janus_moe.planner.latency.arrays import Array, Ints, Numbers
 from janus_moe.planner.latency.oracle import Oracle
+from janus_moe.planner.latency.pool_device import PoolDevice
 from janus_moe.planner.latency.sizes import (
     attention_side_bytes,
     kv_bytes_per_sequence,
@@ -27,13 +28,20 @@ BUFFERS = 2
 
 @dataclass(frozen=True, slots=True)
 class MemoryRules:
-    """usable: share of a device's memory; the rest is for the runtime, graphs, fragmentation."""
+    """How much of a device's memory may be planned for.
+
+    usable: share; the rest is for the runtime, graphs, fragmentation.
+    """
 
     usable: float = 0.9
 
     def __post_init__(self) -> None:
         if not 0 < self.usable <= 1:
             raise ConfigError(f"the usable share of memory must be in (0, 1], got {self.usable}")
+
+    def usable_bytes(self, side: PoolDevice) -> float:
+        """Bytes of a device of this pool that may be planned for."""
+        return self.usable * side.device.memory_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,11 +120,23 @@ def monolithic_need(
 
 
 def most_slots(oracle: Oracle, rules: MemoryRules) -> int:
-    """Slots that fit on an expert device beside a batch of one token."""
-    room = rules.usable * oracle.expert_side.device.memory_bytes
+    """Slots per layer that fit on an expert device beside a batch of one token."""
     one = expert_need(oracle, 1, 0)
-    left = room - float(one.fixed) - float(one.per_token)
+    left = rules.usable_bytes(oracle.expert_side) - float(one.fixed) - float(one.per_token)
     return max(0, int(left // oracle.model.slot_bytes))
+
+
+def even_slots(num_experts: int, instances: Ints, redundancy: float, fit: int) -> Ints:
+    """Slots per layer of each instance when all have the same number.
+
+    num_experts: of a layer.
+    instances: [pools] instances that share the experts.
+    redundancy: slots per expert that are wanted, 1 or more.
+    fit: slots that memory allows; more are given where the experts need them.
+    """
+    needed = -(-num_experts // instances)
+    wanted = np.ceil(num_experts * redundancy / instances - 1e-9).astype(np.int64)
+    return np.clip(wanted, needed, np.maximum(min(fit, num_experts), needed))
 
 
 def _attention_row(model: ModelSpec, tp: Numbers = 1) -> Array:

@@ -19,6 +19,7 @@ from janus_moe.planner.search.activation import MaxActivatedGrid
 from janus_moe.planner.search.answers import Deployment
 from janus_moe.planner.search.feasible import judged_at, starts_in_time
 from janus_moe.planner.search.fixed_point import fixed_points, largest_batches
+from janus_moe.planner.search.memory import even_slots
 from janus_moe.planner.search.prefill import StepTimes
 from janus_moe.planner.search.problem import Concurrency, MonolithicStyle, Problem, Rate, Saturate
 from janus_moe.planner.search.shapes import MonolithicShapes
@@ -42,8 +43,7 @@ class MonolithicSearch:
     def slots(self) -> Ints:
         """[sizes] experts per device and layer."""
         experts = self.problem.oracle.model.moe.num_experts
-        wanted = np.ceil(experts * self.style.redundancy / np.maximum(self.sizes, 1) - 1e-9)
-        return np.minimum(wanted.astype(np.int64), experts)
+        return even_slots(experts, self.sizes, self.style.redundancy, experts)
 
     def cheapest(self) -> Deployment | None:
         """The cheapest that keeps up with the demand within the objective."""

@@ -101,7 +101,7 @@ def why_no_pools(search: PoolSearch) -> Infeasible:
     oracle, model = problem.oracle, problem.oracle.model
     attention, expert = oracle.attention_side.device, oracle.expert_side.device
     need = attention_need(oracle, 1, problem.context)
-    room = problem.memory.usable * attention.memory_bytes
+    room = problem.memory.usable_bytes(oracle.attention_side)
     if float(need.most_tokens(room)) < 1:
         return Infeasible(
             reason=f"an attention instance needs {(float(need.fixed + need.per_token)) / 1e9:.1f} "

@@ -116,6 +116,7 @@ def _solved(problem: Problem, one: Deployment, table: Array) -> Deployment | Non
 
 
 def _slots(problem: Problem, style: PoolStyle, n_e: int) -> list[int]:
+    """Counted one by one, not taken from `memory`: the search is tested against it."""
     experts = problem.oracle.model.moe.num_experts
     if style.slots is not None:
         return [min(style.slots, experts)]
@@ -128,12 +129,12 @@ def _slots(problem: Problem, style: PoolStyle, n_e: int) -> list[int]:
 
 
 def _most_tokens(problem: Problem, n_a: int, n_e: int, slots: int) -> float:
-    room = problem.memory.usable * problem.oracle.attention_side.device.memory_bytes
+    room = problem.memory.usable_bytes(problem.oracle.attention_side)
     attention = attention_need(problem.oracle, n_a, problem.context).most_tokens(room)
     sequences = float(prefill.most_sequences(problem, n_a))
     return min(float(attention), sequences, _most_expert_tokens(problem, n_e, slots))
 
 
 def _most_expert_tokens(problem: Problem, n_e: int, slots: int) -> float:
-    room = problem.memory.usable * problem.oracle.expert_side.device.memory_bytes
+    room = problem.memory.usable_bytes(problem.oracle.expert_side)
     return float(expert_need(problem.oracle, n_e, slots).most_tokens(room))

@@ -14,7 +14,7 @@ import numpy as np
 from janus_moe.planner.latency.arrays import Array, Ints, Numbers
 from janus_moe.planner.latency.step import StepLoad
 from janus_moe.planner.search.activation import MaxActivatedGrid
-from janus_moe.planner.search.memory import attention_need, expert_need, monolithic_need
+from janus_moe.planner.search.memory import attention_need, even_slots, expert_need, monolithic_need
 from janus_moe.planner.search.prefill import MixedStep, StepTimes, most_sequences, step_times
 from janus_moe.planner.search.problem import MonolithicStyle, PoolStyle, Problem
 from janus_moe.spec import ExchangePlanName
@@ -47,7 +47,7 @@ class PoolShapes:
         """Batch that memory and batching of the attention pool allow."""
         problem, oracle = self.problem, self.problem.oracle
         need = attention_need(oracle, self.num_attention, problem.context)
-        most = need.most_tokens(problem.memory.usable * oracle.attention_side.device.memory_bytes)
+        most = need.most_tokens(problem.memory.usable_bytes(oracle.attention_side))
         return np.minimum(most, most_sequences(problem, self.num_attention))
 
     @cached_property
@@ -55,7 +55,7 @@ class PoolShapes:
         """Batch that the memory of the expert pool allows."""
         problem, oracle = self.problem, self.problem.oracle
         need = expert_need(oracle, self.num_expert, self.slots)
-        return need.most_tokens(problem.memory.usable * oracle.expert_side.device.memory_bytes)
+        return need.most_tokens(problem.memory.usable_bytes(oracle.expert_side))
 
     def activated(self, batch: Array) -> Array:
         """a_max of one micro-batch."""
@@ -106,7 +106,7 @@ class MonolithicShapes:
     def most_tokens(self) -> Array:
         problem, oracle = self.problem, self.problem.oracle
         need = monolithic_need(oracle, self.num_devices, self.slots, problem.context, self.tp)
-        most = need.most_tokens(problem.memory.usable * oracle.attention_side.device.memory_bytes)
+        most = need.most_tokens(problem.memory.usable_bytes(oracle.attention_side))
         return np.minimum(most, most_sequences(problem, self.num_attention))
 
     @property
@@ -150,9 +150,4 @@ def slot_options(problem: Problem, style: PoolStyle, num_expert: Ints, fit: int)
     experts = problem.oracle.model.moe.num_experts
     if style.slots is not None:
         return [np.full_like(num_expert, min(style.slots, experts))]
-    found: list[Ints] = []
-    for redundancy in style.redundancies:
-        even = np.ceil(experts * redundancy / num_expert - 1e-9).astype(np.int64)
-        needed = -(-experts // num_expert)
-        found.append(np.clip(even, needed, np.maximum(min(fit, experts), needed)))
-    return found
+    return [even_slots(experts, num_expert, one, fit) for one in style.redundancies]

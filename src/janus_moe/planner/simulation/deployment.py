@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle
 from janus_moe.planner.latency.links import Gating
@@ -15,6 +17,7 @@ from janus_moe.planner.latency.sizes import (
     kv_bytes_per_token,
     router_bytes,
 )
+from janus_moe.planner.search.memory import MemoryRules, even_slots, most_slots
 from janus_moe.planner.simulation.max_activated import PoolMaxActivated, placement_of
 from janus_moe.planner.simulation.state import BatchLimits
 from janus_moe.planner.simulation.step_table import (
@@ -26,9 +29,6 @@ from janus_moe.planner.simulation.step_table import (
 )
 from janus_moe.policy.activation import Policy
 from janus_moe.spec import ExchangePlanName
-
-MEMORY_SHARE = 0.9
-"""Of a GPU's memory for weights and KV; the rest is for activations, graphs and the allocator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class Deployments:
         if not slots_per_expert >= 1:
             raise ConfigError(f"every expert needs a slot or more, got {slots_per_expert}")
         self.oracle, self._max_activated, self.limits = oracle, max_activated, limits
-        self._slots_per_expert = slots_per_expert
+        self._slots_per_expert, self._memory = slots_per_expert, MemoryRules()
         self._sides: dict[tuple[int, int], AttentionTable] = {}
         self._known: dict[tuple[PoolSize, DeploymentStyle], SimDeployment | None] = {}
 
@@ -124,7 +124,7 @@ class Deployments:
             return None
         attention_bytes = float(attention_side_bytes(model, size.attention_tp))
         expert_bytes = slots * model.slot_bytes + router_bytes(model)
-        room = MEMORY_SHARE * oracle.attention_side.device.memory_bytes - attention_bytes
+        room = self._memory.usable_bytes(oracle.attention_side) - attention_bytes
         room -= expert_bytes if size.monolithic else 0.0
         kv_bytes = float(kv_bytes_per_token(model, oracle.kv_format, size.attention_tp))
         kv_blocks = int(room / (kv_bytes * limits.block_size))
@@ -155,19 +155,15 @@ class Deployments:
         self, oracle: Oracle, size: PoolSize, instances: int, style: DeploymentStyle
     ) -> int | None:
         """Per layer and expert instance; None if the experts do not fit."""
-        model = oracle.model
-        if instances > model.moe.num_experts:
+        experts = oracle.model.moe.num_experts
+        fit, pools = most_slots(oracle, self._memory), np.array([instances])
+        if instances > experts or fit * instances < experts:
             return None
-        memory = MEMORY_SHARE * oracle.expert_side.device.memory_bytes - router_bytes(model)
-        possible = int(memory / model.slot_bytes)
-        least = -(-model.moe.num_experts // instances)
-        wanted = least
         if style.slots is not None:
-            wanted = style.slots
-        elif not size.monolithic:
-            wanted = -(-round(model.moe.num_experts * self._slots_per_expert) // instances)
-        slots = min(wanted, possible, model.moe.num_experts)
-        return slots if slots >= least else None
+            slots = min(style.slots, fit, experts)
+            return slots if slots * instances >= experts else None
+        redundancy = 1.0 if size.monolithic else self._slots_per_expert
+        return int(even_slots(experts, pools, redundancy, fit)[0])
 
     def _attention_side(self, kv_blocks: int, tp: int) -> AttentionTable:
         if (kv_blocks, tp) not in self._sides:
