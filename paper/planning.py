@@ -129,8 +129,7 @@ def tpot_grid(
     search = PoolSearch(problem(question), JANUS_STYLE)
     n_a, n_e = np.array(num_attention)[:, None], np.array(num_expert)[None, :]
     batch = np.full((len(num_attention), len(num_expert)), float(question.batch))
-    steps = [one.tpot_s(batch) for one in search.shapes(n_a, n_e)]
-    return np.asarray(np.minimum.reduce(steps))
+    return np.asarray(search.shapes(n_a, n_e).tpot_s(batch).min(axis=0))
 
 
 def style_of(system: BaselineName) -> PoolStyle:
@@ -147,5 +146,5 @@ def shape_step(
     search = PoolSearch(problem(question), style)
     batch = np.array([float(question.batch)])
     shapes = search.shapes(np.array([num_attention]), np.array([num_expert]))
-    steps = [(float(one.tpot_s(batch)[0]), float(one.activated(batch)[0])) for one in shapes]
-    return min(steps)
+    steps, activated = shapes.tpot_s(batch)[:, 0], shapes.activated(batch)[:, 0]
+    return min(zip(steps.tolist(), activated.tolist(), strict=True))

@@ -123,7 +123,7 @@ def tpot_of(oracle: Oracle, point: PublishedPoint, spread: float) -> float:
     """Returns the seconds of a published shape at its batch, with its best exchange plan."""
     search = PoolSearch(question(oracle, point.batch, 1e4, spread), STYLE)
     shapes = search.shapes(np.array([point.num_attention]), np.array([point.num_expert]))
-    return min(float(one.tpot_s(np.array([float(point.batch)]))[0]) for one in shapes)
+    return float(shapes.tpot_s(np.array([float(point.batch)])).min())
 
 
 def fit_constants() -> tuple[float, float]:

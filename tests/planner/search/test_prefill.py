@@ -32,8 +32,8 @@ def best(question: Problem) -> Deployment | None:
 
 def tpot_s(question: Problem, batch: float, instances: int = 2, experts: int = 3) -> float:
     """Of a shape that fits."""
-    (pools,) = PoolSearch(question, STYLE).shapes(np.array([instances]), np.array([experts]))
-    return float(pools.tpot_s(np.array([batch]))[0])
+    pools = PoolSearch(question, STYLE).shapes(np.array([instances]), np.array([experts]))
+    return float(pools.tpot_s(np.array([batch]))[0, 0])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -150,7 +150,7 @@ def test_longer_prompts_and_larger_batches_never_start_sooner(
 ) -> None:
     def ttft_s(length: float, sequences: float) -> float:
         shapes = PoolSearch(problem(isl=length), STYLE).shapes(np.array([2]), np.array([3]))
-        return float(next(shapes).times(np.array([sequences])).ttft[0])
+        return float(shapes.times(np.array([sequences])).ttft[0, 0])
 
     assert ttft_s(isl, batch) <= ttft_s(isl * longer, batch) * (1 + 1e-9)
     assert ttft_s(isl, batch) <= ttft_s(isl, batch * longer) * (1 + 1e-9)

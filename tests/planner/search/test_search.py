@@ -28,7 +28,6 @@ from janus_moe.planner.search.problem import (
 from janus_moe.planner.search.reference import brute_force
 from janus_moe.planner.search.search import PoolSearch, best_of_shapes
 from janus_moe.planner.search.serve_settings import serve_settings
-from janus_moe.planner.search.stack import Stack
 
 SMALL = PoolStyle(redundancies=(1.0, 1.25), plans=("1pc", "2pc-sharded"))
 
@@ -190,50 +189,61 @@ def flat(search: PoolSearch) -> tuple[ShapeGrid, Ints, Ints]:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_candidates_take_the_steps_of_the_best_plan(style: PoolStyle) -> None:
+def test_a_grid_takes_the_steps_of_the_best_plan(style: PoolStyle) -> None:
     search = PoolSearch(problem(2000.0, 30.0, 24), style)
     grid, row, column = flat(search)
     batch = np.full(len(row), 900.0)
-    shapes = list(search.shapes(grid.num_attention[row, 0], grid.num_expert[0, column]))
+    shapes = search.shapes(grid.num_attention[row, 0], grid.num_expert[0, column])
+    tpot_s = shapes.tpot_s(batch)
     for option in range(grid.num_options):
         one = grid.at(np.full(len(row), option), row, column)
-        alike = [
-            pools.tpot_s(batch)
-            for pools in shapes
-            if pools.micro_batches == one.micro_batches[0]
-            and np.array_equal(pools.slots, one.slots)
+        same = [
+            index
+            for index, slots in enumerate(shapes.slots)
+            if shapes.micro_batches[index, 0] == one.micro_batches[0]
+            and np.array_equal(slots, one.slots)
         ]
-        assert len(alike) == len(style.plans)
+        assert len(same) == len(style.plans)
         with_prompts = one.tpot_s(batch)
-        np.testing.assert_allclose(with_prompts, np.minimum.reduce(alike), rtol=1e-9)
+        np.testing.assert_allclose(with_prompts, tpot_s[same].min(axis=0), rtol=1e-9)
         assert (one.step_s(batch) < with_prompts).all()
 
 
 def test_an_exchange_is_a_constant_and_a_share_per_token() -> None:
-    search = PoolSearch(problem(2000.0, 30.0, 40), PoolStyle())
-    grid, row, column = flat(search)
+    question = problem(2000.0, 30.0, 40)
+    grid, row, column = flat(PoolSearch(question, PoolStyle()))
     one = grid.at(np.zeros_like(row), row, column)
-    shapes = list(search.shapes(grid.num_attention[row, 0], grid.num_expert[0, column]))
+    sizes = grid.num_attention[row, 0], grid.num_expert[0, column]
     for tokens in (3.0, 700.0, 9000.0):
-        whole = []
-        for pools in shapes:
-            if pools.micro_batches == 1:
-                load = pools.load(tokens, 1.0)
-                whole.append(np.asarray(load.dispatch_s) + load.combine_s)
-        split = np.min(one.fixed_s + tokens * one.token_s, axis=0)
+        loads = [
+            question.oracle.pools_load(tokens, 1.0, *sizes, 1.0, plan=plan)
+            for plan in PoolStyle().plans
+        ]
+        whole = [np.asarray(load.dispatch_s) + load.combine_s for load in loads]
+        assert one.fastest is not None
+        split = one.fastest.seconds(np.array(tokens))
         np.testing.assert_allclose(split, np.minimum.reduce(whole), rtol=1e-9)
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_stack_is_what_its_options_are_one_by_one(style: PoolStyle) -> None:
-    search = PoolSearch(problem(2000.0, 30.0, 24), style)
+def test_options_together_are_what_they_are_one_by_one(style: PoolStyle) -> None:
+    question = problem(2000.0, 30.0, 24)
+    search = PoolSearch(question, style)
     grid, row, column = flat(search)
-    options = tuple(search.shapes(grid.num_attention[row, 0], grid.num_expert[0, column]))
-    stack = Stack(options)
-    batch = np.geomspace(1, 3000, len(row)) * np.ones((len(options), 1))
-    for own, one in zip(batch, options, strict=True):
-        np.testing.assert_allclose(one.tpot_s(own), stack.tpot_s(batch)[options.index(one)], 1e-12)
-    np.testing.assert_array_equal(stack.most_tokens, [one.most_tokens for one in options])
+    sizes = grid.num_attention[row, 0], grid.num_expert[0, column]
+    shapes = search.shapes(*sizes)
+    batch = np.geomspace(1, 3000, len(row)) * np.ones((len(shapes.plans), 1))
+    tpot_s, seen = shapes.tpot_s(batch), 0
+    for plan in style.plans:
+        for micro_batches in style.micro_batches:
+            alone = dataclasses.replace(style, plans=(plan,), micro_batches=(micro_batches,))
+            one = PoolSearch(question, alone).shapes(*sizes)
+            same = np.array(shapes.plans) == plan
+            same &= shapes.micro_batches[:, 0] == micro_batches
+            np.testing.assert_allclose(one.tpot_s(batch[same]), tpot_s[same], 1e-12)
+            np.testing.assert_array_equal(one.most_tokens, shapes.most_tokens[same])
+            seen += int(same.sum())
+    assert seen == len(shapes.plans)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -198,27 +198,32 @@ class Oracle:
         gating: Gating = "egate",
         busiest_tokens: Numbers | None = None,
         micro_batches: Numbers = 1,
+        slots: Numbers | None = None,
+        exchange_s: tuple[Numbers, Numbers] | None = None,
     ) -> StepLoad:
-        """A step of two pools that fill nodes in order; meanings as in `StepLoad`."""
-        counts = self.counts(
-            np.asarray(batch, np.float64) / micro_batches,
-            num_attention,
-            num_expert,
-            plan=plan,
-            gating=gating,
-        )
+        """A step of two pools that fill nodes in order; meanings as in `StepLoad`.
+
+        exchange_s: (dispatch, combine); None means those of `plan`.
+        """
+        confidence: Confidence = "roofline"
+        if exchange_s is None:
+            tokens = np.asarray(batch, np.float64) / micro_batches
+            counts = self.counts(tokens, num_attention, num_expert, plan=plan, gating=gating)
+            exchange_s = self.exchange_s(counts[0]), self.exchange_s(counts[1])
+            confidence = self.links.confidence(*counts)
         return StepLoad(
             batch=batch,
             context=context,
             num_attention=num_attention,
             num_expert=num_expert,
             activated=activated,
-            dispatch_s=self.exchange_s(counts[0]),
-            combine_s=self.exchange_s(counts[1]),
+            dispatch_s=exchange_s[0],
+            combine_s=exchange_s[1],
             busiest_tokens=busiest_tokens,
             rows=None if gating == "egate" else self._reached(batch, micro_batches, num_expert),
+            slots=slots,
             micro_batches=micro_batches,
-            exchange_confidence=self.links.confidence(*counts),
+            exchange_confidence=confidence,
         )
 
     def counts(
@@ -256,6 +261,7 @@ class Oracle:
         busiest_tokens: Numbers | None = None,
         micro_batches: Numbers = 1,
         attention_tp: Numbers = 1,
+        slots: Numbers | None = None,
     ) -> StepLoad:
         """A step of devices that each hold a share of the experts, and attention or, with
         `attention_tp` devices, a share of it; an all-to-all is on both sides of the experts."""
@@ -277,6 +283,7 @@ class Oracle:
             combine_s=self.exchange_s(counts),
             busiest_tokens=busiest_tokens,
             rows=self._reached(batch, micro_batches, num_devices),
+            slots=slots,
             micro_batches=micro_batches,
             deployment="monolithic",
             exchange_confidence=self.links.confidence(counts),

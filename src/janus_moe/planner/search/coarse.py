@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from janus_moe.planner.latency.arrays import Array, Bools, Ints
-from janus_moe.planner.search.candidates import Candidates
 from janus_moe.planner.search.grid import ShapeGrid, parts
+from janus_moe.planner.search.shapes import Shapes
 
 COARSE = 20
 """Steps of bisection."""
@@ -33,8 +33,8 @@ def throughput(grid: ShapeGrid, where: Ints, copies: Ints, count: int | None) ->
     lists: list[_Open] = []
     for part in parts(len(shape)):
         place = where[shape[part]]
-        candidates = grid.at(option[part], place[:, 0], place[:, 1])
-        lists.append(_Open.of(candidates, shape[part], copies[shape[part]], best))
+        shapes = grid.at(option[part], place[:, 0], place[:, 1])
+        lists.append(_Open.of(shapes, shape[part], copies[shape[part]], best))
     for _ in range(COARSE):
         if count is not None:
             competitive = _min_competitive(best, lists, count)
@@ -56,10 +56,10 @@ def _min_competitive(best: Array, lists: list[_Open], count: int) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Open:
-    """Candidates whose batch is between low and high. shape: which one each is. slow_s: TPOT at
+    """Shapes whose batch is between low and high. shape: which one each is. slow_s: TPOT at
     low."""
 
-    candidates: Candidates
+    shapes: Shapes
     shape: Ints
     copies: Ints
     low: Array
@@ -67,21 +67,21 @@ class _Open:
     slow_s: Array
 
     @classmethod
-    def of(cls, candidates: Candidates, shape: Ints, copies: Ints, best: Array) -> _Open:
+    def of(cls, shapes: Shapes, shape: Ints, copies: Ints, best: Array) -> _Open:
         """Those that hold a token but not all they have room for; what the others serve goes into
         `best`."""
-        limit, most = candidates.problem.tpot_s, candidates.most_tokens
+        limit, most = shapes.problem.tpot_s, shapes.most_tokens
         low, high = np.ones_like(most), np.maximum(most, 1.0)
-        slow, top, problem = candidates.times(low), candidates.times(high), candidates.problem
+        slow, top, problem = shapes.times(low), shapes.times(high), shapes.problem
         possible = (most >= 1) & (slow.scaled_latency(problem) <= limit)
         whole = possible & (top.scaled_latency(problem) <= limit)
         np.maximum.at(best, shape[whole], (copies * high / top.tpot)[whole])
-        return cls(candidates, shape, copies, low, high, slow.tpot).take(possible & ~whole)
+        return cls(shapes, shape, copies, low, high, slow.tpot).take(possible & ~whole)
 
     @property
     def least(self) -> Array:
         """Tokens per second of all copies at least."""
-        return np.asarray(self.copies * self.low / self.candidates.problem.tpot_s)
+        return np.asarray(self.copies * self.low / self.shapes.problem.tpot_s)
 
     @property
     def most(self) -> Array:
@@ -91,7 +91,7 @@ class _Open:
         if kept.all():
             return self
         return _Open(
-            self.candidates.take(kept),
+            self.shapes.take(kept),
             self.shape[kept],
             self.copies[kept],
             self.low[kept],
@@ -104,7 +104,7 @@ class _Open:
         if not len(self.low):
             return self
         middle = (self.low + self.high) / 2
-        times, problem = self.candidates.times(middle), self.candidates.problem
+        times, problem = self.shapes.times(middle), self.shapes.problem
         fits = times.scaled_latency(problem) <= problem.tpot_s
         low, high = np.where(fits, middle, self.low), np.where(fits, self.high, middle)
         slow_s = np.where(fits, times.tpot, self.slow_s)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from janus_moe.planner.latency.arrays import Array
 from janus_moe.planner.latency.coefficients import roofline_law
 from janus_moe.planner.latency.estimate import Estimate
 from janus_moe.planner.latency.precision import arithmetic
-from janus_moe.planner.latency.step import StepEstimate, StepLoad
+from janus_moe.planner.latency.step import StepEstimate
 from janus_moe.planner.search.answers import Deployment
 from janus_moe.planner.search.memory import MemoryNeed, attention_need, expert_need, monolithic_need
-from janus_moe.planner.search.prefill import MixedStep, step_times
 from janus_moe.planner.search.problem import Problem
-from janus_moe.planner.search.shapes import with_prompts
+from janus_moe.planner.search.shapes import Shapes
 
 
 def step_estimate(problem: Problem, one: Deployment) -> StepEstimate:
@@ -33,45 +31,12 @@ def step_estimate(problem: Problem, one: Deployment) -> StepEstimate:
 
 def decode_estimate(problem: Problem, one: Deployment) -> StepEstimate:
     """A step in which all sequences decode."""
-    return problem.oracle.step(_load(problem, one, one.batch))
+    return problem.oracle.step(Shapes.of(problem, one).load(one.batch))
 
 
 def prompt_step_s(problem: Problem, one: Deployment) -> float:
     """A step in which prompts are computed, at the deployment's batch and a_max."""
-    oracle = problem.oracle
-
-    def mixed_s(step: MixedStep) -> Array:
-        return oracle.step_s(with_prompts(_load(problem, one, float(step.rows)), step))
-
-    decode_s = oracle.step_s(_load(problem, one, one.batch))
-    instances, tp = one.num_attention // one.attention_tp, one.attention_tp
-    return float(step_times(problem, one.batch, instances, decode_s, mixed_s, tp).mixed)
-
-
-def _load(problem: Problem, one: Deployment, rows: float) -> StepLoad:
-    oracle = problem.oracle
-    if one.kind == "monolithic":
-        load = oracle.monolithic_load(
-            rows,
-            problem.context,
-            one.num_attention,
-            one.activated,
-            micro_batches=one.micro_batches,
-            attention_tp=one.attention_tp,
-        )
-    else:
-        assert one.plan != "all-to-all"
-        load = oracle.pools_load(
-            rows,
-            problem.context,
-            one.num_attention,
-            one.num_expert,
-            one.activated,
-            plan=one.plan,
-            gating=one.gating,
-            micro_batches=one.micro_batches,
-        )
-    return replace(load, slots=one.slots)
+    return float(Shapes.of(problem, one).times(one.batch).mixed)
 
 
 def memory_parts(problem: Problem, one: Deployment) -> Mapping[str, tuple[int, dict[str, float]]]:
@@ -117,17 +82,14 @@ def prefill_s(problem: Problem, one: Deployment) -> float:
     oracle, model = problem.oracle, problem.oracle.model
     tokens = problem.workload.isl
     activated = min(float(one.slots), tokens * model.moe.router.top_k)
-    if one.kind == "monolithic":
-        load = oracle.monolithic_load(tokens, 0.0, one.num_attention, activated)
-    else:
-        assert one.plan != "all-to-all"
-        load = oracle.pools_load(
-            tokens, 0.0, 1, one.num_expert, activated, plan=one.plan, gating=one.gating
-        )
+    alone = replace(one, activated=activated, micro_batches=1, attention_tp=1)
+    if one.kind == "pools":
+        alone = replace(alone, num_attention=1)
+    load = replace(Shapes.of(problem, alone).load(tokens), context=0.0)
     device = oracle.attention_side.device
     law = roofline_law(device, arithmetic(model.weight_format.name, frozenset(device.flops)))
     flops = sum(
         num_layers * tokens * kind.visible(tokens / 2) * kind.flops_per_position
         for kind, num_layers in model.attention_counts
     )
-    return float(oracle.step_s(replace(load, slots=one.slots)) + law.s_per_flop * flops)
+    return float(oracle.step_s(load) + law.s_per_flop * flops)

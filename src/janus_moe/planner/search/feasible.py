@@ -9,7 +9,7 @@ numbers of copies at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -18,10 +18,11 @@ import numpy as np
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency.arrays import Array, Bools, Ints
 from janus_moe.planner.search.activation import BATCH_SIZES, MaxActivatedGrid
-from janus_moe.planner.search.candidates import Candidates
+from janus_moe.planner.search.exchanges import no_exchange
 from janus_moe.planner.search.grid import ShapeGrid, parts
 from janus_moe.planner.search.prefill import StepTimes
 from janus_moe.planner.search.problem import Concurrency, Problem, Rate, Saturate
+from janus_moe.planner.search.shapes import Shapes
 
 RISES = 3
 """Steps towards the batch at which a TTFT is judged."""
@@ -150,10 +151,9 @@ class _Scan:
         last = np.full(len(row), grid.num_expert.shape[1] - 1)
         found = []
         for micro_batches in grid.micro_batches:
-            idle = np.zeros((1, len(row)))
-            alone = Candidates(
+            alone = Shapes(
                 problem=grid.problem,
-                style=grid.style,
+                gating=grid.style.gating,
                 amax=MaxActivatedGrid(np.zeros((1, len(BATCH_SIZES)))),
                 num_attention=grid.num_attention[row, 0],
                 num_expert=grid.num_expert[0, last],
@@ -161,8 +161,8 @@ class _Scan:
                 rows=np.zeros_like(last),
                 micro_batches=np.full(len(row), micro_batches),
                 most_tokens=batch,
-                fixed_s=idle,
-                token_s=idle,
+                plans=grid.style.plans,
+                fastest=no_exchange(len(row)),
             )
             good = np.asarray(batch >= 1)
             good[good] = alone.take(good).tpot_s(batch[good]) <= limit[good]
@@ -190,7 +190,8 @@ class _Scan:
         if lists:
             column, last, least, most = (np.concatenate(one) for one in zip(*lists, strict=True))
             one = grid.at(np.full(len(column), option), last, column)
-            seconds = one.without_exchange(self._least_activated).step_s(least)
+            idle = replace(one, amax=self._least_activated, fastest=no_exchange(len(column)))
+            seconds = idle.step_s(least)
             kept = (one.most_tokens >= 1) & (seconds <= most)
             end = 0
             for good in found:
@@ -227,7 +228,7 @@ def judged_at(problem: Problem, copies: Ints, most: Array) -> tuple[Array, Array
         raise ConfigError("a demand without a figure is met by every shape; use `largest`")
     if isinstance(demand, Concurrency):
         wanted = np.maximum(1.0, demand.requests / copies)
-        return np.where(most >= wanted, wanted, 0.0), np.full(len(most), problem.tpot_s)
+        return np.where(most >= wanted, wanted, 0.0), np.full(most.shape, problem.tpot_s)
     each = demand.tokens_per_s / copies
     batch = np.minimum(most, np.maximum(1.0, each * problem.tpot_s))
     return batch, np.minimum(problem.tpot_s, batch / each)

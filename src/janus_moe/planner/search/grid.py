@@ -13,13 +13,12 @@ import numpy as np
 
 from janus_moe.planner.latency.arrays import Array, Ints
 from janus_moe.planner.search.activation import MaxActivatedGrid
-from janus_moe.planner.search.candidates import BLOCK, Candidates, Exchanges
-from janus_moe.planner.search.memory import attention_need, expert_need
-from janus_moe.planner.search.prefill import most_sequences
+from janus_moe.planner.search.exchanges import BLOCK, ExchangeTable
 from janus_moe.planner.search.problem import PoolStyle, Problem
+from janus_moe.planner.search.shapes import Shapes, most_of_attention, most_of_experts
 
 AT_ONCE = 16_384
-"""Candidates in one call of the oracle: its temporaries stay in the cache."""
+"""Shapes in one call of the oracle: its temporaries stay in the cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,24 +59,24 @@ class ShapeGrid:
             + self.num_expert[0, column] * problem.weight_of("expert")
         )
 
-    def at(self, option: Ints, row: Ints, column: Ints) -> Candidates:
-        """The shapes with these options at these positions; all broadcast."""
-        fixed, each = self._exchanges.upto(int(np.max(row, initial=-1)) + 1)
+    def at(self, option: Ints, row: Ints, column: Ints) -> Shapes:
+        """The shapes with these options at these positions, with the fastest exchange plan of each;
+        all broadcast."""
         slots = option // len(self.style.micro_batches)
-        return Candidates(
+        return Shapes(
             problem=self.problem,
-            style=self.style,
-            amax=self.amax,
+            gating=self.style.gating,
             num_attention=self.num_attention[row, 0],
             num_expert=self.num_expert[0, column],
             slots=self.slots[slots, column],
             rows=slots * self.num_expert.shape[1] + column,
+            amax=self.amax,
             micro_batches=self.micro_batches[option % len(self.style.micro_batches)],
             most_tokens=np.minimum(
                 self.most_of_attention[row], self.most_of_experts[slots, column]
             ),
-            fixed_s=fixed[:, row, column],
-            token_s=each[:, row, column],
+            plans=self.style.plans,
+            fastest=self._exchanges.at(row, column),
         )
 
     def fastest_s(self) -> Array:
@@ -100,24 +99,19 @@ class ShapeGrid:
     @cached_property
     def most_of_attention(self) -> Array:
         """[n] batch that memory and batching of the attention pool allow."""
-        problem, num_attention = self.problem, self.num_attention[:, 0]
-        oracle = problem.oracle
-        need = attention_need(oracle, num_attention, problem.context)
-        most = need.most_tokens(problem.memory.usable_bytes(oracle.attention_side))
-        return np.minimum(most, most_sequences(problem, num_attention))
+        return most_of_attention(self.problem, self.num_attention[:, 0])
 
     @cached_property
     def most_of_experts(self) -> Array:
         """[slot options, m] batch that the memory of the expert pool allows."""
-        problem, oracle = self.problem, self.problem.oracle
-        need = expert_need(oracle, self.num_expert, self.slots)
-        return need.most_tokens(problem.memory.usable_bytes(oracle.expert_side))
+        return most_of_experts(self.problem, self.num_expert, self.slots)
 
     @cached_property
-    def _exchanges(self) -> Exchanges:
-        return Exchanges(self.problem, self.style, self.num_attention[:, 0], self.num_expert[0])
+    def _exchanges(self) -> ExchangeTable:
+        sizes = self.num_attention[:, 0], self.num_expert[0]
+        return ExchangeTable(self.problem, self.style, *sizes)
 
 
 def parts(length: int) -> Iterator[slice]:
-    """Of a list of candidates, each for one call of the oracle."""
+    """Of a list of shapes, each for one call of the oracle."""
     return (slice(first, first + AT_ONCE) for first in range(0, length, AT_ONCE))

@@ -14,15 +14,14 @@ from functools import cached_property
 
 import numpy as np
 
-from janus_moe.planner.latency.arrays import Array, Ints
+from janus_moe.planner.latency.arrays import Ints
 from janus_moe.planner.search.activation import MaxActivatedGrid
 from janus_moe.planner.search.answers import Deployment
 from janus_moe.planner.search.feasible import judged_at, starts_in_time
-from janus_moe.planner.search.fixed_point import fixed_points, largest_batches
 from janus_moe.planner.search.memory import even_slots
-from janus_moe.planner.search.prefill import StepTimes
-from janus_moe.planner.search.problem import Concurrency, MonolithicStyle, Problem, Rate, Saturate
-from janus_moe.planner.search.shapes import MonolithicShapes
+from janus_moe.planner.search.problem import MonolithicStyle, Problem
+from janus_moe.planner.search.shapes import Shapes, most_of_devices
+from janus_moe.planner.search.solve import Solver, demanded, largest, one_token, solved
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +47,15 @@ class MonolithicSearch:
     def cheapest(self) -> Deployment | None:
         """The cheapest that keeps up with the demand within the objective."""
         rows, tp, copies = self._copies()
-        gpus = copies * self.sizes[rows]
-        meets_demand = np.zeros(len(rows), np.bool_)
-        for shapes in self.candidates(rows, tp):
-            batch, limit = judged_at(self.problem, copies, shapes.most_tokens)
-            good = (batch >= 1) & (shapes.tpot_s(np.maximum(batch, 1.0)) <= limit)
-            if self.problem.ttft_s is not None:
-                usable = np.maximum(batch, 1.0)
-                good &= starts_in_time(self.problem, shapes.times, copies, usable)
-            meets_demand |= good
+        if not len(rows):
+            return None
+        gpus, shapes = copies * self.sizes[rows], self.shapes(rows, tp)
+        batch, limit = judged_at(self.problem, copies, shapes.most_tokens)
+        usable = np.maximum(batch, 1.0)
+        good = (batch >= 1) & (shapes.tpot_s(usable) <= limit)
+        if self.problem.ttft_s is not None:
+            good &= starts_in_time(self.problem, shapes.times, copies, usable)
+        meets_demand = good.any(axis=0)
         for level in np.unique(gpus[meets_demand]):
             chosen = meets_demand & (gpus == level)
             found = self._solve(rows[chosen], tp[chosen], copies[chosen])
@@ -68,17 +67,17 @@ class MonolithicSearch:
         """What serves most tokens per second within the objective."""
         rows, tp = self.layouts.T
         most = np.minimum(self.problem.max_copies, self.problem.max_gpus // self.sizes[rows])
-        found = self._solve(rows, tp, most)
+        found = self._solve(rows, tp, most, largest)
         return max(found, key=lambda d: (d.tokens_per_s, -d.gpus, -d.copies), default=None)
 
     def fits(self) -> bool:
         """Whether any size holds the model and one token."""
-        return any(np.any(one.most_tokens >= 1) for one in self.candidates(*self.layouts.T))
+        return bool(len(self.layouts) and np.any(self.shapes(*self.layouts.T).most_tokens >= 1))
 
     def fastest(self) -> Deployment | None:
         """The lowest TPOT, at one token."""
         rows, tp = self.layouts.T
-        found = self._solve(rows, tp, np.ones_like(rows), alone=True)
+        found = self._solve(rows, tp, np.ones_like(rows), one_token)
         return min(found, key=lambda d: d.tpot_s, default=None)
 
     @cached_property
@@ -93,24 +92,25 @@ class MonolithicSearch:
         ]
         return np.array(pairs, np.int64).reshape(-1, 2)
 
-    def candidates(self, rows: Ints, tp: Ints) -> list[MonolithicShapes]:
-        """Shapes of the sizes in these rows, one for each number of micro-batches."""
-        if not self.sizes.size:
-            return []
-        table = self.problem.activation.table(self.sizes, self.slots, self.style.policy)
-        return [
-            MonolithicShapes(
-                self.problem,
-                self.style,
-                self.sizes[rows],
-                tp,
-                self.slots[rows],
-                rows,
-                MaxActivatedGrid(table),
-                micro_batches,
-            )
-            for micro_batches in self.style.micro_batches
-        ]
+    def shapes(self, rows: Ints, tp: Ints) -> Shapes:
+        """Shapes of the sizes in these rows, with numbers of micro-batches along the first axis."""
+        problem, sizes, slots = self.problem, self.sizes[rows], self.slots[rows]
+        table = problem.activation.table(self.sizes, self.slots, self.style.policy)
+        every = np.array(self.style.micro_batches).reshape(-1, *np.ones(rows.ndim, np.int64))
+        axis = (len(every), *rows.shape)
+        return Shapes(
+            problem=problem,
+            kind="monolithic",
+            gating="agate",
+            num_attention=sizes,
+            num_expert=sizes,
+            attention_tp=tp,
+            slots=np.broadcast_to(slots, axis),
+            rows=rows,
+            amax=MaxActivatedGrid(table),
+            micro_batches=every,
+            most_tokens=np.broadcast_to(most_of_devices(problem, sizes, slots, tp), axis),
+        )
 
     def _copies(self) -> tuple[Ints, Ints, Ints]:
         """(rows, tp, copies): every layout with every number of copies that the GPUs allow."""
@@ -121,63 +121,8 @@ class MonolithicSearch:
         return np.repeat(rows, most), np.repeat(tp, most), every
 
     def _solve(
-        self, rows: Ints, tp: Ints, copies: Ints, *, alone: bool = False
+        self, rows: Ints, tp: Ints, copies: Ints, solver: Solver = demanded
     ) -> list[Deployment]:
-        """alone: one token instead of the demand, whatever the objective."""
-        problem = self.problem
-        found: list[Deployment] = []
-        for shapes in self.candidates(rows, tp):
-            if alone:
-                batch = np.where(shapes.most_tokens >= 1, 1.0, np.nan)
-            else:
-                batch = self._batches(shapes, copies)
-            usable = np.where(np.isnan(batch), 1.0, batch)
-            times = shapes.times(usable)
-            good = ~np.isnan(batch)
-            if not alone:
-                good &= times.scaled_latency(problem) <= problem.tpot_s
-            found += self._deployments(shapes, np.flatnonzero(good), copies, usable, times)
-        return found
-
-    def _deployments(
-        self, shapes: MonolithicShapes, chosen: Ints, copies: Ints, batch: Array, times: StepTimes
-    ) -> list[Deployment]:
-        activated, most = shapes.activated(batch), shapes.most_tokens
-        price = self.problem.weight_of("attention")
-        return [
-            Deployment(
-                kind="monolithic",
-                num_attention=int(shapes.num_devices[index]),
-                num_expert=int(shapes.num_devices[index]),
-                slots=int(shapes.slots[index]),
-                plan="all-to-all",
-                gating="agate",
-                policy=self.style.policy,
-                micro_batches=shapes.micro_batches,
-                copies=int(copies[index]),
-                batch=float(batch[index]),
-                activated=float(activated[index]),
-                tpot_s=float(times.tpot[index]),
-                most_tokens=float(most[index]),
-                cost=float(copies[index] * shapes.num_devices[index] * price),
-                attention_tp=int(shapes.tp[index]),
-                ttft_s=float(times.ttft[index]),
-            )
-            for index in chosen
-        ]
-
-    def _batches(self, shapes: MonolithicShapes, copies: Ints) -> Array:
-        demand, most = self.problem.demand, shapes.most_tokens
-        if isinstance(demand, Saturate):
-            return largest_batches(
-                lambda batch: shapes.times(batch).scaled_latency(self.problem),
-                self.problem.tpot_s,
-                most,
-            )
-        if isinstance(demand, Rate):
-            each = demand.tokens_per_s / copies
-            limit = np.minimum(most, np.maximum(1.0, each * self.problem.tpot_s))
-            return fixed_points(shapes.tpot_s, each, limit)
-        assert isinstance(demand, Concurrency)
-        wanted = np.maximum(1.0, demand.requests / copies)
-        return np.where(most >= wanted, wanted, np.nan)
+        if not len(rows):
+            return []
+        return solved(self.shapes(rows, tp), copies, self.style.policy, solver)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from janus_moe.planner.latency.arrays import Array, Ints
+from janus_moe.planner.latency.arrays import Ints
 from janus_moe.planner.search.monolithic import MonolithicSearch
 from janus_moe.planner.search.problem import MonolithicStyle, PoolStyle, Problem
 from janus_moe.planner.search.recommend import on_one_device
 from janus_moe.planner.search.search import PoolSearch
-from janus_moe.planner.search.shapes import MonolithicShapes, PoolShapes
+from janus_moe.planner.search.shapes import Shapes
 
 BATCHES = np.geomspace(1, 16384, 29)[None, :]
 LARGEST = 64
@@ -31,7 +31,8 @@ class FrontierPoint:
 
 def pools_frontier(problem: Problem, style: PoolStyle) -> list[FrontierPoint]:
     """Of pools of up to `LARGEST` GPUs, fastest for users first."""
-    search = PoolSearch(problem, style)
+    ends = tuple(dict.fromkeys((style.plans[0], style.plans[-1])))
+    search = PoolSearch(problem, replace(style, plans=ends))
     grid = search.grid
     if grid is None:
         return []
@@ -40,26 +41,23 @@ def pools_frontier(problem: Problem, style: PoolStyle) -> list[FrontierPoint]:
     where = where[:: max(1, len(where) // 300)]
     attention, experts = grid.num_attention[where[:, 0], 0], grid.num_expert[0, where[:, 1]]
     names = [f"{a}A{e}E" for a, e in zip(attention, experts, strict=True)]
-    points: list[FrontierPoint] = []
-    for pools in search.shapes(attention[:, None], experts[:, None]):
-        if pools.plan in (style.plans[0], style.plans[-1]):
-            points += _points(pools, names, attention + experts)
-    return frontier(points)
+    pools = search.shapes(attention[:, None], experts[:, None])
+    return frontier(_points(pools, names, attention + experts))
 
 
 def monolithic_frontier(problem: Problem, style: MonolithicStyle) -> list[FrontierPoint]:
     """Of monolithic copies, fastest for users first."""
     search = MonolithicSearch(on_one_device(problem), style)
     rows, tp = search.layouts.T
+    if not len(rows):
+        return []
     sizes = search.sizes[rows]
     names = [
         f"{size} GPUs" + (f" TP{own}" if own > 1 else "")
         for size, own in zip(sizes, tp, strict=True)
     ]
-    points: list[FrontierPoint] = []
-    for shapes in search.candidates(rows[:, None], tp[:, None]):
-        points += _points(shapes, names, sizes)
-    return frontier(points)
+    shapes = search.shapes(rows[:, None], tp[:, None])
+    return frontier(_points(shapes, names, sizes))
 
 
 def frontier(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
@@ -71,16 +69,14 @@ def frontier(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
     return best
 
 
-def _points(
-    shapes: PoolShapes | MonolithicShapes, names: Sequence[str], gpus: Ints
-) -> list[FrontierPoint]:
-    tpot: Array = shapes.tpot_s(BATCHES)
+def _points(shapes: Shapes, names: Sequence[str], gpus: Ints) -> list[FrontierPoint]:
+    tpot = shapes.tpot_s(BATCHES)
     per_gpu = BATCHES / tpot / gpus[:, None]
     fits = np.broadcast_to(shapes.most_tokens >= BATCHES, tpot.shape)
     return [
         FrontierPoint(
-            names[row], float(BATCHES[0, column]), 1 / float(tpot[row, column]), float(value)
+            names[place[1]], float(BATCHES[0, place[2]]), 1 / float(tpot[place]), float(value)
         )
-        for (row, column), value in np.ndenumerate(per_gpu)
-        if fits[row, column]
+        for place, value in np.ndenumerate(per_gpu)
+        if fits[place]
     ]

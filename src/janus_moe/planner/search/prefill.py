@@ -26,12 +26,13 @@ mean; lengths that vary or bursts make it longer. What a step takes is the oracl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from janus_moe.planner.latency.arrays import Array, Numbers
 from janus_moe.planner.latency.prompts import chunk_positions, pair_cost
+from janus_moe.planner.latency.step import StepLoad
 from janus_moe.planner.search.problem import Problem
 
 MOST_BUSY = 0.8
@@ -46,6 +47,11 @@ class MixedStep:
     tokens: Array
     context: Array
     logits: Array
+
+
+def with_prompts(load: StepLoad, step: MixedStep) -> StepLoad:
+    """The same rows for the experts, with chunks of prompts among them."""
+    return replace(load, attention_tokens=step.tokens, context=step.context, logits=step.logits)
 
 
 def most_sequences(problem: Problem, num_attention: Numbers) -> Array:

@@ -19,13 +19,14 @@ neither objective nor memory, so it says which way a shape leans, not what to bu
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from janus_moe.planner.search.answers import Deployment
 from janus_moe.planner.search.problem import Problem
+from janus_moe.planner.search.shapes import Shapes
 
 Regime = Literal["attention", "communication", "experts"]
 
@@ -94,16 +95,7 @@ def linear_times(problem: Problem, one: Deployment) -> LinearTimes:
         + oracle.overheads.expert_layer_s
     )
     alpha = max(0.0, float(high - low) / float(tokens[1] - tokens[0]))
-    assert one.plan != "all-to-all"
-    load = oracle.pools_load(
-        one.batch,
-        problem.context,
-        one.num_attention,
-        one.num_expert,
-        one.activated,
-        plan=one.plan,
-        gating=one.gating,
-    )
+    load = Shapes.of(problem, replace(one, micro_batches=1)).load(one.batch)
     over = oracle.overheads
     attention = float(oracle.attention_layer_s(batch, problem.context)) + over.attention_layer_s
     attention += over.attention_token_s * batch + float(oracle.shared_expert_s(batch))

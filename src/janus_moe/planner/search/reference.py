@@ -1,6 +1,7 @@
 """The search, one shape after another, in the words of section 5 of arXiv 2512.13525.
 
-Obvious and slow: what `search` is tested against. For small spaces only.
+Obvious and slow: what `search` is tested against, and therefore with loads, slots and memory of its
+own. For small spaces only.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from janus_moe.planner.search.activation import BATCH_SIZES
 from janus_moe.planner.search.answers import Deployment
 from janus_moe.planner.search.fixed_point import fixed_point
 from janus_moe.planner.search.memory import attention_need, expert_need
-from janus_moe.planner.search.prefill import MixedStep, StepTimes
+from janus_moe.planner.search.prefill import MixedStep, StepTimes, with_prompts
 from janus_moe.planner.search.problem import Concurrency, PoolStyle, Problem, Rate
-from janus_moe.planner.search.shapes import with_prompts
 
 
 def brute_force(problem: Problem, style: PoolStyle) -> list[Deployment]:
@@ -78,7 +78,7 @@ def _solved(problem: Problem, one: Deployment, table: Array) -> Deployment | Non
 
     def load(rows: float) -> StepLoad:
         assert one.plan != "all-to-all"
-        found = problem.oracle.pools_load(
+        return problem.oracle.pools_load(
             rows,
             problem.context,
             one.num_attention,
@@ -87,8 +87,8 @@ def _solved(problem: Problem, one: Deployment, table: Array) -> Deployment | Non
             plan=one.plan,
             gating=one.gating,
             micro_batches=one.micro_batches,
+            slots=one.slots,
         )
-        return replace(found, slots=one.slots)
 
     def mixed_s(step: MixedStep) -> Array:
         return problem.oracle.step_s(with_prompts(load(float(step.rows)), step))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -18,15 +19,13 @@ import numpy as np
 from janus_moe.planner.latency.arrays import Array, Bools, Ints
 from janus_moe.planner.search.activation import MaxActivatedGrid
 from janus_moe.planner.search.answers import Deployment
-from janus_moe.planner.search.candidates import stacked
 from janus_moe.planner.search.coarse import CLOSE, throughput
 from janus_moe.planner.search.feasible import feasible_shapes
-from janus_moe.planner.search.fixed_point import fixed_points, largest_batches
 from janus_moe.planner.search.grid import ShapeGrid
-from janus_moe.planner.search.memory import most_slots
-from janus_moe.planner.search.problem import Concurrency, PoolStyle, Problem, Rate
-from janus_moe.planner.search.shapes import PoolShapes, slot_options
-from janus_moe.planner.search.stack import Stack
+from janus_moe.planner.search.memory import even_slots, most_slots
+from janus_moe.planner.search.problem import PoolStyle, Problem
+from janus_moe.planner.search.shapes import Shapes, most_of_attention, most_of_experts
+from janus_moe.planner.search.solve import Solver, demanded, largest, one_token, solved
 
 FASTEST = 16
 """Shapes with the shortest steps, of which the one with the lowest TPOT is taken."""
@@ -35,9 +34,6 @@ FIRST_GPUS = 32
 """Of the first portion of shapes that is looked at."""
 
 _SIDES: tuple[Literal["attention", "expert"], ...] = ("attention", "expert")
-
-Solver = Callable[[Stack], Array]
-"""The batch of each shape, nan where there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,17 +55,12 @@ class PoolSearch:
         return np.arange(-(-experts // slots), most + 1, dtype=np.int64)
 
     @cached_property
-    def options(self) -> tuple[tuple[Ints, MaxActivatedGrid], ...]:
-        """Slots of every pool and their a_max, for each distinct option."""
-        if not self.num_expert.size:
-            return ()
-        found: list[tuple[Ints, MaxActivatedGrid]] = []
-        for slots in slot_options(self.problem, self.style, self.num_expert, self._fit):
-            if any(np.array_equal(slots, other) for other, _ in found):
-                continue
-            table = self.problem.activation.table(self.num_expert, slots, self.style.policy)
-            found.append((slots, MaxActivatedGrid(table)))
-        return tuple(found)
+    def options(self) -> tuple[Ints, MaxActivatedGrid]:
+        """([slot options, pools] distinct numbers of slots, their a_max below each other)."""
+        problem, style, pools = self.problem, self.style, self.num_expert
+        slots = {one.tobytes(): one for one in self._slot_options()}.values()
+        tables = [problem.activation.table(pools, one, style.policy) for one in slots]
+        return np.stack(list(slots)), MaxActivatedGrid(np.concatenate(tables))
 
     def cheapest(self, count: int = 1) -> list[Deployment]:
         """The best deployment of each of the `count` best shapes that keep up with the demand
@@ -109,7 +100,7 @@ class PoolSearch:
         coarse = throughput(grid, where, numbers, count if balanced else None)
         least = np.sort(coarse)[-min(count, len(coarse))]
         competitive = (coarse > 0) & ((coarse >= (1 - CLOSE) * least) | (not balanced))
-        found = self._solve(where[competitive], numbers[competitive], self._most)
+        found = self._solve(where[competitive], numbers[competitive], largest)
         best = best_of_shapes(found, _throughput)
         return best[:count]
 
@@ -125,14 +116,14 @@ class PoolSearch:
         first = np.argsort(least, axis=None, kind="stable")[:FASTEST]
         where = np.stack(np.unravel_index(first, least.shape), axis=1)
         where = where[np.isfinite(least[where[:, 0], where[:, 1]])]
-        found = self._solve(where, np.ones(len(where), np.int64), _one_token)
+        found = self._solve(where, np.ones(len(where), np.int64), one_token)
         return min(found, key=lambda d: (round(d.tpot_s * 1e9), d.rank), default=None)
 
     @cached_property
     def grid(self) -> ShapeGrid | None:
         """All pairs that the GPUs allow; None: not one."""
         most = self.problem.max_gpus
-        if not self.options:
+        if not self.num_expert.size:
             return None
         top = most - int(self.num_expert[0])
         attention = np.arange(1, min(top, self.style.max_instances or top) + 1, dtype=np.int64)
@@ -143,8 +134,7 @@ class PoolSearch:
             self.style,
             attention[:, None],
             self.num_expert[None, :],
-            np.stack([slots for slots, _ in self.options]),
-            stacked([amax for _, amax in self.options]),
+            *self.options,
         )
 
     @cached_property
@@ -177,111 +167,58 @@ class PoolSearch:
             yield costs[now], places[now], copies[now]
             costs, places, copies = costs[rest], places[rest], copies[rest]
 
-    def shapes(self, num_attention: Ints, num_expert: Ints) -> Iterator[PoolShapes]:
-        """Given pairs with every plan, number of micro-batches and option of slots."""
-        return self._all(num_attention, num_expert, num_expert - self.num_expert[0])
+    def shapes(self, num_attention: Ints, num_expert: Ints) -> Shapes:
+        """Given pairs with every option of slots, number of micro-batches and exchange plan, along
+        the first axis."""
+        slots, amax = self.options
+        every = list(product(range(len(slots)), self.style.micro_batches, self.style.plans))
+        axis = (-1, *np.ones(np.broadcast(num_attention, num_expert).ndim, np.int64))
+        which, micro_batches = (np.array([one[i] for one in every]).reshape(axis) for i in (0, 1))
+        columns = num_expert - self.num_expert[0]
+        held = slots[which, columns]
+        most = np.minimum(
+            most_of_attention(self.problem, num_attention),
+            most_of_experts(self.problem, num_expert, held),
+        )
+        return Shapes(
+            problem=self.problem,
+            gating=self.style.gating,
+            num_attention=num_attention,
+            num_expert=num_expert,
+            slots=held,
+            rows=which * len(self.num_expert) + columns,
+            amax=amax,
+            micro_batches=micro_batches,
+            most_tokens=most,
+            plans=tuple(one[2] for one in every),
+        )
 
     @cached_property
     def _fit(self) -> int:
         return most_slots(self.problem.oracle, self.problem.memory)
 
-    def _all(self, num_attention: Ints, num_expert: Ints, rows: Ints) -> Iterator[PoolShapes]:
-        for slots, amax in self.options:
-            for micro_batches in self.style.micro_batches:
-                for plan in self.style.plans:
-                    yield PoolShapes(
-                        self.problem,
-                        self.style,
-                        num_attention,
-                        num_expert,
-                        slots[rows],
-                        rows,
-                        amax,
-                        plan,
-                        micro_batches,
-                    )
+    def _slot_options(self) -> Iterator[Ints]:
+        """[pools] slots per instance, one array for each option."""
+        experts, style = self.problem.oracle.model.moe.num_experts, self.style
+        if style.slots is not None:
+            yield np.full_like(self.num_expert, min(style.slots, experts))
+            return
+        for redundancy in style.redundancies:
+            yield even_slots(experts, self.num_expert, redundancy, self._fit)
 
-    def _solve(self, where: Ints, copies: Ints, solver: Solver | None = None) -> list[Deployment]:
-        """Every option for the shapes at these positions [shapes, 2] of the grid, with batches.
-
-        solver: by default, what keeps up with the demand within the objective.
-        """
+    def _solve(self, where: Ints, copies: Ints, solver: Solver = demanded) -> list[Deployment]:
+        """Every option for the shapes at these positions [shapes, 2] of the grid, with batches."""
         grid = self.grid
         assert grid is not None
         if not len(where):
             return []
-        num_attention = grid.num_attention[where[:, 0], 0]
-        num_expert, rows = grid.num_expert[0, where[:, 1]], where[:, 1]
-        stack = Stack(tuple(self._all(num_attention, num_expert, rows)))
-        batch = solver(stack) if solver else self._batches(stack, copies)
-        usable = np.where(np.isnan(batch), 1.0, batch)
-        times = stack.times(usable)
-        good = ~np.isnan(batch) & self._balanced(stack, usable)
-        if solver is None:
-            good &= times.scaled_latency(self.problem) <= self.problem.tpot_s
-        activated = stack.activated(usable)
-        return [
-            one
-            for option, pools in enumerate(stack.options)
-            for one in self._deployments(
-                pools,
-                np.flatnonzero(good[option]),
-                copies,
-                *(a[option] for a in (usable, activated, times.tpot, times.ttft)),
-            )
-        ]
+        sizes = grid.num_attention[where[:, 0], 0], grid.num_expert[0, where[:, 1]]
+        shapes = self.shapes(*sizes)
+        return solved(
+            shapes, copies, self.style.policy, solver, lambda batch: self._balanced(shapes, batch)
+        )
 
-    def _deployments(
-        self,
-        pools: PoolShapes,
-        chosen: Ints,
-        copies: Ints,
-        batch: Array,
-        activated: Array,
-        tpot: Array,
-        ttft: Array,
-    ) -> list[Deployment]:
-        most = pools.most_tokens
-        attention, expert = (self.problem.weight_of(side) for side in _SIDES)
-        cost = copies * (pools.num_attention * attention + pools.num_expert * expert)
-        return [
-            Deployment(
-                kind="pools",
-                num_attention=int(pools.num_attention[index]),
-                num_expert=int(pools.num_expert[index]),
-                slots=int(pools.slots[index]),
-                plan=pools.plan,
-                gating=self.style.gating,
-                policy=self.style.policy,
-                micro_batches=pools.micro_batches,
-                copies=int(copies[index]),
-                batch=float(batch[index]),
-                activated=float(activated[index]),
-                tpot_s=float(tpot[index]),
-                most_tokens=float(most[index]),
-                cost=float(cost[index]),
-                ttft_s=float(ttft[index]),
-            )
-            for index in chosen
-        ]
-
-    def _batches(self, pools: Stack, copies: Ints) -> Array:
-        demand, most = self.problem.demand, pools.most_tokens
-        if isinstance(demand, Rate):
-            each = demand.tokens_per_s / copies
-            limit = np.minimum(most, np.maximum(1.0, each * self.problem.tpot_s))
-            return fixed_points(pools.tpot_s, each, limit)
-        assert isinstance(demand, Concurrency)
-        wanted = np.maximum(1.0, demand.requests / copies)
-        return np.where(most >= wanted, wanted, np.nan)
-
-    def _most(self, pools: Stack) -> Array:
-        def scaled_latency_s(batch: Array) -> Array:
-            return pools.times(batch).scaled_latency(self.problem)
-
-        return largest_batches(scaled_latency_s, self.problem.tpot_s, pools.most_tokens)
-
-    def _balanced(self, pools: Stack, batch: Array) -> Bools:
+    def _balanced(self, pools: Shapes, batch: Array) -> Bools:
         """Whether the pools' busy times are as equal as the style wants, or as they can be: one
         attention instance more or less would not bring them closer."""
         limit = self.style.balance
@@ -293,13 +230,9 @@ class PoolSearch:
         return np.asarray((here <= limit) | ((here <= more) & (here <= fewer)))
 
 
-def _one_token(pools: Stack) -> Array:
-    return np.where(pools.most_tokens >= 1, 1.0, np.nan)
-
-
-def _imbalance(pools: Stack, batch: Array, num_attention: Ints) -> Array:
+def _imbalance(pools: Shapes, batch: Array, num_attention: Ints) -> Array:
     """Difference of the pools' computing times of a layer and micro-batch over the longer one."""
-    problem, rows = pools.options[0].problem, batch / pools.micro_batches
+    problem, rows = pools.problem, batch / pools.micro_batches
     oracle = problem.oracle
     each = rows / num_attention
     attention = oracle.attention_layer_s(each, problem.context)
