@@ -162,7 +162,7 @@ class AttentionInstance:
         inputs = runner.load(parts)
         spans.mark("between steps")
         spans.step = self._announce([part.num_tokens for part in parts])
-        spans.tokens = plan.num_tokens
+        spans.tokens, spans.pairs = plan.num_tokens, plan.num_pairs
         spans.mark("announce")
         hidden = runner.run(inputs, self._ports, log)
         requests = self._requests

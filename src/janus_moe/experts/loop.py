@@ -57,7 +57,8 @@ class MicroBatchServer:
         self._first = first
         self._error: BaseException | None = None
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="micro-batch", daemon=True)
+        name = f"{threading.current_thread().name}, micro-batch"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def check(self) -> None:

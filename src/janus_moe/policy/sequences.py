@@ -70,6 +70,10 @@ class StepPlan(NamedTuple):
     num_tokens: int
     preempted: tuple[str, ...]
 
+    def num_pairs(self) -> int:
+        """Pairs of a token and one that it attends to, over all entries."""
+        return sum(n * (start + n) for _, start, n, _ in self.scheduled)
+
     def micro_batches(self, threshold: int) -> tuple[StepPlan, ...]:
         """Itself, or two parts of about as many tokens where it has `threshold` or more (0: never).
 

@@ -8,6 +8,7 @@ is not known here.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -42,6 +43,9 @@ class SpanLog:
 
     Marks cut the instance's time into pieces without gaps: each names what was done since the one
     before. While nothing is recorded, a mark costs one comparison.
+
+    step, tokens: of the work that is under way, or was the latest.
+    pairs: counts the pairs of tokens that attend to each other in it.
     """
 
     def __init__(self) -> None:
@@ -50,6 +54,7 @@ class SpanLog:
         self._started = 0
         self.step = -1
         self.tokens = 0
+        self.pairs: Callable[[], int] = int
 
     def start(self) -> None:
         """Records from the next mark on; forgets what was recorded before."""

@@ -1,7 +1,7 @@
 """Starting worker processes on this host, and making sure none is left behind or lost unnoticed.
 
-A worker inherits exactly the file descriptors it needs: the lifeline, and in a cluster a pipe with
-the secret. It is told everything else by message.
+A worker inherits exactly the file descriptors it needs: the lifeline, the page of its heartbeat,
+and in a cluster a pipe with the secret. It is told everything else by message.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from janus_moe.cluster.heartbeat_page import HeartbeatPage
 from janus_moe.cluster.watching import Watcher
 from janus_moe.cluster.worker.bootstrap import Bootstrap
 
@@ -76,13 +77,15 @@ class ProcessLauncher:
         hang_timeout_s: how long it may be silent at most; 0 means that it is not watched.
         """
         secret_fd = None if self._secret is None else _pipe_holding(self._secret)
+        page_fd = HeartbeatPage.create()
         bootstrap = msgspec.structs.replace(
             bootstrap,
             lifeline_fd=self._lifeline_read,
             parent_pid=os.getpid(),
             secret_fd=secret_fd,
+            heartbeat_fd=page_fd,
         )
-        descriptors = (self._lifeline_read, *(() if secret_fd is None else (secret_fd,)))
+        own = (page_fd,) if secret_fd is None else (page_fd, secret_fd)
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -90,17 +93,20 @@ class ProcessLauncher:
                 "janus_moe.cluster.worker",
                 msgspec.json.encode(bootstrap).decode(),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=descriptors,
+                pass_fds=(self._lifeline_read, *own),
                 env={**os.environ, **worker_environment(num_threads)},
                 start_new_session=True,  # Ctrl-C goes to the engine, which drains first
             )
+            page = HeartbeatPage(page_fd)
         finally:
-            if secret_fd is not None:
-                os.close(secret_fd)
+            for descriptor in own:
+                os.close(descriptor)
         worker = WorkerProcess(name=bootstrap.name, process=process)
         self._workers[worker.name] = worker
         if hang_timeout_s:
-            self._watcher.watch(worker.name, process.pid)
+            self._watcher.watch(worker.name, process.pid, page, hang_timeout_s)
+        else:
+            page.close()
         return worker
 
     def _kill(self, name: str, reason: str) -> None:

@@ -19,6 +19,7 @@ from janus_moe import __version__
 from janus_moe.cluster.worker.bootstrap import Bootstrap
 from janus_moe.cluster.worker.death_signal import die_with
 from janus_moe.cluster.worker.generations import Generations
+from janus_moe.cluster.worker.heartbeat import Heartbeat
 from janus_moe.cluster.worker.hosted_instance import HostedInstance
 from janus_moe.cluster.worker.worker_channel import WorkerChannel
 from janus_moe.cluster.worker.worker_instances import build_instances
@@ -59,6 +60,7 @@ def run(bootstrap: Bootstrap) -> int:
             setup = msgspec.structs.replace(setup, checkpoint=bootstrap.checkpoint)
         instances = build_instances(setup, channel.send)
         generations = Generations(bootstrap.name, setup, instances, channel, bootstrap.bind_host)
+        Heartbeat(bootstrap.heartbeat_fd).start({str(one.id): one.spans for one in instances})
         channel.send(Ready(name=bootstrap.name))
         return _serve(instances, generations, channel)
     # A last resort: the end of the process; the engine is to learn why.

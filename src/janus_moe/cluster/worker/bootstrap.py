@@ -16,6 +16,7 @@ class Bootstrap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     lifeline_fd: read end of the lifeline pipe, which the launcher fills in.
     parent_pid: the process that starts the worker, which the launcher fills in.
     secret_fd: a pipe with the cluster's secret; None where the endpoint is a socket of this host.
+    heartbeat_fd: of the page on which it says what its threads are at, filled in likewise.
     bind_host: the only address at which the worker may listen.
     checkpoint: folder of the model on this host; None means the one in the setup.
     """
@@ -25,5 +26,6 @@ class Bootstrap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     lifeline_fd: int = -1
     parent_pid: int = -1
     secret_fd: int | None = None
+    heartbeat_fd: int = -1
     bind_host: str = "127.0.0.1"
     checkpoint: str | None = None

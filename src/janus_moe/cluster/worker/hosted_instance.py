@@ -73,7 +73,7 @@ class HostedInstance:
         self.id = instance_id
         self.release = release
         self._connect = connect
-        self._spans = spans
+        self.spans = spans
         self._send = send
         self._inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
         self._connection: Connection | None = None
@@ -90,7 +90,7 @@ class HostedInstance:
 
         def body(inbox: queue.SimpleQueue[ToWorker]) -> None:
             use_threads(setup.num_threads)
-            record_messages(self._spans, setup.membership, exchanges)
+            record_messages(self.spans, setup.membership, exchanges)
             connection.body(inbox)
 
         return connection._replace(body=body)
@@ -151,9 +151,9 @@ class HostedInstance:
                 self._inbox.put(message)
 
     def _trace(self, recording: bool) -> None:
-        now_ns, spans = time.perf_counter_ns(), self._spans.stop()
+        now_ns, spans = time.perf_counter_ns(), self.spans.stop()
         if recording:
-            self._spans.start()
+            self.spans.start()
         self._send(Traced(instance=self.id, now_ns=now_ns, spans=() if recording else spans))
 
 

@@ -1,0 +1,51 @@
+"""Claims about a worker whose computing thread stands still: it is noticed soon, named and killed,
+and the others are not."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.e2e.conftest import Model
+from tests.e2e.server_process import serving
+from tests.e2e.test_faults import flags, stream_until_error
+
+ENDS_WITHIN_S = 10.0  # on a busy machine; what spins is given the time in which it had no core
+STICKING = Path(__file__).parent / "sticking"
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("expert 1", "sleeps"),
+        pytest.param("expert 1", "spins", marks=pytest.mark.slow),
+        pytest.param("attention 0", "sleeps", marks=pytest.mark.slow),
+        pytest.param("attention 0", "spins", marks=pytest.mark.slow),
+    ],
+)
+def test_a_thread_that_stands_still_is_noticed(
+    qwen3: Model, name: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = tmp_path / "stop"
+    path = os.pathsep.join([str(STICKING), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("JANUS_TEST_STICKS", f"{name}:{how}:{stop}")
+    with serving(*flags(qwen3)) as server:
+        workers = server.wait_until_ready().workers()
+        errors: list[str] = []
+        client = threading.Thread(target=stream_until_error, args=(server.url, errors))
+        client.start()
+        time.sleep(1.5)  # so that what a step takes is known
+        stop.touch()
+        assert server.ended(ENDS_WITHIN_S) == 1
+        message = server.output.splitlines()[-1]
+        assert re.search(rf"{name} \(pid {workers[name].pid}\) stood still for [\d.]+ s", message)
+        client.join(ENDS_WITHIN_S)
+        assert errors, "the open stream must end with an error, not with silence"
+        _, alive = psutil.wait_procs(list(workers.values()), timeout=2)
+        assert not alive
