@@ -29,6 +29,7 @@ from janus_moe.cluster.generations import (
 from janus_moe.cluster.generations import actions as do
 from janus_moe.cluster.generations import events as on
 from janus_moe.cluster.generations.invariants import violations
+from janus_moe.cluster.generations.state import Recovery
 from janus_moe.errors import ConflictError, RequestError
 from janus_moe.policy.placement import NoPlacement, Placement
 from janus_moe.spec import InstanceId, Membership, PoolShape
@@ -137,7 +138,7 @@ class Audit:
 
     def _addressed(self, action: do.Action, instance: InstanceId, world: Simulation) -> None:
         if isinstance(action, do.StartInstance):
-            fault = world.machine.status(0.0).kind == "fault"
+            fault = isinstance(world.machine.state.change, Recovery)
             limited = not world.settings.max_restarts and not world.stand_by
             assert not (fault and limited), f"no restart is allowed: {action}"
             assert instance not in self.used_ids, f"used before: {action}"
@@ -216,22 +217,23 @@ class Simulation(Workers):
 
     # --- one schedule ---------------------------------------------------------------------------
 
-    def play(self) -> None:
+    def play(self, trouble: int) -> None:
+        """One schedule; with more trouble it is longer, and more happens in it."""
         dice = self.dice
         self.perform(self.machine.begin())
-        for _ in range(dice.randint(1, 3)):
-            self.clock.after(dice.random(), self.arrive)
-        for _ in range(dice.choice((0, 1, 1, 1, 2, 3))):
-            self.clock.after(dice.random() * 3, self.operate)
-        for _ in range(dice.choice((0, 0, 1))):
-            self.clock.after(dice.random() * 2, self.rebalance)
-        self.refusals = 0 if self.is_plain else dice.choice((0, 0, 0, 1, 5))
-        for _ in range(dice.choice((0, 1, 1, 2, 3))):
+        for _ in range(dice.randint(1, 3) * trouble):
+            self.clock.after(dice.random() * trouble, self.arrive)
+        for _ in range(dice.choice((0, 1, 1, 1, 2, 3)) * trouble):
+            self.clock.after(dice.random() * 3 * trouble, self.operate)
+        for _ in range(dice.choice((0, 0, 1)) * trouble):
+            self.clock.after(dice.random() * 2 * trouble, self.rebalance)
+        self.refusals = 0 if self.is_plain else dice.choice((0, 0, 0, 1, 5)) * trouble
+        for _ in range(dice.choice((0, 1, 1, 2, 3)) * trouble):
             if dice.random() < 0.5:
-                self.clock.after(dice.random() * 4, self.harm)
+                self.clock.after(dice.random() * 4 * trouble, self.harm)
             else:
-                self.faults_at_action.add(dice.randint(1, 40))
-        self.clock.run(LIMIT)
+                self.faults_at_action.add(dice.randint(1, 40 * trouble))
+        self.clock.run(LIMIT * trouble)
         self.check_end()
 
     def check_end(self) -> None:
@@ -565,24 +567,24 @@ PERFORM: dict[type, Callable[[Simulation, Any], None]] = {
 }
 
 
-def simulate(seed: int, log: list[str] | None = None) -> Simulation:
+def simulate(seed: int, log: list[str] | None = None, trouble: int = 1) -> Simulation:
     """Plays one schedule; what happened is appended to `log`."""
     service = Simulation(seed)
     service.log = log
-    service.play()
+    service.play(trouble)
     return service
 
 
-def failure(seed: int) -> str | None:
+def failure(seed: int, trouble: int = 1) -> str | None:
     """How one schedule went wrong, with all that happened in it; None when it went well."""
     try:
-        simulate(seed)
+        simulate(seed, None, trouble)
     except Exception:
         log: list[str] = []
         with contextlib.suppress(Exception):
-            simulate(seed, log)
+            simulate(seed, log, trouble)
         tail = "\n".join(log[-LOG_LINES:])
-        return f"{tail}\n{traceback.format_exc()}\nseed {seed}"
+        return f"{tail}\n{traceback.format_exc()}\nseed {seed}, trouble {trouble}"
     return None
 
 
@@ -591,10 +593,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--schedules", type=int, default=1_000_000)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--trouble", type=int, default=1, help="how long schedules are")
     arguments = parser.parse_args()
     first = arguments.first_seed
     for seed in range(first, first + arguments.schedules):
-        if (told := failure(seed)) is not None:
+        if (told := failure(seed, arguments.trouble)) is not None:
             sys.exit(told)
     print(f"{arguments.schedules} schedules from seed {first} end well")
 

@@ -32,6 +32,8 @@ from janus_moe.cluster.generations.state import (
 from janus_moe.policy.placement.adaptation import NoPlacement
 from janus_moe.spec import InstanceId
 
+OVERDUE_GRACE_S = 1.0
+"""What the engine gets to read words that came before a deadline, when it stood still itself."""
 MAX_RETRY_S = 5.0
 """Longest pause before a generation is opened again after one was opened in vain."""
 
@@ -80,7 +82,7 @@ def advance(state: MachineState, change: Recovery) -> bool:
     """One step, if the time for it has come; whether one was taken."""
     match change.phase:
         case "opening" if not state.late():
-            change.phase = "committing"
+            change.phase, change.is_overdue = "committing", False
             state.commit()
             return True
         case "committing" if not state.late():
@@ -124,14 +126,19 @@ def open_too_late(state: MachineState, change: PlannedChange | Recovery) -> None
 def commit_too_late(state: MachineState, change: PlannedChange | Recovery) -> None:
     """After a planned change, those that are late may wait for another: all steps are dropped then.
 
-    When that was done already, those that are late are stuck themselves. Those that leave are
+    When that was done already, those that are late are stuck themselves, unless it was the engine
+    that stood still: what it has not read yet comes within a moment. Those that leave are
     needed by no one once the others have committed.
     """
     sentence = _late_sentence(state, "committed", state.settings.commit_timeout_s)
     late = state.late()
     if isinstance(change, Recovery):
-        for instance in late:
-            lose(state, instance, sentence)
+        if change.is_overdue:
+            for instance in late:
+                lose(state, instance, sentence)
+        else:
+            change.is_overdue = True
+            state.set_timer("commit", OVERDUE_GRACE_S)
         return
     state.last_error = sentence
     if set(late) <= set(change.leaving):

@@ -116,6 +116,7 @@ class Recovery:
     losses: what went wrong, sentences.
     obstacle: why it cannot go on at the moment; "" for nothing.
     is_backing_off: whether it waits for the timer `retry`.
+    is_overdue: whether the deadline of the commit has passed once.
     attempts: generations that were opened in vain.
     blame: how often each member kept a generation from being opened.
     unplaceable: pools for which no placement is possible, and why.
@@ -127,6 +128,7 @@ class Recovery:
     phase: ChangePhase = "fencing"
     obstacle: str = ""
     is_backing_off: bool = False
+    is_overdue: bool = False
     attempts: int = 0
     blame: dict[InstanceId, int] = field(default_factory=dict)
     unplaceable: dict[tuple[InstanceId, ...], NoPlacement] = field(default_factory=dict)
