@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import statistics
 import subprocess
 import sys
@@ -96,6 +97,19 @@ def known(unit: str) -> bool:
 def test_every_package_has_a_place_in_the_table() -> None:
     units = {unit_of_file(path) for path in modules()} - {"__init__", "planner.__init__"}
     assert not {unit for unit in units if not known(unit)}, "add it to a row of ROWS"
+
+
+def test_architecture_md_has_the_same_table() -> None:
+    page = (SOURCE.parent.parent / "ARCHITECTURE.md").read_text()
+    rows = re.findall(r"^\| \d+ \| (.+?) \| (.*?)\|", page, re.MULTILINE)
+    same_row = {
+        package: set(re.findall(r"`(.+?)`", targets))
+        for _, besides in rows
+        for packages, targets in re.findall(r"([^;]+?) -> ([^;(]+)", besides)
+        for package in re.findall(r"`(.+?)`", packages)
+    }
+    assert [set(re.findall(r"`(.+?)`", packages)) for packages, _ in rows] == list(map(set, ROWS))
+    assert same_row == SAME_ROW
 
 
 def test_rows_import_only_rows_above() -> None:

@@ -273,8 +273,10 @@ def spin_budget_us(num_cores: int, compute_threads: int) -> float:
     """How long a waiting process may spin, in microseconds.
 
     A spinning waiter only helps on a core that no other thread wants; otherwise it starves the
-    instance it waits for. The engine and the rest of the host want a core too.
+    instance it waits for. The engine and the rest of the host want a core too, which is counted
+    here.
 
+    num_cores: of the host.
     compute_threads: threads of both pools on this host that may compute at once.
     """
-    return 50.0 if num_cores > compute_threads else 0.0
+    return 50.0 if num_cores > compute_threads + 1 else 0.0

@@ -172,7 +172,8 @@ def test_a_wakeup_holds_any_number_of_notifications_and_is_deaf_once_closed() ->
 
 
 @pytest.mark.parametrize(
-    ("num_cores", "compute_threads", "spins"), [(2, 1, True), (2, 2, False), (2, 4, False)]
+    ("num_cores", "compute_threads", "spins"),
+    [(3, 1, True), (2, 1, False), (4, 3, False), (5, 3, True)],
 )
 def test_spinning_needs_a_core_that_no_thread_wants(
     num_cores: int, compute_threads: int, spins: bool

@@ -77,15 +77,12 @@ def wait_rule(setup: Setup) -> WaitRule:
     """How the ports of the setup's membership wait."""
     return WaitRule(
         timeout_s=setup.config.exchange_timeout,
-        spin_us=spin_budget_us(setup.num_cores, _cores_wanted(setup)),
+        spin_us=spin_budget_us(setup.num_cores, _compute_threads(setup)),
     )
 
 
-def _cores_wanted(setup: Setup) -> int:
-    """Threads of this worker's host that may compute at once, and one for the engine.
-
-    A waiter may spin when its own core is not wanted by those it waits for.
-    """
+def _compute_threads(setup: Setup) -> int:
+    """Threads of this worker's host that may compute at once."""
     config, membership = setup.config, setup.membership
     here = membership.host_of(setup.instances[0])
     counts: InstanceCounts = {
@@ -93,7 +90,7 @@ def _cores_wanted(setup: Setup) -> int:
         "expert": membership.expert_hosts.count(here),
     }
     computing = most_computing(counts, config.transport, config.num_micro_batches)
-    return 1 + setup.num_threads * computing
+    return setup.num_threads * computing
 
 
 def placement_of(setup: Setup) -> Placement:
