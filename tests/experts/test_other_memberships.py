@@ -24,7 +24,6 @@ from janus_moe.model.checkpoint import Checkpoint
 from janus_moe.model.config import read_spec
 from janus_moe.model.expert_block import ExpertModel
 from janus_moe.model.piecewise import Piece
-from janus_moe.model.slot_storage import slot_bytes
 from janus_moe.policy.placement import Placement, adapt_placement, initial_placement
 from janus_moe.spec import InstanceId, Membership, PoolShape
 from janus_moe.transport import Ticket, WaitRule, Work
@@ -169,14 +168,11 @@ def test_the_old_epoch_serves_until_the_new_one_is_adopted_and_not_after(folder:
         outputs([member.instance], 0)
 
 
-def test_memory_in_use_grows_by_what_is_lacking_and_goes_back(folder: Path) -> None:
+def test_an_instance_has_the_slots_that_it_needs_and_no_more(folder: Path) -> None:
     member = Member(folder, 0, placement_of(4, 0))
-    one = slot_bytes(member.model.layers[0])
 
     def held() -> int:
-        layers = member.model.layers.values()
-        tensors = [tensor for layer in layers for tensor in (layer.gate_up, layer.down)]
-        return sum(tensor.untyped_storage().nbytes() for tensor in tensors) // one
+        return sum(member.num_slots)
 
     assert held() == 3 * LAYERS
     member.enter(placement_of(1, 1), 0)

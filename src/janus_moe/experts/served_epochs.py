@@ -5,12 +5,9 @@ It does not know what an epoch is used for, how its weights are loaded, or who d
 
 from __future__ import annotations
 
-import numpy as np
-
-from janus_moe.errors import ConfigError, ExchangeError
-from janus_moe.experts.epoch import Epoch, make_epoch
+from janus_moe.errors import ExchangeError
+from janus_moe.experts.epoch import Epoch
 from janus_moe.experts.scheduling import LayerScheduler, Schedulers, Table
-from janus_moe.policy.placement import Placement
 from janus_moe.spec import InstanceId
 from janus_moe.transport import Ticket
 
@@ -34,25 +31,6 @@ class ServedEpochs:
         self._instance_id = instance_id
         self._current = self._latest = self._before_latest = first
         self._staged: dict[int, Epoch] = {}
-
-    def continued(self, rank: int, placement: Placement, schedulers: Schedulers) -> ServedEpochs:
-        """The same experts in the same slots, in another membership.
-
-        rank: position of the instance there.
-        placement: of its first steps.
-
-        Raises ConfigError when the placement gives the instance other experts than it holds.
-        """
-        tables = self._latest.slots
-        for layer, table in enumerate(tables):
-            held, wanted = np.flatnonzero(table >= 0), placement.slots[layer][rank]
-            if held.tolist() != sorted(wanted):
-                raise ConfigError(
-                    f"{self._instance_id} holds experts {held.tolist()} of MoE layer {layer}, the "
-                    f"placement of epoch {placement.epoch} gives it {sorted(wanted)}; move them "
-                    "before"
-                )
-        return self.followed_by(rank, make_epoch(placement, tables, schedulers), schedulers)
 
     def followed_by(self, rank: int, first: Epoch, schedulers: Schedulers) -> ServedEpochs:
         """What the same instance serves in another membership.

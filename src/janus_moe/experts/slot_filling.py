@@ -18,7 +18,7 @@ from janus_moe.experts.pacing import Pace
 from janus_moe.experts.scheduling import Table
 from janus_moe.model.checkpoint import Checkpoint
 from janus_moe.model.piecewise import Piece, expert_pieces
-from janus_moe.model.slot_storage import moved_slots, release_free_memory
+from janus_moe.model.slot_storage import release_free_memory
 
 LoadPiece = Callable[[Piece], None]
 InUse = Sequence[Collection[int]]
@@ -89,14 +89,17 @@ class SlotFiller:
             if num_slots <= len(contents):
                 continue
             layer = self._instance.layers[number]
-            wanted = {*table.tolist(), *in_use[number]}
-            kept = [e if slot in wanted else -1 for slot, e in enumerate(contents)]
-            stay = {slot: slot for slot, expert in enumerate(kept) if expert >= 0}
+            weights = self._model.layers[layer].extended(num_slots)
+            if weights is None:
+                used = {*table.tolist(), *in_use[number]}
+                contents = [e if slot in used else -1 for slot, e in enumerate(contents)]
+                stay = {slot: slot for slot, expert in enumerate(contents) if expert >= 0}
+                weights = self._model.layers[layer].moved(
+                    num_slots, stay, _before_copy(pace, check)
+                )
             # Those who compute have either memory, and both hold what they use.
-            self._model.layers[layer] = moved_slots(
-                self._model.layers[layer], num_slots, stay, _before_copy(pace, check)
-            )
-            self._contents[number] = kept + [-1] * (num_slots - len(contents))
+            self._model.layers[layer] = weights
+            self._contents[number] = contents + [-1] * (num_slots - len(contents))
 
     def fill(self, plan: FillPlan, pace: Pace, check: Callable[[], None]) -> None:
         """Loads what arrives; whatever ends it, a slot holds a complete expert or counts as free.
@@ -133,9 +136,7 @@ class SlotFiller:
             ordered = all(old == new for old, new in moves.items())
             if ordered and num_slots == len(self._contents[number]):
                 continue
-            weights = moved_slots(
-                self._model.layers[layer], num_slots, moves, _before_copy(pace, check)
-            )
+            weights = self._model.layers[layer].moved(num_slots, moves, _before_copy(pace, check))
             ordered_table = np.full_like(table, -1)
             ordered_table[experts] = np.arange(len(experts))
             self._instance.move_layer(number, weights, ordered_table)

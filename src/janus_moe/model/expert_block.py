@@ -5,8 +5,9 @@ Knows nothing of placement, scheduling or the attention pool. Call it under torc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from janus_moe.kernels.grouped_experts import grouped_experts
 from janus_moe.kernels.route import route
 from janus_moe.model.checkpoint import Checkpoint, OnBytes, ignore_bytes
 from janus_moe.model.loading import Loader
+from janus_moe.model.slot_storage import BeforeCopy, extended, moved
 from janus_moe.spec import ModelSpec
 
 
@@ -34,6 +36,31 @@ class ExpertLayer:
     slots: tuple[int, ...]
     gate_up: Tensor
     down: Tensor
+
+    @property
+    def slot_bytes(self) -> int:
+        """Weights of one slot."""
+        return sum(math.prod(t.shape[1:]) * t.itemsize for t in (self.gate_up, self.down))
+
+    def extended(self, num_slots: int) -> ExpertLayer | None:
+        """The same layer with more slots in the same memory; None when it has no room."""
+        gate_up, down = (extended(slots, num_slots) for slots in (self.gate_up, self.down))
+        if gate_up is None or down is None:
+            return None
+        return replace(self, gate_up=gate_up, down=down)
+
+    def moved(
+        self, num_slots: int, moves: Mapping[int, int], before_copy: BeforeCopy
+    ) -> ExpertLayer:
+        """The same layer in memory of its own.
+
+        num_slots: there.
+        moves: slot -> slot there; other slots are left behind.
+        """
+        gate_up, down = (
+            moved(slots, num_slots, moves, before_copy) for slots in (self.gate_up, self.down)
+        )
+        return replace(self, gate_up=gate_up, down=down)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from janus_moe.model.checkpoint import Checkpoint, OnBytes, ignore_bytes
+from janus_moe.model.slot_storage import slot_memory
 from janus_moe.model.tensors import TensorInfo, TensorTable
 from janus_moe.spec import ModelSpec
 from janus_moe.torch_dtypes import torch_dtype
@@ -34,6 +35,7 @@ class Loader:
         self.device = device
         self._checkpoint = checkpoint
         self._table = TensorTable(spec)
+        self._num_experts = spec.moe.num_experts
         self._on_bytes = on_bytes
 
     def tensor(self, role: str, layer: int = 0) -> Tensor:
@@ -66,7 +68,7 @@ class Loader:
         return self._table.info(role, layer).name
 
     def experts(self, layer: int, num_slots: int) -> tuple[Tensor, Tensor]:
-        """Uninitialised memory for experts of a layer.
+        """Uninitialised memory for experts of a layer, which can be extended to all of them.
 
         Returns gate and up [slots, 2 * width, hidden], gate above up, and down
         [slots, hidden, width].
@@ -74,8 +76,8 @@ class Loader:
         up, down = (self._table.info(role, layer) for role in ("expert_up", "expert_down"))
         width, hidden = up.shape
         return (
-            self.empty(up, num_slots, 2 * width, hidden),
-            self.empty(down, num_slots, hidden, width),
+            slot_memory((num_slots, 2 * width, hidden), self._num_experts, self.empty(up, 0)),
+            slot_memory((num_slots, hidden, width), self._num_experts, self.empty(down, 0)),
         )
 
     def empty(self, like: TensorInfo, *shape: int) -> Tensor:
