@@ -1,33 +1,54 @@
-"""A step that its exchange raises out of leaves no trace: it is computed again over another one."""
+"""A step that its exchange raises out of leaves no trace: it is computed again over another one.
+
+An error is raised at announcing, dispatch and combine of every layer of every step. Afterwards the
+instance is compared, field by field, with one that was never disturbed. What a step has planned
+stays planned: planning again gives the same step. Every kind of attention has to pass this.
+"""
 
 from __future__ import annotations
 
-from functools import partial
+import random
+from collections.abc import Callable, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+import msgspec
 import pytest
-from tests.attention.pools import Attention, Weights, reports_of
+from tests.attention.frozen_state import Freezer, differences
+from tests.attention.pools import Attention, Weights, reports_of, tokens_of
 from tests.checkpoints import make_checkpoint
 from torch import Tensor
 
 from janus_moe.errors import PeerLost
+from janus_moe.messages import StepDone
 from janus_moe.transport import AttentionPort, Combined, Ticket
 
-PROMPTS = {"a": list(range(40, 59)), "b": [9, 8, 7], "c": [5]}
-OPTIONS: dict[str, Any] = {"temperature": 0.9, "logprobs": 1, "prompt_logprobs": 1}
+NO_STATE = {"_ports", "_experts", "_model", "_spans", "spans"}
+SHARED = list(range(40, 52))
+TIMES = ("step_seconds", "dispatch_seconds", "combine_seconds", "scheduler_seconds")
+MAX_STEPS = 200
+
+
+class Place(NamedTuple):
+    """Where an exchange fails.
+
+    stage: "begin", "dispatch" or "combine".
+    layer: of dispatch and combine; 0 for "begin".
+    port: of which micro-batch.
+    """
+
+    stage: str
+    layer: int
+    port: int
 
 
 class FailingPort:
-    """Passes calls on until one of them is to fail.
+    """Passes calls on until one of them is to fail."""
 
-    place: "begin", "dispatch" or "combine", and the layer, which is 0 for "begin".
-    """
-
-    def __init__(self, port: AttentionPort, place: tuple[str, int]) -> None:
+    def __init__(self, port: AttentionPort, number: int, place: Place) -> None:
         self._port = port
-        self._fails_at = place
+        self._number = number
+        self._place = place
 
     def begin_step(self, num_tokens: int) -> int:
         self._fail("begin", 0)
@@ -42,7 +63,7 @@ class FailingPort:
         return self._port.combine(ticket)
 
     def _fail(self, stage: str, layer: int) -> None:
-        if (stage, layer) == self._fails_at:
+        if (stage, layer, self._number) == self._place:
             raise PeerLost(peer="expert 1", stage=stage, step=0, layer=layer)
 
 
@@ -52,47 +73,214 @@ def weights(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return Weights(make_checkpoint(folder, request.param, seed=4))
 
 
-def run(weights: Weights, num_ports: int, failures: dict[int, tuple[str, int]]) -> Attention:
-    """All requests served; failures: number of the step -> where its exchange fails once."""
-    attention = Attention(
+def make_attention(weights: Weights, num_ports: int) -> Attention:
+    """Steps of few tokens and a cache that is too small for all: chunks and preemption."""
+    return Attention(
         weights,
         num_ports=num_ports,
-        micro_batch_threshold=2,
+        micro_batch_threshold=2 if num_ports > 1 else 0,
         max_num_batched_tokens=9,
         num_blocks=10,
         prefix_caching=True,
     )
-    for name, prompt in PROMPTS.items():
-        attention.add(name, prompt, **OPTIONS)
-    for number in range(200):
-        if not attention.instance.has_work:
-            return attention
-        if number in failures:
-            attention.connect(partial(FailingPort, place=failures[number]))
-            with pytest.raises(PeerLost):
-                attention.step()
-            attention.connect()
-        attention.step()
+
+
+def arrive(attention: Attention, step: int) -> None:
+    """The requests that come before a step."""
+    options = {"temperature": 0.9, "logprobs": 1, "prompt_logprobs": 1, "max_tokens": 8}
+    match step:
+        case 0:
+            attention.add("long", [*SHARED, *range(7)], **options)
+            attention.add("b", [9, 8, 7], **options)
+            attention.add("c", [5, 6, 7], **options)
+        case 4:
+            attention.add("resumed", [*SHARED, 99, 98], position=2, frequency_penalty=0.7)
+            attention.add("scored", [*SHARED, 3], max_tokens=0, prompt_logprobs=0)
+        case 14:
+            attention.add("cached", [*SHARED, 60], min_tokens=2, stop_token_ids=(1, 2))
+            attention.add("aborted", [4, 4, 4, 4])
+        case 16:
+            attention.instance.abort("aborted", 1)
+
+
+def places(weights: Weights, num_ports: int) -> list[Place]:
+    layers = weights.spec.moe_layer_ids
+    stages = [("begin", 0), *((s, layer) for layer in layers for s in ("dispatch", "combine"))]
+    return [Place(*stage, port) for stage in stages for port in range(num_ports)]
+
+
+def fail(attention: Attention, place: Place) -> None:
+    """A step fails there, over exchanges of its own; the next one has new ones.
+
+    With one micro-batch the second port only announces, so a step may pass its other places.
+    """
+    numbers = iter(range(attention.num_ports))
+
+    def wrap(port: AttentionPort) -> FailingPort:
+        return FailingPort(port, next(numbers), place)
+
+    attention.connect(wrap)
+    with pytest.raises(PeerLost):
+        attention.instance.step()
+    attention.connect()
+
+
+def reached(attention: Attention, place: Place) -> bool:
+    """Whether the next step comes by this place."""
+    if place.port == 0 or place.stage == "begin":
+        return True
+    plan = attention.instance._batcher.plan()
+    return len(plan.micro_batches(2)) > 1
+
+
+def state(attention: Attention, leave_out: Set[str] = NO_STATE) -> Any:
+    return Freezer(leave_out).freeze(attention.instance)
+
+
+def without_times(done: StepDone) -> StepDone:
+    outputs = tuple(
+        msgspec.structs.replace(one, queued_seconds=one.queued_seconds and 0.0)
+        for one in done.outputs
+    )
+    return msgspec.structs.replace(done, outputs=outputs, **dict.fromkeys(TIMES, 0.0))
+
+
+class Run(NamedTuple):
+    """All requests served.
+
+    attention: the instance at the end.
+    planned: before each step, when it has been planned, and maybe dropped; without the runner.
+    states: after each step.
+    dropped: how many steps were dropped.
+    """
+
+    attention: Attention
+    planned: list[Any]
+    states: list[Any]
+    dropped: int = 0
+
+
+def run(
+    weights: Weights,
+    num_ports: int,
+    failures: Callable[[int], list[Place] | None] = lambda _: None,
+) -> Run:
+    """Serves all requests.
+
+    failures: number of the step -> where it fails, one after the other.
+    """
+    attention, dropped = make_attention(weights, num_ports), 0
+    planned, states = list[Any](), list[Any]()
+    for number in range(MAX_STEPS):
+        arrive(attention, number)
+        if not attention.instance.has_work and number > 16:
+            return Run(attention, planned, states, dropped)
+        for place in failures(number) or ():
+            if attention.instance.has_work and reached(attention, place):
+                fail(attention, place)
+                dropped += 1
+        attention.instance._batcher.plan()
+        planned.append(state(attention, NO_STATE | {"_runner"}))
+        if attention.instance.has_work:
+            attention.step()
+        states.append(state(attention))
     raise AssertionError("requests do not end")
 
 
+def assert_equal(one: Run, other: Run) -> None:
+    for left_states, right_states in ((one.planned, other.planned), (one.states, other.states)):
+        for number, (left, right) in enumerate(zip(left_states, right_states, strict=True)):
+            assert not (found := differences(left, right)), (number, found[:5])
+    for expected, seen in zip(one.attention.steps, other.attention.steps, strict=True):
+        assert without_times(seen) == without_times(expected)
+
+
 @pytest.mark.parametrize("num_ports", [1, 2])
-def test_failures_at_every_layer_change_nothing(weights: Weights, num_ports: int) -> None:
-    undisturbed = run(weights, num_ports, {})
-    places = [(s, layer) for layer in weights.spec.moe_layer_ids for s in ("dispatch", "combine")]
-    places.append(("begin", 0))
-    rng = np.random.default_rng(num_ports)
-    num_steps = len(undisturbed.steps)
-    assert num_steps >= len(places)
-    order = rng.permutation(num_steps)[: len(places)].tolist()
-    disturbed = run(weights, num_ports, dict(zip(order, places, strict=True)))
-    assert len(disturbed.steps) == num_steps
-    for name in PROMPTS:
-        expected, seen = reports_of(undisturbed.steps, name), reports_of(disturbed.steps, name)
-        for one, other in zip(expected, seen, strict=True):
-            assert one.token_ids == other.token_ids and one.logprobs == other.logprobs
-            assert one.prompt_logprobs == other.prompt_logprobs
-            assert one.finish_reason == other.finish_reason
-            assert one.num_cached_tokens == other.num_cached_tokens
-    assert disturbed.steps[-1].num_preemptions == undisturbed.steps[-1].num_preemptions > 0
-    assert disturbed.blocks.usage == 0.0
+def test_failures_at_every_place_of_every_step_change_nothing(
+    weights: Weights, num_ports: int
+) -> None:
+    undisturbed = run(weights, num_ports)
+    everywhere = places(weights, num_ports)
+    disturbed = run(weights, num_ports, lambda _: everywhere)
+    assert disturbed.dropped >= len(disturbed.attention.steps) * len(everywhere) // num_ports
+    assert_equal(undisturbed, disturbed)
+    assert disturbed.attention.blocks.usage == 0.0
+
+
+def test_a_single_failure_at_a_random_place_changes_nothing(weights: Weights) -> None:
+    """What a second failure would hide shows after one."""
+    undisturbed, rng = run(weights, 1), random.Random(3)
+    everywhere = places(weights, 1)
+    for _ in range(6):
+        chosen = {number: rng.choices(everywhere) for number in rng.sample(range(MAX_STEPS), 90)}
+        assert_equal(undisturbed, run(weights, 1, chosen.get))
+
+
+def test_the_steps_of_these_claims_are_of_every_kind(weights: Weights) -> None:
+    steps = run(weights, 2).attention.steps
+    assert any(not step.outputs for step in steps), "a prompt in chunks"
+    ends = [sum(one.finish_reason is not None for one in step.outputs) for step in steps]
+    assert max(ends) >= 2, "several requests finish"
+    assert steps[-1].num_preemptions > 0, "a plan that preempts"
+    assert reports_of(steps, "cached")[0].num_cached_tokens > 0
+    assert reports_of(steps, "scored")[0].prompt_logprobs is not None
+    assert reports_of(steps, "long")[0].prompt_logprobs is not None
+    assert reports_of(steps, "resumed")[0].position == 2
+    layers = len(weights.spec.moe_layer_ids)
+    passes = {step.activity.layers for step in steps if step.activity is not None}
+    assert passes == {layers, 2 * layers}, "whole steps and micro-batches"
+
+
+def test_requests_may_come_and_go_between_a_failure_and_the_step_after_it(
+    weights: Weights,
+) -> None:
+    """They may change what is computed together; tokens and blocks stay right."""
+    rng = random.Random(5)
+    prompts = {f"r{n}": [*SHARED[: rng.randint(0, 9)], *range(n, n + 4)] for n in range(24)}
+    expected = {}
+    for name, prompt in prompts.items():
+        alone = Attention(weights)
+        alone.add(name, prompt, max_tokens=5)
+        expected[name] = alone.run()[name]
+    attention, waiting, aborted = make_attention(weights, 1), list(prompts), set[str]()
+    everywhere = places(weights, 1)
+    while waiting or attention.instance.has_work:
+        if attention.instance.has_work and rng.random() < 0.5:
+            fail(attention, rng.choice(everywhere))
+        if waiting and rng.random() < 0.4:
+            name = waiting.pop()
+            attention.add(name, prompts[name], max_tokens=5)
+        if rng.random() < 0.05:
+            aborted.add(name := rng.choice([*prompts]))
+            attention.instance.abort(name, 1)
+        attention.instance._batcher.check()
+        if attention.instance.has_work:
+            attention.step()
+    tokens = tokens_of(attention.steps)
+    for name in prompts:
+        seen = tokens.get(name, [])
+        assert seen == expected[name][: len(seen)]
+        assert name in aborted or len(seen) == 5
+    assert attention.blocks.usage == 0.0
+
+
+def test_a_trace_shows_how_far_a_dropped_step_came_and_then_the_whole_step(
+    weights: Weights,
+) -> None:
+    layer = weights.spec.moe_layer_ids[1]
+    traces = []
+    for places_of_step in ([], [Place("combine", layer, 0)]):
+        attention = make_attention(weights, 1)
+        attention.add("r", SHARED[:4], max_tokens=3)
+        attention.step()
+        attention.instance._spans.start()
+        attention.step()
+        for place in places_of_step:
+            fail(attention, place)
+        attention.step()
+        traces.append([(span.name, span.layer) for span in attention.instance._spans.stop()])
+    whole, with_dropped = traces
+    end = whole.index(("sample", -1)) + 1
+    step = whole[end:]
+    dropped = step[: step.index(("combine", layer))]
+    assert with_dropped == [*whole[:end], *dropped, *step]

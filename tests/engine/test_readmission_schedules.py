@@ -21,7 +21,7 @@ from janus_moe.engine.engine import Engine
 from janus_moe.messages import SamplingParams, TokenLogprob
 from janus_moe.spec import InstanceId, Membership
 
-SEEDS_PER_CASE = 250
+SEEDS_PER_CASE = 500
 MAX_EVENTS = 120
 STOPS = ("ab", "cde", "aa")
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_moe.kernels.linear import linear, linear_reference
-from janus_moe.kernels.linear.dispatch import prefers_streaming
+from janus_moe.kernels.linear.dispatch import streams
 from janus_moe.kernels.linear.streaming import linear_streaming
 
 
@@ -49,13 +49,13 @@ def test_linear_takes_weights_that_need_a_gradient_and_strided_inputs() -> None:
         torch.testing.assert_close(linear(x, weight), linear_reference(x, weight))
 
 
-def test_streaming_rule_depends_on_inputs_vectors_and_bfloat16_products() -> None:
-    assert prefers_streaming((64, 1024), torch.float32, native_bfloat16=True, vector_lanes=8)
-    assert prefers_streaming((64, 1024), torch.bfloat16, native_bfloat16=False, vector_lanes=8)
-    assert not prefers_streaming((64, 1024), torch.bfloat16, native_bfloat16=True, vector_lanes=8)
-    assert not prefers_streaming((0, 1024), torch.float32, native_bfloat16=False, vector_lanes=8)
-    assert prefers_streaming((2048, 1024), torch.float32, native_bfloat16=False, vector_lanes=16)
-    assert not prefers_streaming((2048, 1024), torch.float32, native_bfloat16=False, vector_lanes=8)
+def test_streaming_rule_looks_at_tokens_only_where_bfloat16_is_multiplied() -> None:
+    for tokens in (1, 64, 4096):
+        assert streams(tokens, torch.float32, native_bfloat16=True)
+        assert streams(tokens, torch.bfloat16, native_bfloat16=False)
+    assert streams(8, torch.bfloat16, native_bfloat16=True)
+    assert not streams(9, torch.bfloat16, native_bfloat16=True)
+    assert not streams(0, torch.float32, native_bfloat16=False)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

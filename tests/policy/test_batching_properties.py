@@ -78,6 +78,11 @@ class BatcherMachine(RuleBasedStateMachine):
     def step(self) -> None:
         before = [s.request_id for s in self.batch.sequences]
         plan = self.batch.plan()
+        tables = [list(s.blocks) for s in self.batch.sequences]
+        num_preemptions = self.batch.num_preemptions
+        assert self.batch.plan()._replace(preempted=plan.preempted) == plan, "planned again"
+        assert [list(s.blocks) for s in self.batch.sequences] == tables
+        assert self.batch.num_preemptions == num_preemptions
         assert [s.request_id for s in self.batch.sequences] == before, "order of arrival is kept"
         assert len(plan.scheduled) <= self.batch.num_running <= self.max_num_seqs
         assert bool(plan.scheduled) == self.batch.has_work, "there is always progress"

@@ -245,6 +245,16 @@ async def test_engine_errors_before_the_first_token(
     assert engine.running == set()
 
 
+@pytest.mark.parametrize(("wait_s", "header"), [(None, "5"), (0.2, "1"), (7.2, "8")])
+async def test_a_refusal_for_a_while_says_when_to_come_back(
+    client: httpx.AsyncClient, engine: FakeEngine, wait_s: float | None, header: str
+) -> None:
+    engine.failures = {0: ServiceError("expert 3 is nowhere", wait_s)}
+    response = await client.post("/v1/completions", json={"prompt": "a", "stream": True})
+    assert (response.status_code, response.headers["retry-after"]) == (503, header)
+    assert "expert 3" not in error_of(response)["message"]
+
+
 async def test_error_in_mid_stream(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     engine.fail_after = 3
     response = await client.post("/v1/completions", json={"prompt": "a", "stream": True})

@@ -117,10 +117,11 @@ class AttentionInstance:
     def step(self) -> StepDone:
         """Computes one step for all its scheduled sequences; joins the pools' lockstep.
 
-        An error of an exchange leaves the requests as they were before the step.
+        An error of an exchange leaves nothing but the plan of the step, and the same is planned
+        again unless requests come or go.
         """
         start = time.perf_counter()
-        plan = self._batcher.plan()  # planned again, the same step comes out
+        plan = self._batcher.plan()
         log = ExchangeLog()
         with torch.inference_mode():
             output = self._compute(plan, log)

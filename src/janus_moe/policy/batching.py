@@ -93,7 +93,10 @@ class Batcher:
         self.finish(request_id)
 
     def plan(self) -> StepPlan:
-        """Decide the next step and reserve its blocks. Empty only when there is no work."""
+        """Decide the next step and reserve its blocks. Empty only when there is no work.
+
+        Planned again before it is committed, the same step comes out.
+        """
         decodes: list[ScheduledSequence] = []
         prefills: list[ScheduledSequence] = []
         preempted: list[str] = []

@@ -54,22 +54,23 @@ def dot_rows(
 
 @helper
 def dot_panel(
-    matrix: Any, start: int, x: Any, starts: Any, columns: int, length: int, sums: Any
-) -> None:
-    """`panel_rows()` rows that follow one another times 1..3 columns, without prefetching."""
+    matrix: Any, start: int, stride: int, x: Any, starts: Any, columns: int, length: int,
+    sums: Any,
+) -> None:  # fmt: skip
+    """`panel_rows()` rows, `stride` apart, times 1..3 columns, without prefetching."""
     if panel_rows() == 8:
         if columns == 3:
-            dot_tile(8, 3, matrix, start, length, 0, x, starts, length, sums)
+            dot_tile(8, 3, matrix, start, stride, 0, x, starts, length, sums)
         elif columns == 2:
-            dot_tile(8, 2, matrix, start, length, 0, x, starts, length, sums)
+            dot_tile(8, 2, matrix, start, stride, 0, x, starts, length, sums)
         else:
-            dot_tile(8, 1, matrix, start, length, 0, x, starts, length, sums)
+            dot_tile(8, 1, matrix, start, stride, 0, x, starts, length, sums)
     elif columns == 3:
-        dot_tile(4, 3, matrix, start, length, 0, x, starts, length, sums)
+        dot_tile(4, 3, matrix, start, stride, 0, x, starts, length, sums)
     elif columns == 2:
-        dot_tile(4, 2, matrix, start, length, 0, x, starts, length, sums)
+        dot_tile(4, 2, matrix, start, stride, 0, x, starts, length, sums)
     else:
-        dot_tile(4, 1, matrix, start, length, 0, x, starts, length, sums)
+        dot_tile(4, 1, matrix, start, stride, 0, x, starts, length, sums)
 
 
 @helper

@@ -14,13 +14,12 @@ import torch
 
 from janus_moe.kernels.cpu.jit import at_most, helper, kernel, num_workers, parallel_region
 from janus_moe.kernels.cpu.rows import new_counters
-from janus_moe.kernels.cpu.tiles import claim, out_of_line, pointer
 from janus_moe.kernels.gqa_layer.tensors import GqaTensors
 from janus_moe.kernels.linear.streaming import project_units
 from janus_moe.kernels.paged_attention import AttentionBatch
 from janus_moe.kernels.paged_attention.streaming import attend_units, first_ranges, merge_units
 from janus_moe.kernels.rms_norm.streaming import normalise
-from janus_moe.kernels.rotate_and_cache.fused import rotate_token
+from janus_moe.kernels.rotate_and_cache.fused import rotate_units
 
 _NOTHING = np.empty(0, np.float32)
 _NO_NORM = np.empty((0, 0), np.float32)
@@ -83,7 +82,7 @@ def _run(
     split = qkv.reshape((tokens, qkv.shape[1] // head_dim, head_dim))
     query = np.empty((tokens, heads, head_dim), np.float32)
     for _ in numba.prange(workers):
-        _rotate_units(split, qk_norm, eps, rotation, keys, values, slots, query, counters[8:])
+        rotate_units(split, qk_norm, eps, rotation, keys, values, slots, query, counters[8:])
     starts = first_ranges(visible)
     mixed = np.empty((starts[tokens], heads, head_dim), np.float32)
     peaks = np.empty((starts[tokens], heads), np.float32)
@@ -102,19 +101,6 @@ def _run(
     _add_bias(after, o_bias)
     _add(after, hidden)
     normalise(after, output_norm, eps, normed)
-
-
-@helper
-def _rotate_units(
-    qkv: Any, norm: Any, eps: Any, rotation: Any, keys: Any, values: Any, slots: Any, query: Any,
-    counter: Any,
-) -> None:  # fmt: skip
-    """One worker: take tokens until there are none left."""
-    out_of_line()
-    token = claim(pointer(counter))
-    while token < query.shape[0]:
-        rotate_token(qkv, norm, eps, rotation, keys, values, slots, query, token)
-        token = claim(pointer(counter))
 
 
 @helper

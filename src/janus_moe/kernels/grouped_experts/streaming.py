@@ -224,8 +224,8 @@ def _stream(
         for pair in range(first, last, 3):
             n = min(3, last - pair)
             dot_panel(
-                pointer(matrix), start + r * length, pointer(x), pointer(x_starts[pair:]), n,
-                length, pointer(sums),
+                pointer(matrix), start + r * length, length, pointer(x),
+                pointer(x_starts[pair:]), n, length, pointer(sums),
             )  # fmt: skip
             for i in range(panel_rows()):
                 for c in range(n):

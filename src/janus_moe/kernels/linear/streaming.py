@@ -1,6 +1,7 @@
-"""CPU kernel for few tokens: streams every weight row once against all of them.
+"""CPU kernel: streams every weight row against tiles of tokens that stay in the cache meanwhile.
 
-A token's result is the same bits for any number of threads and any other tokens in the batch.
+A token's result is the same bits for any number of threads and any other tokens in the batch: each
+dot product has one order, whichever register tile computes it: pieces of DOT_LENGTH, ascending.
 """
 
 from typing import Any
@@ -24,6 +25,8 @@ from janus_moe.kernels.cpu.rows import (
 from janus_moe.kernels.cpu.tiles import claim, out_of_line, panel_rows, pointer
 
 ROW_TOKENS = 4  # up to so many tokens, rows are streamed one by one
+DOT_LENGTH = 1024  # a panel of so long pieces of rows fits the first-level cache
+TILE_INPUTS = 1 << 18  # 1 MiB of tokens stays in the second-level cache
 
 
 def linear_streaming(
@@ -51,61 +54,76 @@ def _run(x: Any, weight: Any, out: Any, workers: int) -> None:
 
 @helper
 def project_units(x: Any, weight: Any, out: Any, counter: Any, workers: int) -> None:
-    """One worker: take blocks of rows until there are none left."""
+    """One worker: take (tile of tokens, block of rows) units until there are none left."""
     out_of_line()
-    rows = weight.shape[0]
-    starts = row_starts(x.shape[0], x.shape[1])
+    (tokens, length), rows = x.shape, weight.shape[0]
+    starts = row_starts(tokens, length)
+    tile = max(TILE_INPUTS // length // 12 * 12, 12)
+    tiles = (tokens + tile - 1) // tile
     block = block_rows(rows, workers)
     blocks = (rows + block - 1) // block
     sums = np.empty(SUMS_SIZE, np.float32)
     unit = claim(pointer(counter))
-    while unit < blocks:
-        begin = unit * block
-        _project(x, weight, starts, begin, min(begin + block, rows), out, sums)
+    while unit < tiles * blocks:
+        first, begin = unit // blocks * tile, unit % blocks * block
+        last, end = min(first + tile, tokens), min(begin + block, rows)
+        _project(x, weight, starts, first, last, begin, end, out, sums)
         unit = claim(pointer(counter))
 
 
 @helper
-def _project(x: Any, weight: Any, starts: Any, begin: int, end: int, out: Any, sums: Any) -> None:
-    """out[token, row] = weight[row] . x[token] for rows begin..end.
+def _project(
+    x: Any, weight: Any, starts: Any, first: int, last: int, begin: int, end: int, out: Any,
+    sums: Any,
+) -> None:  # fmt: skip
+    """out[token, row] = weight[row] . x[token] for tokens first..last and rows begin..end.
 
     Few tokens wait for memory, which is read fastest one row after another; for more of them,
     panels of rows make most of every load of a token.
     """
     row = begin
-    if x.shape[0] > ROW_TOKENS:
+    if last - first > ROW_TOKENS:
         while row + panel_rows() <= end:
-            _panel(x, weight, starts, row, out, sums)
+            _panel(x, weight, starts, first, last, row, out, sums)
             row += panel_rows()
     while row < end:
-        _row(x, weight, starts, row, out, sums)
+        _row(x, weight, starts, first, last, row, out, sums)
         row += 1
 
 
 @helper
-def _row(x: Any, weight: Any, starts: Any, row: int, out: Any, sums: Any) -> None:
-    tokens, length = x.shape
+def _row(
+    x: Any, weight: Any, starts: Any, first: int, last: int, row: int, out: Any, sums: Any
+) -> None:
+    length, flat = x.shape[1], x.reshape(-1)
     ahead = AHEAD
-    for token in range(0, tokens, ROW_COLUMNS):
-        n = min(ROW_COLUMNS, tokens - token)
-        dot_row(
-            pointer(weight), row * length, ahead, pointer(x), pointer(starts[token:]), n, length,
-            pointer(sums),
-        )  # fmt: skip
+    for token in range(first, last, ROW_COLUMNS):
+        n = min(ROW_COLUMNS, last - token)
+        for k in range(0, length, DOT_LENGTH):
+            dot_row(
+                pointer(weight), row * length + k, ahead, pointer(flat[k:]),
+                pointer(starts[token:]), n, min(DOT_LENGTH, length - k), pointer(sums),
+            )  # fmt: skip
+            for c in range(n):
+                out[token + c, row] = sums[c] if k == 0 else out[token + c, row] + sums[c]
         ahead = 0
-        for c in range(n):
-            out[token + c, row] = sums[c]
 
 
 @helper
-def _panel(x: Any, weight: Any, starts: Any, row: int, out: Any, sums: Any) -> None:
-    tokens, length = x.shape
-    for token in range(0, tokens, 3):
-        n = min(3, tokens - token)
-        dot_panel(
-            pointer(weight), row * length, pointer(x), pointer(starts[token:]), n, length,
-            pointer(sums),
-        )  # fmt: skip
-        for r in range(panel_rows()):
-            for c in range(n):
-                out[token + c, row + r] = sums[r * n + c]
+def _panel(
+    x: Any, weight: Any, starts: Any, first: int, last: int, row: int, out: Any, sums: Any
+) -> None:
+    """`_row` for `panel_rows()` rows, of which a piece stays in the first-level cache."""
+    length, flat = x.shape[1], x.reshape(-1)
+    for k in range(0, length, DOT_LENGTH):
+        size = min(DOT_LENGTH, length - k)
+        for token in range(first, last, 3):
+            n = min(3, last - token)
+            dot_panel(
+                pointer(weight), row * length + k, length, pointer(flat[k:]),
+                pointer(starts[token:]), n, size, pointer(sums),
+            )  # fmt: skip
+            for r in range(panel_rows()):
+                for c in range(n):
+                    value = sums[r * n + c]
+                    out[token + c, row + r] = value if k == 0 else out[token + c, row + r] + value

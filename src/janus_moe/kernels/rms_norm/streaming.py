@@ -1,20 +1,34 @@
-"""CPU kernel for few rows; one thread. A row's result does not depend on the others."""
+"""CPU kernel; few rows take one thread. A row's result does not depend on the others."""
 
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 
 from janus_moe.kernels.cpu.arrays import elements
-from janus_moe.kernels.cpu.jit import helper
+from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_region
 from janus_moe.kernels.cpu.rows import SUMS_SIZE, sum_of_squares
 
 
 def rms_norm_streaming(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Contract of `rms_norm` for contiguous float32 CPU tensors, x [tokens, width]."""
     out = torch.empty_like(x)
-    normalise(elements(x), elements(weight), np.float32(eps), out.numpy())
+    arrays = (elements(x), elements(weight), np.float32(eps), out.numpy())
+    with parallel_region():
+        _run(*arrays, num_workers(x.numel() // 2))
     return out
+
+
+@kernel
+def _run(x: Any, weight: Any, eps: Any, out: Any, workers: int) -> None:
+    if workers == 1:
+        normalise(x, weight, eps, out)
+        return
+    share = (x.shape[0] + workers - 1) // workers
+    for worker in numba.prange(workers):
+        begin = worker * share
+        normalise(x[begin : begin + share], weight, eps, out[begin : begin + share])
 
 
 @helper

@@ -5,8 +5,6 @@ import torch
 from janus_moe.kernels.rotate_and_cache.fused import rotate_and_cache_fused
 from janus_moe.kernels.rotate_and_cache.reference import rotate_and_cache_reference
 
-FUSED_MAX_TOKENS = 256  # beyond, threads are worth more than saved calls
-
 
 def rotate_and_cache(
     qkv: torch.Tensor,
@@ -30,6 +28,6 @@ def rotate_and_cache(
     """
     tensors = [qkv, rotation, keys, values] + ([] if norm is None else [norm])
     fits = qkv.dtype == torch.float32 and qkv.device.type == "cpu"
-    if fits and qkv.shape[0] <= FUSED_MAX_TOKENS and all(t.is_contiguous() for t in tensors):
+    if fits and all(t.is_contiguous() for t in tensors):
         return rotate_and_cache_fused(qkv, norm, eps, rotation, keys, values, slot_mapping)
     return rotate_and_cache_reference(qkv, norm, eps, rotation, keys, values, slot_mapping)

@@ -1,16 +1,18 @@
-"""CPU kernel that does all of it in one pass over the projections of a few tokens.
+"""CPU kernel that does all of it in one pass over the projections.
 
-A decode step spends more time on starting seven small operations than in them. One thread: the
-work of a token is a few thousand operations. A token's result does not depend on the others.
+A decode step spends more time on starting seven small operations than in them; few tokens take one
+thread. A token's result does not depend on the others.
 """
 
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 
-from janus_moe.kernels.cpu.jit import helper
-from janus_moe.kernels.cpu.rows import SUMS_SIZE, sum_of_squares
+from janus_moe.kernels.cpu.jit import helper, kernel, num_workers, parallel_region
+from janus_moe.kernels.cpu.rows import SUMS_SIZE, new_counters, sum_of_squares
+from janus_moe.kernels.cpu.tiles import claim, out_of_line, pointer
 
 
 def rotate_and_cache_fused(
@@ -26,7 +28,7 @@ def rotate_and_cache_fused(
     tokens, all_heads, head_dim = qkv.shape
     kv_heads = keys.shape[2]
     query = torch.empty(tokens, all_heads - 2 * kv_heads, head_dim)
-    _run(
+    arrays = (
         qkv.numpy(),
         np.empty((0, head_dim), np.float32) if norm is None else norm.numpy(),
         np.float32(eps),
@@ -36,16 +38,35 @@ def rotate_and_cache_fused(
         slot_mapping.numpy(),
         query.numpy(),
     )
+    with parallel_region():
+        _run(*arrays, num_workers(qkv.numel()))
     return query
 
 
-@helper
+@kernel
 def _run(
-    qkv: Any, norm: Any, eps: Any, rotation: Any, keys: Any, values: Any,
-    slots: Any, query: Any,
+    qkv: Any, norm: Any, eps: Any, rotation: Any, keys: Any, values: Any, slots: Any, query: Any,
+    workers: int,
 ) -> None:  # fmt: skip
-    for token in range(query.shape[0]):
+    counter = new_counters(1)
+    if workers == 1:
+        rotate_units(qkv, norm, eps, rotation, keys, values, slots, query, counter)
+        return
+    for _ in numba.prange(workers):
+        rotate_units(qkv, norm, eps, rotation, keys, values, slots, query, counter)
+
+
+@helper
+def rotate_units(
+    qkv: Any, norm: Any, eps: Any, rotation: Any, keys: Any, values: Any, slots: Any, query: Any,
+    counter: Any,
+) -> None:  # fmt: skip
+    """One worker: take tokens until there are none left."""
+    out_of_line()
+    token = claim(pointer(counter))
+    while token < query.shape[0]:
         rotate_token(qkv, norm, eps, rotation, keys, values, slots, query, token)
+        token = claim(pointer(counter))
 
 
 @helper

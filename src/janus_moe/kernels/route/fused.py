@@ -1,4 +1,4 @@
-"""CPU kernel for few tokens: the gate's matrix product and the choice in one call.
+"""CPU kernel: the gate's matrix product and the choice in one call.
 
 Of equal scores the lower expert id goes first.
 """
@@ -65,7 +65,10 @@ def _run(
     counter = new_counters(1)
     for _ in numba.prange(workers):
         project_units(hidden, weight, logits, counter, workers)
-    _choose_all(logits, bias, rule, ids, weights)
+    share = (hidden.shape[0] + workers - 1) // workers
+    for worker in numba.prange(workers):
+        own = slice(worker * share, (worker + 1) * share)
+        _choose_all(logits[own], bias, rule, ids[own], weights[own])
 
 
 @helper
@@ -130,13 +133,16 @@ def _score(logits: Any, softmax: bool, scores: Any) -> None:
 @helper
 def _best(values: Any, ids: Any) -> None:
     """ids: of the largest values, in descending order."""
-    for found in range(ids.size):
-        place = -1
-        for i in range(values.size):
-            larger = place < 0 or values[i] > values[place]
-            if larger and not _contains(ids, found, i):
-                place = i
-        ids[found] = place
+    found = 0
+    for i in range(values.size):
+        if found == ids.size and not values[i] > values[ids[found - 1]]:
+            continue
+        place = min(found, ids.size - 1)
+        while place > 0 and values[i] > values[ids[place - 1]]:
+            ids[place] = ids[place - 1]
+            place -= 1
+        ids[place] = i
+        found = min(found + 1, ids.size)
 
 
 @helper
