@@ -206,6 +206,20 @@ def test_one_that_was_about_to_leave_stays_when_it_is_needed() -> None:
     assert not service.asked(do.FenceInstance)
 
 
+def test_a_fault_while_lost_capacity_comes_back_costs_it_no_pause() -> None:
+    service = Obedient(1, 3)
+    service.unanswered = {do.StartInstance, do.OpenAtMembers}
+    service.die(expert(0))
+    for instance in (attention(0), expert(1), expert(2)):
+        service.tell(on.MemberOpened(instance, 1))
+    service.tell(on.InstanceReady(expert(3)))
+    assert service.status.kind == "restore"
+    service.unanswered = {do.StartInstance}
+    service.die(expert(1))
+    assert service.status.expert == (expert(2), expert(3))
+    assert "retry" not in service.timers
+
+
 def test_a_rebalance_under_way_is_dropped_for_recovery() -> None:
     service = Obedient(1, 2, max_restarts=0)
     service.unanswered = {do.StopRebalancing}

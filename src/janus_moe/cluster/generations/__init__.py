@@ -5,7 +5,9 @@ actions     what it wants done
 machine     `GenerationMachine`: an event in, actions out; what always holds
 planned     changes that wait until everybody is prepared
 faults      what the loss of instances does
+survivors   which instances a generation after a fault has
 upkeep      how many instances are kept
+changes     the change under way and the generation that it opens
 state       what it remembers, and the steps that the others share
 roster      instances and how far each is in its life
 links       who leaves when links are broken

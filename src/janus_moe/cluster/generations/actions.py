@@ -103,8 +103,8 @@ class DropAtMembers(msgspec.Struct, frozen=True):
 class ServeGeneration(msgspec.Struct, frozen=True):
     """All members have committed: these are the pools now, and requests go to them.
 
-    retired: numbers of generations that were committed before; nobody serves them any more, and
-        what members still hold of them is given back.
+    retired: numbers of generations that were committed before and are served no more; what members
+        still hold of them is given back.
     """
 
     membership: Membership

@@ -19,16 +19,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from janus_moe.cluster.generations import planned
+from janus_moe.cluster.generations.changes import TRIES_BEFORE_BLAME, PlannedChange, Recovery
 from janus_moe.cluster.generations.links import victims
-from janus_moe.cluster.generations.placer import Generation
 from janus_moe.cluster.generations.restarts import backoff_s
-from janus_moe.cluster.generations.state import (
-    TRIES_BEFORE_BLAME,
-    MachineState,
-    PlannedChange,
-    Recovery,
-    names,
-)
+from janus_moe.cluster.generations.state import MachineState, names
+from janus_moe.cluster.generations.survivors import generation_without_losses, guilty_and_spared
 from janus_moe.policy.placement.adaptation import NoPlacement
 from janus_moe.spec import InstanceId
 
@@ -127,8 +122,8 @@ def commit_too_late(state: MachineState, change: PlannedChange | Recovery) -> No
     """After a planned change, those that are late may wait for another: all steps are dropped then.
 
     When that was done already, those that are late are stuck themselves, unless it was the engine
-    that stood still: what it has not read yet comes within a moment. Those that leave are
-    needed by no one once the others have committed.
+    that stood still: what it has not read yet comes within a moment. Those that leave are not
+    needed once the others have committed.
     """
     sentence = _late_sentence(state, "committed", state.settings.commit_timeout_s)
     late = state.late()
@@ -194,7 +189,7 @@ def _matters(state: MachineState, instance: InstanceId) -> bool:
 def _conclude(state: MachineState, change: PlannedChange, reason: str) -> None:
     """A planned change ends for a fault; one that was committed is done, but for the fault."""
     if change.phase != "committing":
-        planned.fail(state, change, reason)
+        planned.end(state, change, "failed", reason)
         return
     state.cancel_timer("commit")
     state.next = None
@@ -220,10 +215,10 @@ def _open_when_possible(state: MachineState, change: Recovery) -> bool:
     change.phase = "waiting"
     if change.is_backing_off:
         return False
-    if (guilty := _guilty_and_spared(state, change)) is not None:
+    if (guilty := guilty_and_spared(state, change)) is not None:
         lose(state, guilty, f"{guilty} kept {TRIES_BEFORE_BLAME} generations from being opened")
         return True
-    generation = _generation(state, change, without=None)
+    generation = generation_without_losses(state, change)
     if isinstance(generation, NoPlacement):
         change.obstacle = generation.reason
         return False
@@ -234,58 +229,6 @@ def _open_when_possible(state: MachineState, change: Recovery) -> bool:
     change.phase, change.obstacle = "opening", ""
     state.open(generation, abandon=True)
     return True
-
-
-def _generation(
-    state: MachineState, change: Recovery, without: InstanceId | None
-) -> Generation | NoPlacement:
-    """The survivors, if that is possible, else with what is ready besides."""
-    members, ready = state.serving.membership, state.roster.having("ready")
-    ready = [i for i in ready if i != without]
-    attention, expert = (
-        [i for i in pool if i in ready] for pool in (members.attention, members.expert)
-    )
-    others = [i for i in ready if i not in attention and i not in expert]
-    if not attention:
-        attention = [i for i in others if i.pool == "attention"][: state.target.attention]
-    if not attention:
-        return NoPlacement("no attention instance is alive")
-    room = state.target.expert - len(expert)
-    more = [i for i in others if i.pool == "expert"][: max(room, 0)]
-    answer: Generation | NoPlacement = NoPlacement("no expert instance is alive")
-    for chosen in (expert, expert + more):
-        if chosen:
-            answer = _placed(state, change, attention, chosen)
-        if isinstance(answer, Generation):
-            break
-    return answer
-
-
-def _placed(
-    state: MachineState,
-    change: Recovery,
-    attention: Sequence[InstanceId],
-    expert: Sequence[InstanceId],
-) -> Generation | NoPlacement:
-    """As `MachineState.place`, which is not asked twice for what is impossible."""
-    key = (*attention, *expert)
-    if (known := change.unplaceable.get(key)) is not None:
-        return known
-    answer = state.place(attention, expert, "recover")
-    if isinstance(answer, NoPlacement):
-        change.unplaceable[key] = answer
-    return answer
-
-
-def _guilty_and_spared(state: MachineState, change: Recovery) -> InstanceId | None:
-    """The member that keeps generations from being opened, once one without it is possible."""
-    guilty = [
-        i
-        for i in change.guilty()
-        if state.roster.life(i) == "ready"
-        and isinstance(_generation(state, change, without=i), Generation)
-    ]
-    return max(guilty, key=lambda i: (i.pool == "expert", i.number), default=None)
 
 
 def _opened_in_vain(

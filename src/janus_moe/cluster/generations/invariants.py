@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from janus_moe.cluster.generations.changes import PlannedChange, Recovery
 from janus_moe.cluster.generations.roster import Life
-from janus_moe.cluster.generations.state import MachineState, PlannedChange, Recovery
+from janus_moe.cluster.generations.state import MachineState
 
 TIMERS: dict[Life, str] = {"starting": "start", "stopping": "stop", "fencing": "fence"}
 """Life of an instance -> the timer that ends it."""

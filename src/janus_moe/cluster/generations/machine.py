@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 from janus_moe.cluster.generations import faults, planned, upkeep
 from janus_moe.cluster.generations.actions import Action
+from janus_moe.cluster.generations.changes import PlannedChange, Recovery
 from janus_moe.cluster.generations.events import (
     AbortRequested,
     Event,
@@ -45,7 +46,7 @@ from janus_moe.cluster.generations.events import (
 from janus_moe.cluster.generations.placer import Generation, Placer
 from janus_moe.cluster.generations.records import ScaleStatus
 from janus_moe.cluster.generations.settings import GenerationSettings
-from janus_moe.cluster.generations.state import MachineState, PlannedChange, Recovery
+from janus_moe.cluster.generations.state import MachineState
 from janus_moe.cluster.generations.status import scale_status
 from janus_moe.policy.placement.value import Placement
 from janus_moe.spec import InstanceId

@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from janus_moe.cluster.generations.actions import CancelDrain, DrainInstance
+from janus_moe.cluster.generations.changes import PlannedChange
 from janus_moe.cluster.generations.events import ReplaceRequested, ScaleRequested
 from janus_moe.cluster.generations.records import ChangeOutcome
 from janus_moe.cluster.generations.restarts import backoff_s
-from janus_moe.cluster.generations.state import POOLS, MachineState, PlannedChange, names
+from janus_moe.cluster.generations.state import POOLS, MachineState, names
 from janus_moe.errors import ConflictError, RequestError
 from janus_moe.policy.placement.adaptation import NoPlacement
 from janus_moe.spec import InstanceId, Pool, PoolShape

@@ -8,7 +8,7 @@ from janus_moe.spec import Pool
 
 
 class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator may set of changes, and deadlines that nobody needs to set.
+    """What an operator may set of changes, and deadlines with defaults.
 
     max_attention: most attention instances of a generation.
     max_expert: most expert instances of a generation.

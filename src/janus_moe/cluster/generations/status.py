@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from janus_moe.cluster.generations import upkeep
+from janus_moe.cluster.generations.changes import PlannedChange, Recovery
 from janus_moe.cluster.generations.records import ScaleStatus
-from janus_moe.cluster.generations.state import (
-    POOLS,
-    MachineState,
-    PlannedChange,
-    Recovery,
-    names,
-)
+from janus_moe.cluster.generations.state import POOLS, MachineState, names
 
 
 def scale_status(state: MachineState, now_s: float) -> ScaleStatus:

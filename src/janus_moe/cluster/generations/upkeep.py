@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 
 from janus_moe.cluster.generations import planned
-from janus_moe.cluster.generations.state import POOLS, MachineState, Recovery
+from janus_moe.cluster.generations.changes import Recovery
+from janus_moe.cluster.generations.state import POOLS, MachineState
 from janus_moe.spec import InstanceId, Pool
 
 
