@@ -66,7 +66,7 @@ def problem(model: str, system: str, demand: ServiceDemand, tpot_ms: float, gpus
     return Problem(
         oracle=oracle,
         activation=routing,
-        workload=RequestLengths(isl=1024, osl=512),
+        lengths=RequestLengths(isl=1024, osl=512),
         demand=demand,
         tpot_s=tpot_ms / 1e3,
         max_gpus=gpus,

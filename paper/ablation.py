@@ -145,7 +145,7 @@ def compare(data: Data) -> list[Comparison]:
             Comparison(
                 f"{case['model']}, uniform routing, B={case['batch']}, `{case['calibration']}`",
                 "must show no gain",
-                f"{case['verdict']}: {one}{_short(case['monolithic'])} in one piece; a_max "
+                f"{case['verdict']}: {one}{_short(case['monolithic'])} monolithic; a_max "
                 f"{case['static_a_max']:.2f} with static replicas, {case['exact_a_max']:.2f} with "
                 "the scheduler, one slot per expert",
             )

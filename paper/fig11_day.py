@@ -75,7 +75,7 @@ def day(calibration: CalibrationName, load: Array, systems: Sequence[BaselineNam
 
 
 def decisions(system: BaselineName, asked: Problem, rates: Array) -> Data:
-    """GPUs per interval; where no deployment keeps up, all GPUs, and the interval counts as
+    """GPUs per interval; where no deployment meets the demand, all GPUs, and the interval counts as
     missed. Rates are rounded up to 1 %."""
     one = planner(system, asked)
     known: dict[int, Deployment | None] = {}
@@ -171,8 +171,8 @@ def compare(data: Data) -> list[Comparison]:
 
 SHARED_HEADS = (
     "8 GPUs that share the heads of attention (TP) hold the model, one more than 1A6E, and under "
-    "load one piece serves more on each GPU: nobody waits for another pool. The savings over "
-    "`sglang-dp`, which needs 16 GPUs at least, are near the paper's"
+    "load a monolithic deployment serves more on each GPU: no device waits for another pool. The "
+    "savings over `sglang-dp`, which needs 16 GPUs at least, are near the paper's"
 )
 WHY = (
     "our trace is another; how much finer steps save depends on how often the load lies just above "

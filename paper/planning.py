@@ -73,7 +73,7 @@ def problem(question: Question) -> Problem:
     return Problem(
         oracle=one,
         activation=activation(question.model, question.spread),
-        workload=RequestLengths(isl=PROMPT, osl=OUTPUT),
+        lengths=RequestLengths(isl=PROMPT, osl=OUTPUT),
         prefill="excluded",  # the paper evaluates decoding only
         demand=Concurrency(question.batch),
         tpot_s=question.objective_s,
@@ -111,7 +111,7 @@ def described(answer: Answer) -> Data:
         "tpot_ms": 1e3 * answer.tpot_s,
         "a_max": answer.activated,
         "slots": answer.slots,
-        "plan": answer.plan,
+        "plan": answer.exchange_plan,
         "gating": answer.gating,
         "policy": answer.policy,
         "micro_batches": answer.micro_batches,

@@ -96,7 +96,7 @@ def question(oracle: Oracle, batch: float, tpot_ms: float, spread: float) -> Pro
     return Problem(
         oracle=oracle,
         activation=CachedActivation(routing),
-        workload=RequestLengths(isl=16, osl=256),
+        lengths=RequestLengths(isl=16, osl=256),
         prefill="excluded",  # the paper evaluates decoding only
         demand=Concurrency(batch),
         tpot_s=tpot_ms / 1e3,

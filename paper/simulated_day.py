@@ -72,7 +72,7 @@ def scale(choices: PolicyContext, seed: int) -> float:
     most = fig11_day.MOST_GPUS
     asked = replace(
         choices.problem,
-        workload=plan.RequestLengths(isl=PROMPT, osl=OUTPUT),
+        lengths=plan.RequestLengths(isl=PROMPT, osl=OUTPUT),
         demand=Saturate(),
         max_gpus=most,
         max_copies=1,

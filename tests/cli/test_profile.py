@@ -52,7 +52,7 @@ def test_too_much_for_the_machine_is_said_with_the_nearest_plan(
     command = ["plan", "--profile", str(path), *LENGTHS, "--target-request-rate", "1000"]
     assert main(command) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "no shape keeps up with what was measured" in text and "nearest" in text
+    assert "no shape meets the demand with what was measured" in text and "nearest" in text
 
 
 def test_a_simulation_takes_its_times_from_the_tables_of_each_shape(

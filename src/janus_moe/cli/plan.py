@@ -184,15 +184,15 @@ def problem_of(question: PlanQuestion, details: PlanDetails, oracle: Oracle) -> 
     """Returns what the planner is asked; raises ConfigError for what cannot be asked."""
     if question.gpu_price is not None:
         oracle = priced(oracle, question.gpu_price)
-    workload = RequestLengths(isl=question.isl, osl=question.osl)
+    lengths = RequestLengths(isl=question.isl, osl=question.osl)
     positions = oracle.model.max_position
-    if positions and workload.isl + workload.osl > positions:
+    if positions and lengths.isl + lengths.osl > positions:
         raise ConfigError(
             f"--isl {question.isl} and --osl {question.osl} are "
             f"{question.isl + question.osl} tokens, but {oracle.model.name} has {positions} "
             "positions; ask for less"
         )
-    demand = _demand(question, workload)
+    demand = _demand(question, lengths)
     if isinstance(demand, Saturate) and question.total_gpus is None and question.profile is None:
         raise ConfigError(
             "say how much is asked for: --target-request-rate R, --target-concurrency C, or "
@@ -201,7 +201,7 @@ def problem_of(question: PlanQuestion, details: PlanDetails, oracle: Oracle) -> 
     return Problem(
         oracle=calibrated(oracle, details.calibration),
         activation=_activation(details, oracle),
-        workload=workload,
+        lengths=lengths,
         demand=demand,
         tpot_s=question.tpot / 1e3,
         max_gpus=DEFAULT_GPUS if question.total_gpus is None else question.total_gpus,
@@ -212,9 +212,9 @@ def problem_of(question: PlanQuestion, details: PlanDetails, oracle: Oracle) -> 
     )
 
 
-def _demand(question: PlanQuestion, workload: RequestLengths) -> ServiceDemand:
+def _demand(question: PlanQuestion, lengths: RequestLengths) -> ServiceDemand:
     if question.target_request_rate is not None:
-        return Rate(question.target_request_rate * workload.osl)
+        return Rate(question.target_request_rate * lengths.osl)
     if question.target_concurrency is not None:
         return Concurrency(question.target_concurrency)
     return Saturate()

@@ -55,7 +55,7 @@ class PlanReport:
             return {}
         return {
             "pools": pools_frontier(problem, self.style),
-            "one piece": monolithic_frontier(problem, MonolithicStyle()),
+            "monolithic": monolithic_frontier(problem, MonolithicStyle()),
         }
 
     def show(self, console: Console, explain: bool) -> None:
@@ -73,7 +73,7 @@ class PlanReport:
         listed = [*plan.pools, *([plan.monolithic] if plan.monolithic else [])]
         title = "deployments: the best pools"
         if plan.monolithic is not None:
-            title += f", and {plan.monolithic.shape} in one piece"
+            title += f", and the monolithic {plan.monolithic.shape}"
         self._show_deployments(console, title, listed)
         if self.profile is None:
             console.print(f"[bold]verdict: {plan.verdict.headline}[/]")
@@ -101,8 +101,8 @@ class PlanReport:
                 "model": self.model,
                 "system": problem.oracle.attention_side.device.name,
                 "expert_system": problem.oracle.expert_side.device.name,
-                "isl": problem.workload.isl,
-                "osl": problem.workload.osl,
+                "isl": problem.lengths.isl,
+                "osl": problem.lengths.osl,
                 "tpot_ms": 1e3 * problem.tpot_s,
                 "ttft_ms": None if problem.ttft_s is None else 1e3 * problem.ttft_s,
                 "demand": wanted_text(problem.demand),
@@ -173,7 +173,7 @@ class PlanReport:
         return (
             f"{oracle.model.name} ({oracle.model.expert_format.name} experts) on up to "
             f"{devices}: {wanted_text(problem.demand)}, "
-            f"{problem.workload.isl:g} tokens in, {problem.workload.osl:g} out, at most "
+            f"{problem.lengths.isl:g} tokens in, {problem.lengths.osl:g} out, at most "
             f"{1e3 * problem.tpot_s:g} ms per token{first}; {problem.activation.name}; {prompts}."
         )
 
@@ -200,7 +200,7 @@ class PlanReport:
         per_hour, per_million = self._dollars(one)
         cells = {
             "shape": one.shape,
-            "exchange": one.plan,
+            "exchange": one.exchange_plan,
             "micro": str(one.micro_batches),
             "slots": str(one.slots),
             "a_max": f"{one.activated:.1f}",

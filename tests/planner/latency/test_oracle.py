@@ -221,8 +221,8 @@ def test_an_exchange_takes_what_its_busiest_instance_spends_on_its_messages(
 def test_devices_of_different_kinds_meet_between_nodes() -> None:
     oracle = Oracle.build("deepseek-v2", "h100_sxm", "l40s")
     load = oracle.pools_load(64, 300, 2, 6, 10)
-    alike = Oracle.build("deepseek-v2", "h100_sxm").pools_load(64, 300, 2, 6, 10)
-    assert np.all(np.asarray(load.dispatch_s) > alike.dispatch_s)
+    same = Oracle.build("deepseek-v2", "h100_sxm").pools_load(64, 300, 2, 6, 10)
+    assert np.all(np.asarray(load.dispatch_s) > same.dispatch_s)
 
 
 @pytest.mark.parametrize("device", ["h100_sxm", "h200_sxm"])

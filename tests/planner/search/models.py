@@ -41,7 +41,7 @@ def problem(
     return Problem(
         oracle=Oracle.build(facts, system, expert_system),
         activation=activation or uniform(facts.moe.num_experts, facts.moe.router.top_k),
-        workload=RequestLengths(isl=isl, osl=osl),
+        lengths=RequestLengths(isl=isl, osl=osl),
         demand=Rate(demand) if isinstance(demand, int | float) else demand,
         tpot_s=tpot_ms / 1e3,
         max_gpus=max_gpus,

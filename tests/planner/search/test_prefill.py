@@ -22,7 +22,7 @@ from janus_moe.planner.search.problem import Batching, PoolStyle, Problem, Satur
 from janus_moe.planner.search.recommend import recommend
 from janus_moe.planner.search.search import PoolSearch
 
-STYLE = PoolStyle(redundancies=(1.0,), plans=("1pc",), micro_batches=(1,))
+STYLE = PoolStyle(redundancies=(1.0,), exchange_plans=("1pc",), micro_batches=(1,))
 
 
 def best(question: Problem) -> Deployment | None:

@@ -29,7 +29,7 @@ from janus_moe.planner.search.reference import brute_force
 from janus_moe.planner.search.search import PoolSearch, best_of_shapes
 from janus_moe.planner.search.serve_settings import serve_settings
 
-SMALL = PoolStyle(redundancies=(1.0, 1.25), plans=("1pc", "2pc-sharded"))
+SMALL = PoolStyle(redundancies=(1.0, 1.25), exchange_plans=("1pc", "2pc-sharded"))
 
 
 def best(question: Problem, style: PoolStyle = SMALL) -> Deployment | None:
@@ -68,7 +68,7 @@ def test_the_search_equals_brute_force(name: str) -> None:
 
 
 def _key(one: Deployment) -> tuple[object, ...]:
-    return (one.shape, one.slots, one.plan, one.micro_batches, one.copies, one.cost)
+    return (one.shape, one.slots, one.exchange_plan, one.micro_batches, one.copies, one.cost)
 
 
 def test_the_batch_is_the_fixed_point_of_littles_law() -> None:
@@ -177,7 +177,7 @@ def test_the_capacity_of_gpus_is_a_full_batch_within_the_objective() -> None:
     assert again is not None and again.gpus <= 8
 
 
-STYLES = (PoolStyle(), PoolStyle(gating="agate", plans=("1pc",), micro_batches=(2, 3)))
+STYLES = (PoolStyle(), PoolStyle(gating="agate", exchange_plans=("1pc",), micro_batches=(2, 3)))
 
 
 def flat(search: PoolSearch) -> tuple[ShapeGrid, Ints, Ints]:
@@ -203,7 +203,7 @@ def test_a_grid_takes_the_steps_of_the_best_plan(style: PoolStyle) -> None:
             if shapes.micro_batches[index, 0] == one.micro_batches[0]
             and np.array_equal(slots, one.slots)
         ]
-        assert len(same) == len(style.plans)
+        assert len(same) == len(style.exchange_plans)
         with_prompts = one.tpot_s(batch)
         np.testing.assert_allclose(with_prompts, tpot_s[same].min(axis=0), rtol=1e-9)
         assert (one.step_s(batch) < with_prompts).all()
@@ -217,7 +217,7 @@ def test_an_exchange_is_a_constant_and_a_share_per_token() -> None:
     for tokens in (3.0, 700.0, 9000.0):
         loads = [
             question.oracle.pools_load(tokens, 1.0, *sizes, 1.0, plan=plan)
-            for plan in PoolStyle().plans
+            for plan in PoolStyle().exchange_plans
         ]
         whole = [np.asarray(load.dispatch_s) + load.combine_s for load in loads]
         assert one.fastest is not None
@@ -232,18 +232,20 @@ def test_options_together_are_what_they_are_one_by_one(style: PoolStyle) -> None
     grid, row, column = flat(search)
     sizes = grid.num_attention[row, 0], grid.num_expert[0, column]
     shapes = search.shapes(*sizes)
-    batch = np.geomspace(1, 3000, len(row)) * np.ones((len(shapes.plans), 1))
+    batch = np.geomspace(1, 3000, len(row)) * np.ones((len(shapes.exchange_plans), 1))
     tpot_s, seen = shapes.tpot_s(batch), 0
-    for plan in style.plans:
+    for plan in style.exchange_plans:
         for micro_batches in style.micro_batches:
-            alone = dataclasses.replace(style, plans=(plan,), micro_batches=(micro_batches,))
+            alone = dataclasses.replace(
+                style, exchange_plans=(plan,), micro_batches=(micro_batches,)
+            )
             one = PoolSearch(question, alone).shapes(*sizes)
-            same = np.array(shapes.plans) == plan
+            same = np.array(shapes.exchange_plans) == plan
             same &= shapes.micro_batches[:, 0] == micro_batches
             np.testing.assert_allclose(one.tpot_s(batch[same]), tpot_s[same], 1e-12)
             np.testing.assert_array_equal(one.most_tokens, shapes.most_tokens[same])
             seen += int(same.sum())
-    assert seen == len(shapes.plans)
+    assert seen == len(shapes.exchange_plans)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,4 +1,4 @@
-"""Pools or one piece: the verdict, the baselines, and the published decisions."""
+"""Pools or a monolithic deployment: the verdict, the baselines, and the published decisions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ask(
     return Problem(
         oracle=oracle,
         activation=uniform(oracle.model.moe.num_experts, oracle.model.moe.router.top_k),
-        workload=RequestLengths(isl=256, osl=512),
+        lengths=RequestLengths(isl=256, osl=512),
         demand=demand,
         tpot_s=tpot_ms / 1e3,
         max_gpus=gpus,
@@ -57,9 +57,9 @@ def test_uniform_routing_on_equal_devices_gains_nothing_at_full_load(model: str,
     assert any("experts per micro-batch" in reason for reason in plan.verdict.reasons)
 
 
-def test_pools_win_where_one_piece_has_no_small_step() -> None:
-    """DeepSeek-V2 in bfloat16: 7 H100 are enough for pools. One piece takes 8 that share the heads
-    of attention, and 16 where each has all of it."""
+def test_pools_win_where_a_monolithic_deployment_has_no_small_step() -> None:
+    """DeepSeek-V2 in bfloat16: 7 H100 are enough for pools. A monolithic deployment takes 8 that
+    share the heads of attention, and 16 where each has all of it."""
     question = ask("deepseek-v2", Rate(300.0), 100.0, 32, "h100_sxm")
     plan = recommend(question)
     assert plan.verdict is not None and plan.monolithic is not None
@@ -164,7 +164,7 @@ def test_the_paper_calibration_takes_the_published_shapes_at_150_ms(batch: int, 
     question = Problem(
         oracle=oracle,
         activation=lognormal(160, 6, ROUTING_SPREAD),
-        workload=RequestLengths(isl=16, osl=256),
+        lengths=RequestLengths(isl=16, osl=256),
         demand=Concurrency(batch),
         tpot_s=0.150,
         max_gpus=32,

@@ -101,7 +101,7 @@ def test_a_style_changes_steps_and_what_is_loaded(deployments: Deployments) -> N
         deployments.of(size, DeploymentStyle(slots=20)),
         deployments.of(size, DeploymentStyle(slots=25)),
     )
-    gated = deployments.of(size, DeploymentStyle(slots=20, gating="agate", plan="1pc"))
+    gated = deployments.of(size, DeploymentStyle(slots=20, gating="agate", exchange_plan="1pc"))
     assert plain is not None and wide is not None and gated is not None
     assert wide.expert_bytes > plain.expert_bytes == gated.expert_bytes
     assert not np.array_equal(plain.table.exchange, gated.table.exchange)

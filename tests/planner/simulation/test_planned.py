@@ -74,7 +74,7 @@ def test_what_is_chosen_is_what_the_planner_answers(shared: PolicyContext) -> No
     one = policy("janus", shared)
     built = one.decide(0.0, demand(40.0), None).deployment
     question = dataclasses.replace(
-        shared.problem, demand=Rate(40.0 * 200.0), workload=Means(isl=100, osl=200)
+        shared.problem, demand=Rate(40.0 * 200.0), lengths=Means(isl=100, osl=200)
     )
     answer = one.planner.solve(question)
     assert isinstance(answer, answers.Deployment)
@@ -125,7 +125,7 @@ def test_planned_times_are_what_the_simulator_finds(
     workload = generate("poisson", rate, 20.0, 1, Lengths(mean=isl), Lengths(mean=osl))
     one = policy("janus", shared)
     question = dataclasses.replace(
-        shared.problem, demand=Rate(rate * osl), workload=Means(isl=isl, osl=osl)
+        shared.problem, demand=Rate(rate * osl), lengths=Means(isl=isl, osl=osl)
     )
     answer = one.planner.solve(question)
     assert isinstance(answer, answers.Deployment)

@@ -391,6 +391,6 @@ class Oracle:
 
 
 def _links(attention: PoolDevice, expert: PoolDevice) -> LinkModel:
-    alike = attention.device.name == expert.device.name
-    measured = attention.coefficients.intra if alike else None
+    same_device = attention.device.name == expert.device.name
+    measured = attention.coefficients.intra if same_device else None
     return LinkModel.of(attention.device, expert.device, measured)

@@ -26,7 +26,7 @@ class Deployment:
     num_attention: int
     num_expert: int
     slots: int
-    plan: ExchangePlanName | Literal["all-to-all"]
+    exchange_plan: ExchangePlanName | Literal["all-to-all"]
     gating: Gating
     policy: ReplicaPolicy
     micro_batches: int
@@ -80,7 +80,7 @@ class Deployment:
             round(self.tpot_s * 1e9),
             self.copies,
             self.slots,
-            self.plan,
+            self.exchange_plan,
             self.micro_batches,
         )
 

@@ -77,7 +77,7 @@ CONFIGS: dict[BaselineName, BaselineConfig] = {
             style=PoolStyle(
                 policy="random",
                 gating="agate",
-                plans=("1pc",),
+                exchange_plans=("1pc",),
                 micro_batches=(1, 2, 3),
                 balance=0.25,
             ),
@@ -91,7 +91,7 @@ CONFIGS: dict[BaselineName, BaselineConfig] = {
             style=PoolStyle(
                 policy="token-split",
                 gating="agate",
-                plans=("1pc",),
+                exchange_plans=("1pc",),
                 micro_batches=(1, 2),
                 gpu_step=4,
             ),
@@ -142,7 +142,7 @@ class BaselinePlanner:
         return found if isinstance(found, Infeasible) else found[0]
 
     def options(self, question: Problem, count: int = 1) -> list[Deployment] | Infeasible:
-        """The best shapes, best first: up to `count` of pools, one in one piece."""
+        """The best shapes, best first: up to `count` of pools, or one monolithic."""
         question = replace(question, max_copies=self.config.max_copies)
         if isinstance(self.config.style, MonolithicStyle):
             return _monolithic_options(question, self.config.style)

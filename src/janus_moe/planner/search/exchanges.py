@@ -73,7 +73,7 @@ class ExchangeTable:
 
     def _block(self, first: int) -> tuple[Array, Array]:
         num_attention = self.num_attention[first : first + BLOCK, None]
-        plans = [self._plan(plan, num_attention) for plan in self.style.plans]
+        plans = [self._plan(plan, num_attention) for plan in self.style.exchange_plans]
         fixed, each = (np.stack(part) for part in zip(*plans, strict=True))
         return fixed, each
 

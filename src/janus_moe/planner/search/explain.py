@@ -80,7 +80,7 @@ def prefill_s(problem: Problem, one: Deployment) -> float:
     oracle, so this is a rough upper figure; its confidence is roofline.
     """
     oracle, model = problem.oracle, problem.oracle.model
-    tokens = problem.workload.isl
+    tokens = problem.lengths.isl
     activated = min(float(one.slots), tokens * model.moe.router.top_k)
     alone = replace(one, activated=activated, micro_batches=1, attention_tp=1)
     if one.kind == "pools":

@@ -1,7 +1,7 @@
-"""Which pairs of pool sizes keep up with a demand within the objective, with how many copies.
+"""Which pairs of pool sizes meet a demand within the objective, with how many copies.
 
 TPOT does not fall with the batch, so a shape is judged at the largest batch it may have,
-min(demand * objective, memory). What cannot keep up is ruled out before it is evaluated: rows of
+min(demand * objective, memory). What cannot meet it is ruled out before it is evaluated: rows of
 the grid where attention alone takes too long, then columns where the experts alone do, for all
 numbers of copies at once.
 """
@@ -42,7 +42,7 @@ class Band(NamedTuple):
 
 
 def feasible_shapes(grid: ShapeGrid, low: int, high: int, max_copies: int) -> tuple[Ints, Ints]:
-    """([shapes, 2] positions in the grid, copies) of shapes that keep up with the demand, all
+    """([shapes, 2] positions in the grid, copies) of shapes that meet the demand, all
     copies together on more than `low` and up to `high` GPUs; the most copies first."""
     places, copies = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.int64)]
     bands = list(_bands(grid, low, high, max_copies))
@@ -81,7 +81,7 @@ class _Scan:
         return found
 
     def _add(self, option: int, found: list[Bools]) -> None:
-        """Marks in `found` what keeps up with this option, of what is possible and not found."""
+        """Marks in `found` what meets the demand with this option and is not found yet."""
         places = [
             np.nonzero(possible & ~done)
             for possible, done in zip(self._possible(option), found, strict=True)
@@ -144,8 +144,8 @@ class _Scan:
 
     @cached_property
     def _rows(self) -> list[list[Bools]]:
-        """By number of micro-batches, for each band [rows]: whether attention keeps up with experts
-        and exchanges that take no time."""
+        """By number of micro-batches, for each band [rows]: whether attention meets the demand when
+        experts and exchanges take no time."""
         grid, row = self.grid, np.concatenate([band.rows for band in self.bands])
         batch, limit = self._batches
         last = np.full(len(row), grid.num_expert.shape[1] - 1)
@@ -161,7 +161,7 @@ class _Scan:
                 rows=np.zeros_like(last),
                 micro_batches=np.full(len(row), micro_batches),
                 most_tokens=batch,
-                plans=grid.style.plans,
+                exchange_plans=grid.style.exchange_plans,
                 fastest=no_exchange(len(row)),
             )
             good = np.asarray(batch >= 1)
@@ -171,8 +171,8 @@ class _Scan:
 
     @cached_property
     def _columns(self) -> list[list[Bools]]:
-        """By option, for each band [m]: whether experts keep up with the least batch of the rows
-        that are possible, on as many attention instances as these have at most."""
+        """By option, for each band [m]: whether experts meet the demand at the least batch of the
+        possible rows, on as many attention instances as these have at most."""
         return [self._columns_of(option) for option in range(self.grid.num_options)]
 
     def _columns_of(self, option: int) -> list[Bools]:
@@ -209,8 +209,15 @@ class _Scan:
 def starts_in_time(
     problem: Problem, times: Callable[[Array], StepTimes], copies: Ints, most: Array
 ) -> Bools:
-    """Whether shapes that keep up may meet the TTFT objective: at no more than the batch that the
-    demand keeps under way, to which B = lambda * TPOT(B) rises from 1. most: of these batches."""
+    """Whether shapes that meet the demand may meet the TTFT objective.
+
+    They are judged at no more than the batch that the demand keeps under way, to which
+    B = lambda * TPOT(B) rises from 1.
+
+    times: from batches.
+    copies: [shapes] of each.
+    most: [shapes] largest of these batches.
+    """
     demand, batch = problem.demand, most
     assert problem.ttft_s is not None
     if isinstance(demand, Rate):

@@ -18,7 +18,7 @@ TOLERANCE = 1e-10
 
 
 def fixed_point(tpot_s: Callable[[float], float], tokens_per_s: float, most: float) -> float | None:
-    """The batch, or None where no batch up to `most` keeps up. Numbers; see `fixed_points`."""
+    """The batch; None means that none up to `most` meets the demand. For arrays: `fixed_points`."""
     if most < 1 or most < tokens_per_s * tpot_s(most):
         return None
     if tokens_per_s * tpot_s(1.0) <= 1:
@@ -34,7 +34,7 @@ def fixed_point(tpot_s: Callable[[float], float], tokens_per_s: float, most: flo
 
 
 def fixed_points(tpot_s: Callable[[Array], Array], tokens_per_s: Numbers, most: Array) -> Array:
-    """The same for arrays: batches, nan where no batch up to `most` keeps up.
+    """The same for arrays: batches, nan where no batch up to `most` meets the demand.
 
     By false position (Illinois) with the bounds of the bisection, which takes a quarter of its
     steps: a search spends most of its time here.

@@ -75,7 +75,7 @@ class ShapeGrid:
             most_tokens=np.minimum(
                 self.most_of_attention[row], self.most_of_experts[slots, column]
             ),
-            plans=self.style.plans,
+            exchange_plans=self.style.exchange_plans,
             fastest=self._exchanges.at(row, column),
         )
 

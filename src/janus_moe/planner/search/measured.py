@@ -37,7 +37,7 @@ def recommend_measured(
     top_n: shapes to return at most
     """
     # Inside one machine all exchange plans are the same; micro-batches were not measured.
-    style = replace(style, plans=("1pc",), micro_batches=(1,))
+    style = replace(style, exchange_plans=("1pc",), micro_batches=(1,))
     searches = {
         (num_attention, num_expert): _search(profile, question, style, num_attention, num_expert)
         for num_attention in range(1, max(profile.attention) + 1)
@@ -84,7 +84,7 @@ def _answers(search: PoolSearch) -> list[Deployment]:
 
 def _why_not(search: PoolSearch) -> Infeasible:
     most = max(search.largest(search.problem.max_gpus), key=lambda d: d.tokens_per_s, default=None)
-    reach = "no shape meets the objective" if most is None else "no shape keeps up"
+    reach = "no shape meets the objective" if most is None else "no shape meets the demand"
     return Infeasible(
         reason=f"{reach} with what was measured on this machine; ask for less, or measure more "
         "instances (`janus profile --max-instances`)",

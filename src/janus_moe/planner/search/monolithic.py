@@ -45,7 +45,7 @@ class MonolithicSearch:
         return even_slots(experts, self.sizes, self.style.redundancy, experts)
 
     def cheapest(self) -> Deployment | None:
-        """The cheapest that keeps up with the demand within the objective."""
+        """The cheapest that meets the demand within the objective."""
         rows, tp, copies = self._copies()
         if not len(rows):
             return None

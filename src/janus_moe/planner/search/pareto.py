@@ -31,8 +31,8 @@ class FrontierPoint:
 
 def pools_frontier(problem: Problem, style: PoolStyle) -> list[FrontierPoint]:
     """Of pools of up to `LARGEST` GPUs, fastest for users first."""
-    ends = tuple(dict.fromkeys((style.plans[0], style.plans[-1])))
-    search = PoolSearch(problem, replace(style, plans=ends))
+    ends = tuple(dict.fromkeys((style.exchange_plans[0], style.exchange_plans[-1])))
+    search = PoolSearch(problem, replace(style, exchange_plans=ends))
     grid = search.grid
     if grid is None:
         return []

@@ -59,7 +59,7 @@ def most_sequences(problem: Problem, num_attention: Numbers) -> Array:
     batching = problem.batching
     most = np.inf if batching.max_sequences is None else float(batching.max_sequences)
     if _counted(problem):
-        per_sequence = problem.workload.isl / problem.workload.osl
+        per_sequence = problem.lengths.isl / problem.lengths.osl
         most = min(most, MOST_BUSY * batching.max_prompt_tokens / per_sequence)
     return np.asarray(most * np.asarray(num_attention, np.float64))
 
@@ -96,10 +96,10 @@ def step_times(
     """
     if not _counted(problem):
         return StepTimes(decode_s, decode_s, decode_s)
-    isl, most = problem.workload.isl, float(problem.batching.max_prompt_tokens)
+    isl, most = problem.lengths.isl, float(problem.batching.max_prompt_tokens)
     sequences, instances = np.asarray(batch, np.float64), np.asarray(num_attention, np.float64)
     each = sequences / instances
-    arriving = each / problem.workload.osl * isl
+    arriving = each / problem.lengths.osl * isl
     chunk = np.minimum(np.maximum(isl, arriving / MOST_BUSY), most)
     busy = np.minimum(arriving / chunk, 1 - 1e-12)
     share = -np.expm1(instances * np.log1p(-busy))
@@ -127,4 +127,4 @@ def step_times(
 
 def _counted(problem: Problem) -> bool:
     """Less than a token is no prompt."""
-    return problem.prefill == "included" and problem.workload.isl >= 1
+    return problem.prefill == "included" and problem.lengths.isl >= 1

@@ -23,7 +23,7 @@ REDUNDANCIES = (1.0, 1.125, 1.25, 1.5)
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Output tokens per second that must be kept up with; the batch follows (Little's law)."""
+    """Output tokens per second that must be served; the batch follows (Little's law)."""
 
     tokens_per_s: float
 
@@ -100,7 +100,7 @@ class PoolStyle:
 
     policy: ReplicaPolicy = "exact"
     gating: Gating = "egate"
-    plans: tuple[ExchangePlanName, ...] = EXCHANGE_PLANS
+    exchange_plans: tuple[ExchangePlanName, ...] = EXCHANGE_PLANS
     micro_batches: tuple[int, ...] = (1, 2)
     slots: int | None = None
     redundancies: tuple[float, ...] = REDUNDANCIES
@@ -138,7 +138,7 @@ class Problem:
 
     oracle: Oracle
     activation: ActivationSource
-    workload: RequestLengths
+    lengths: RequestLengths
     demand: ServiceDemand
     tpot_s: float
     max_gpus: int
@@ -174,7 +174,7 @@ class Problem:
 
     @property
     def context(self) -> float:
-        return self.workload.context
+        return self.lengths.context
 
     def weight_of(self, side: Literal["attention", "expert"]) -> float:
         """What one more instance of a pool adds to the objective."""

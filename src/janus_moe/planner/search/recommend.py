@@ -128,7 +128,7 @@ def why_no_pools(search: PoolSearch) -> Infeasible:
     prompts = float(most_sequences(problem, problem.max_gpus - least))
     if prompts < 1:
         return Infeasible(
-            reason=f"prompts of {problem.workload.isl:g} tokens for {problem.workload.osl:g} of "
+            reason=f"prompts of {problem.lengths.isl:g} tokens for {problem.lengths.osl:g} of "
             f"output fill the steps of all {problem.max_gpus - least} attention instances with "
             f"{problem.batching.max_prompt_tokens} tokens each; exclude prefill, or have more GPUs"
         )
@@ -138,10 +138,11 @@ def why_no_pools(search: PoolSearch) -> Infeasible:
         best = without.largest(problem.max_gpus) if asked else without.cheapest()
         if best:
             return Infeasible(
-                reason=f"a first token within {1e3 * problem.ttft_s:,.0f} ms on average cannot be "
-                f"had on {problem.max_gpus} GPUs: {best[0].shape}, which keeps up otherwise, takes "
-                f"about {1e3 * best[0].ttft_s:,.0f} ms with prompts of {problem.workload.isl:g} "
-                "tokens; allow more per step (--max-num-batched-tokens), or raise --ttft",
+                reason=f"a first token within {1e3 * problem.ttft_s:,.0f} ms on average is not "
+                f"possible on {problem.max_gpus} GPUs: {best[0].shape}, which meets the demand "
+                f"otherwise, takes about {1e3 * best[0].ttft_s:,.0f} ms with prompts of "
+                f"{problem.lengths.isl:g} tokens; allow more per step (--max-num-batched-tokens), "
+                "or raise --ttft",
                 nearest=best[0],
             )
     largest = search.largest(problem.max_gpus)
@@ -174,7 +175,7 @@ def why_not_monolithic(search: MonolithicSearch) -> str:
             f"its lowest TPOT is {1e3 * fastest.tpot_s:.1f} ms on {fastest.shape}, above "
             f"{1e3 * problem.tpot_s:.1f} ms"
         )
-    return f"{problem.max_gpus} GPUs in copies of {sizes} do not keep up with the demand"
+    return f"{problem.max_gpus} GPUs in copies of {sizes} do not meet the demand"
 
 
 def reached(one: Deployment, demand: ServiceDemand) -> str:

@@ -24,7 +24,7 @@ from janus_moe.planner.search.problem import Concurrency, PoolStyle, Problem, Ra
 
 
 def brute_force(problem: Problem, style: PoolStyle) -> list[Deployment]:
-    """Every deployment that keeps up with the demand within the objective, best first."""
+    """Every deployment that meets the demand within the objective, best first."""
     found = []
     for copies in range(1, min(problem.max_copies, problem.max_gpus // 2) + 1):
         for n_a in range(1, problem.max_gpus // copies):
@@ -44,13 +44,13 @@ def _options(
             continue
         table = problem.activation.table(np.array([n_e]), np.array([slots]), style.policy)[0]
         for micro_batches in style.micro_batches:
-            for plan in style.plans:
+            for plan in style.exchange_plans:
                 one = Deployment(
                     kind="pools",
                     num_attention=n_a,
                     num_expert=n_e,
                     slots=slots,
-                    plan=plan,
+                    exchange_plan=plan,
                     gating=style.gating,
                     policy=style.policy,
                     micro_batches=micro_batches,
@@ -77,14 +77,14 @@ def _solved(problem: Problem, one: Deployment, table: Array) -> Deployment | Non
         return float(np.interp(math.log2(tokens), np.log2(BATCH_SIZES), table))
 
     def load(rows: float) -> StepLoad:
-        assert one.plan != "all-to-all"
+        assert one.exchange_plan != "all-to-all"
         return problem.oracle.pools_load(
             rows,
             problem.context,
             one.num_attention,
             one.num_expert,
             activated(rows),
-            plan=one.plan,
+            plan=one.exchange_plan,
             gating=one.gating,
             micro_batches=one.micro_batches,
             slots=one.slots,

@@ -63,7 +63,7 @@ class PoolSearch:
         return np.stack(list(slots)), MaxActivatedGrid(np.concatenate(tables))
 
     def cheapest(self, count: int = 1) -> list[Deployment]:
-        """The best deployment of each of the `count` best shapes that keep up with the demand
+        """The best deployment of each of the `count` best shapes that meet the demand
         within the objective; fewer where there are fewer."""
         found: list[Deployment] = []
         for costs, places, copies in self._feasible():
@@ -171,7 +171,9 @@ class PoolSearch:
         """Given pairs with every option of slots, number of micro-batches and exchange plan, along
         the first axis."""
         slots, amax = self.options
-        every = list(product(range(len(slots)), self.style.micro_batches, self.style.plans))
+        every = list(
+            product(range(len(slots)), self.style.micro_batches, self.style.exchange_plans)
+        )
         axis = (-1, *np.ones(np.broadcast(num_attention, num_expert).ndim, np.int64))
         which, micro_batches = (np.array([one[i] for one in every]).reshape(axis) for i in (0, 1))
         columns = num_expert - self.num_expert[0]
@@ -190,7 +192,7 @@ class PoolSearch:
             amax=amax,
             micro_batches=micro_batches,
             most_tokens=most,
-            plans=tuple(one[2] for one in every),
+            exchange_plans=tuple(one[2] for one in every),
         )
 
     @cached_property

@@ -16,7 +16,7 @@ def serve_settings(problem: Problem, one: Deployment, model: str) -> dict[str, s
     """Keys and values of `janus serve --config`, for one copy. model: name, id or folder."""
     oracle, experts = problem.oracle, problem.oracle.model.moe.num_experts
     sequences = max(1, math.ceil(HEADROOM * one.batch / one.num_attention))
-    longest = math.ceil(problem.workload.isl + problem.workload.osl)
+    longest = math.ceil(problem.lengths.isl + problem.lengths.osl)
     positions = problem.oracle.model.max_position
     several: dict[str, str | int] = {}
     if one.kind == "pools" and one.micro_batches > 1:  # where the oracle says that it pays
@@ -45,12 +45,12 @@ def serve_yaml(problem: Problem, one: Deployment, source: ServeSource) -> str:
         f"{oracle.model.name} on {devices}: {one.shape}, {one.gpus} GPUs",
         f"{one.tokens_per_s:,.0f} output tokens/s at {1e3 * one.tpot_s:.1f} ms per token, "
         f"{one.copies * one.batch:,.0f} requests at once",
-        f"exchange {one.plan}, {one.micro_batches} micro-batches; made by `janus plan`",
+        f"exchange {one.exchange_plan}, {one.micro_batches} micro-batches; made by `janus plan`",
     ]
     if one.copies > 1:
         notes.append(f"start {one.copies} of these and divide the requests among them")
     if one.kind == "monolithic":
-        notes.append("one piece: every device is meant to hold both halves")
+        notes.append("monolithic: every device is meant to hold both halves")
     if one.attention_tp > 1:
         notes.append(
             f"the plan has {one.attention_tp} devices share the heads of attention, which `janus "

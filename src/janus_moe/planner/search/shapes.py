@@ -41,8 +41,8 @@ class Shapes:
     rows: of `amax`.
     amax: activated experts of the busiest instance.
     most_tokens: batch that memory and batching allow, below 1 where the weights do not fit.
-    plans: the exchange plan of all pools, or one for each option; empty for monolithic ones.
-    fastest: times of the fastest of `plans`; None means that each plan is that of an option.
+    exchange_plans: that of all pools, or one for each option; empty for monolithic ones.
+    fastest: times of the fastest of these plans; None means that each plan is that of an option.
     """
 
     problem: Problem
@@ -56,7 +56,7 @@ class Shapes:
     amax: MaxActivatedGrid
     micro_batches: Ints
     most_tokens: Array
-    plans: tuple[ExchangePlanName, ...] = ()
+    exchange_plans: tuple[ExchangePlanName, ...] = ()
     fastest: FastestExchange | None = None
 
     @classmethod
@@ -74,7 +74,7 @@ class Shapes:
             amax=MaxActivatedGrid(np.full((1, len(BATCH_SIZES)), one.activated)),
             micro_batches=np.array(one.micro_batches),
             most_tokens=np.array(one.most_tokens),
-            plans=() if one.plan == "all-to-all" else (one.plan,),
+            exchange_plans=() if one.exchange_plan == "all-to-all" else (one.exchange_plan,),
         )
 
     def take(self, kept: Bools) -> Shapes:
@@ -130,7 +130,7 @@ class Shapes:
             self.num_attention,
             self.num_expert,
             self.activated(batch),
-            plan=self.plans[0],
+            plan=self.exchange_plans[0],
             gating=self.gating,
             micro_batches=self.micro_batches,
             slots=self.slots,
@@ -155,8 +155,8 @@ class Shapes:
     @cached_property
     def _options_of(self) -> dict[ExchangePlanName, Ints]:
         """Exchange plan -> options that have it."""
-        plans = np.array(self.plans)
-        return {plan: np.flatnonzero(plans == plan) for plan in dict.fromkeys(self.plans)}
+        plans = np.array(self.exchange_plans)
+        return {plan: np.flatnonzero(plans == plan) for plan in dict.fromkeys(self.exchange_plans)}
 
 
 def most_of_attention(problem: Problem, num_attention: Ints) -> Array:

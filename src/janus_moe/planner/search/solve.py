@@ -76,7 +76,7 @@ def solved(
             num_attention=int(shapes.num_attention[index]),
             num_expert=int(shapes.num_expert[index]),
             slots=int(shapes.slots[option, index]),
-            plan=shapes.plans[option] if shapes.plans else "all-to-all",
+            exchange_plan=shapes.exchange_plans[option] if shapes.exchange_plans else "all-to-all",
             gating=shapes.gating,
             policy=policy,
             micro_batches=int(shapes.micro_batches[option, 0]),

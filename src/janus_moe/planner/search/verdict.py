@@ -62,12 +62,18 @@ def _headline(problem: Problem, pools: Deployment, mono: Deployment, gain: float
     if isinstance(problem.demand, Saturate):
         both = (
             f"the pools {pools.shape} serve {pools.tokens_per_s_per_gpu:,.0f} tokens/s per GPU, "
-            f"one piece ({mono.shape}) {mono.tokens_per_s_per_gpu:,.0f}"
+            f"the monolithic deployment ({mono.shape}) {mono.tokens_per_s_per_gpu:,.0f}"
         )
     elif problem.objective == "price":
-        both = f"the pools {pools.shape} cost {pools.cost:.2f} $/h, one piece {mono.cost:.2f} $/h"
+        both = (
+            f"the pools {pools.shape} cost {pools.cost:.2f} $/h, "
+            f"the monolithic deployment {mono.cost:.2f} $/h"
+        )
     else:
-        both = f"the pools {pools.shape} take {pools.gpus} GPUs, one piece takes {mono.gpus}"
+        both = (
+            f"the pools {pools.shape} take {pools.gpus} GPUs, "
+            f"the monolithic deployment takes {mono.gpus}"
+        )
     if 0 < gain <= MARGIN:
         both += f"; a gain of {gain:.0%} is within the error of the estimate"
     return both
@@ -95,13 +101,13 @@ def _causes(problem: Problem, pools: Deployment, mono: Deployment) -> tuple[str,
     slack = np.array([one.batch / max(one.most_tokens, 1) for one in (pools, mono)])
     return (
         f"in the pools, attention devices compute {busy[0]:.0%} of a layer's time and expert "
-        f"devices {busy[1]:.0%}; in one piece every device computes both",
+        f"devices {busy[1]:.0%}; in the monolithic deployment every device computes both",
         f"the busiest device reads {pools.activated:.1f} experts per micro-batch against "
         f"{mono.activated:.1f}; an exchange takes {exchange[0]:.0f} us per layer against "
         f"{exchange[1]:.0f} us",
-        f"weights take {held[0]:,.0f} GB in the pools and {held[1]:,.0f} GB in one piece, where "
-        f"{copies} attention; the batch fills {slack[0]:.0%} and {slack[1]:.0%} of the "
-        "memory that is left",
+        f"weights take {held[0]:,.0f} GB in the pools and {held[1]:,.0f} GB in the monolithic "
+        f"deployment, where {copies} attention; the batch fills {slack[0]:.0%} and "
+        f"{slack[1]:.0%} of the memory that is left",
     )
 
 

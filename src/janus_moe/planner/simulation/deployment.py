@@ -33,18 +33,23 @@ from janus_moe.spec import ExchangePlanName
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentStyle:
-    """How a deployment works. slots: experts per instance and layer; None: those of all
-    deployments. plan, gating: of pools; one piece has an all-to-all."""
+    """How a deployment works.
+
+    slots: experts per instance and layer; None means those of all deployments.
+    policy: which replica computes a token.
+    exchange_plan, gating: of pools; monolithic ones have an all-to-all.
+    micro_batches: of a step.
+    """
 
     slots: int | None = None
     policy: Policy = "exact"
-    plan: ExchangePlanName = "2pc-sharded"
+    exchange_plan: ExchangePlanName = "2pc-sharded"
     gating: Gating = "egate"
     micro_batches: int = 1
 
     def text(self, slots: int, *, monolithic: bool) -> str:
         """For reports."""
-        exchange = "all-to-all" if monolithic else f"{self.plan}, {self.gating}"
+        exchange = "all-to-all" if monolithic else f"{self.exchange_plan}, {self.gating}"
         parts = f"{self.micro_batches} micro-batch{'es' if self.micro_batches > 1 else ''}"
         placement = placement_of(self.policy)
         return f"{slots} slots, {self.policy} on {placement} placement, {exchange}, {parts}"
@@ -90,8 +95,12 @@ class SimDeployment:
 class Deployments:
     """Deployments of one model on given devices, by size and style; equal ones are made once.
 
-    One piece is on the attention device. slots_per_expert: of pools whose style does not say, at
-    least 1; fewer where memory does not allow as many.
+    Monolithic ones are on the attention device.
+
+    oracle: of model and devices.
+    max_activated: of the busiest expert instance, by pool, slots, tokens and policy.
+    limits: of a step and of a KV block.
+    slots_per_expert: 1 or more, of pools whose style does not say; memory may allow fewer.
     """
 
     def __init__(
@@ -137,7 +146,7 @@ class Deployments:
             self._attention_side(kv_blocks, size.attention_tp),
             style.micro_batches,
             slots,
-            style.plan,
+            style.exchange_plan,
             style.gating,
         )
         return SimDeployment(

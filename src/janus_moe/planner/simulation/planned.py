@@ -58,7 +58,7 @@ def planning_problem(
     return Problem(
         oracle=oracle,
         activation=CachedActivation(source),
-        workload=Means(isl=1, osl=1),
+        lengths=Means(isl=1, osl=1),
         demand=Rate(1.0),
         tpot_s=tpot_s,
         max_gpus=max_gpus,
@@ -110,8 +110,10 @@ class PlannedPolicy:
     def decide(
         self, now_s: float, demand: ObservedDemand, current: SimDeployment | None
     ) -> ScalingTarget:
-        """Of equally cheap shapes the present one, else the fastest. Where nothing keeps up, what
-        comes closest."""
+        """Of equally cheap shapes the present one, else the fastest.
+
+        Where nothing meets the demand, what comes closest.
+        """
         found, enough = self._answers(demand)
         chosen = found[0]
         for one in found:
@@ -131,7 +133,7 @@ class PlannedPolicy:
             question = replace(
                 self.planner.problem,
                 demand=Rate(RATE_STEP ** key[0]),
-                workload=Means(isl=LENGTH_STEP ** key[1], osl=LENGTH_STEP ** key[2]),
+                lengths=Means(isl=LENGTH_STEP ** key[1], osl=LENGTH_STEP ** key[2]),
             )
             self._known[key] = self._ask(question)
         return self._known[key]
@@ -155,8 +157,8 @@ class PlannedPolicy:
 
     def _built(self, one: answers.Deployment) -> SimDeployment:
         style = DeploymentStyle(slots=one.slots, policy=one.policy, micro_batches=one.micro_batches)
-        if one.plan != "all-to-all":
-            style = replace(style, plan=one.plan, gating=one.gating)
+        if one.exchange_plan != "all-to-all":
+            style = replace(style, exchange_plan=one.exchange_plan, gating=one.gating)
         built = self.deployments.of(_size(one), style)
         if built is None:
             raise ConfigError(

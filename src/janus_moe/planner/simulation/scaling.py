@@ -43,7 +43,7 @@ class ObservedDemand(NamedTuple):
 
 
 class ScalingTarget(NamedTuple):
-    """The deployment to have from now on. enough: whether it is expected to keep up."""
+    """The deployment to have from now on. enough: whether it is expected to meet the demand."""
 
     deployment: SimDeployment
     enough: bool = True

@@ -65,7 +65,7 @@ class SimulationSettings:
 @dataclass(frozen=True, kw_only=True)
 class Decision:
     """decided_s, serving_s: when it was made, and when the deployment began to serve. how: its
-    style. enough: whether the policy expected it to keep up."""
+    style. enough: whether the policy expected it to meet the demand."""
 
     decided_s: float
     serving_s: float
@@ -81,7 +81,7 @@ class Simulation:
     """What happened. gpu_changes: (time, GPUs taken or, negative, given back), by time.
 
     requests, interval, log: see `state`. end_s: the last request ends. num_short: times that the
-    policy knew of nothing that keeps up.
+    policy knew of nothing that meets the demand.
     """
 
     policy: str
