@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from tests.e2e.conftest import Model
@@ -16,6 +17,7 @@ from tests.e2e.server_process import serving
 from tests.e2e.test_faults import flags, stream_until_error
 
 ENDS_WITHIN_S = 10.0  # on a busy machine; what spins is given the time in which it had no core
+IDLE_S = 10.0
 STICKING = Path(__file__).parent / "sticking"
 
 
@@ -49,3 +51,26 @@ def test_a_thread_that_stands_still_is_noticed(
         assert errors, "the open stream must end with an error, not with silence"
         _, alive = psutil.wait_procs(list(workers.values()), timeout=2)
         assert not alive
+
+
+def wake_ups(pid: int) -> int:
+    """How often threads of a process went to sleep so far."""
+    found = 0
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        (line,) = re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", status.read_text(), re.MULTILINE)
+        found += int(line)
+    return found
+
+
+@pytest.mark.slow
+def test_an_idle_service_sleeps(qwen3: Model) -> None:
+    """At most two wake-ups a second and process: heartbeats, and the look at them."""
+    with serving(*flags(qwen3)) as server:
+        workers = server.wait_until_ready().workers()
+        assert "date" in httpx.get(f"{server.url}/health").headers
+        pids = [server.process.pid, *(worker.pid for worker in workers.values())]
+        time.sleep(2.0)
+        before = [wake_ups(pid) for pid in pids]
+        time.sleep(IDLE_S)
+        found = [wake_ups(pid) - count for pid, count in zip(pids, before, strict=True)]
+        assert max(found) <= 2 * IDLE_S + 2, found

@@ -14,9 +14,12 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 
 import uvicorn
+from uvicorn.server import ServerState
 
 from janus_moe.config import ServerConfig
 from janus_moe.errors import ConfigError
@@ -95,7 +98,7 @@ class HttpServer:
             lifecycle.out_of_patience.set()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(lifecycle.drained(), _LAST_WORDS_S)
-        self._uvicorn.should_exit = True
+        self._uvicorn.end()
 
 
 async def run_server(
@@ -107,7 +110,8 @@ async def run_server(
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn without its signal handling, which would close the socket at once."""
+    """uvicorn without its signal handling, which would close the socket at once, and without its
+    clock, which would wake an idle service ten times a second."""
 
     def __init__(self, app: object) -> None:
         config = uvicorn.Config(
@@ -123,7 +127,9 @@ class _Uvicorn(uvicorn.Server):
             timeout_graceful_shutdown=3,
         )
         super().__init__(config)
+        self.server_state = _DatedAnswers()
         self.on_started: Callable[[], None] = lambda: None
+        self._ending = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -133,10 +139,34 @@ class _Uvicorn(uvicorn.Server):
         await super().startup(sockets=sockets)
         self.on_started()
 
+    async def main_loop(self) -> None:
+        self.server_state.default_headers = list(self.config.encoded_headers)
+        await self._ending.wait()
+
+    def end(self) -> None:
+        """Leaves requests the time that they are given to end."""
+        self.should_exit = True
+        self._ending.set()
+
     def end_now(self) -> None:
         """Leaves requests only the moment they need to say that they ended."""
         self.config.timeout_graceful_shutdown = 1
-        self.should_exit = True
+        self.end()
+
+
+class _DatedAnswers(ServerState):
+    """What all connections share; the headers of every answer have the time of that answer."""
+
+    _headers: list[tuple[bytes, bytes]]
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        date = formatdate(time.time(), usegmt=True).encode()
+        return [(b"date", date), *self._headers]
+
+    @default_headers.setter
+    def default_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self._headers = headers
 
 
 @contextlib.contextmanager
