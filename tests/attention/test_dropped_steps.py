@@ -109,17 +109,22 @@ def places(weights: Weights, num_ports: int) -> list[Place]:
     return [Place(*stage, port) for stage in stages for port in range(num_ports)]
 
 
-def fail(attention: Attention, place: Place) -> None:
-    """A step fails there, over exchanges of its own; the next one has new ones.
-
-    With one micro-batch the second port only announces, so a step may pass its other places.
-    """
+def connect_failing(attention: Attention, place: Place) -> None:
+    """New exchanges, of which one fails there."""
     numbers = iter(range(attention.num_ports))
 
     def wrap(port: AttentionPort) -> FailingPort:
         return FailingPort(port, next(numbers), place)
 
     attention.connect(wrap)
+
+
+def fail(attention: Attention, place: Place) -> None:
+    """A step fails there, over exchanges of its own; the next one has new ones.
+
+    With one micro-batch the second port only announces, so a step may pass its other places.
+    """
+    connect_failing(attention, place)
     with pytest.raises(PeerLost):
         attention.instance.step()
     attention.connect()
@@ -262,6 +267,22 @@ def test_requests_may_come_and_go_between_a_failure_and_the_step_after_it(
         assert seen == expected[name][: len(seen)]
         assert name in aborted or len(seen) == 5
     assert attention.blocks.usage == 0.0
+
+
+@pytest.mark.parametrize("num_ports", [1, 2])
+def test_an_idle_instance_keeps_its_state_when_it_cannot_follow(
+    weights: Weights, num_ports: int
+) -> None:
+    """It announces nothing but zero tokens."""
+    attention = make_attention(weights, num_ports)
+    attention.add("r", SHARED, max_tokens=2)
+    attention.run()
+    before = state(attention)
+    for port in range(num_ports):
+        connect_failing(attention, Place("begin", 0, port))
+        with pytest.raises(PeerLost):
+            attention.instance._announce(())
+        assert not differences(before, state(attention))
 
 
 def test_a_trace_shows_how_far_a_dropped_step_came_and_then_the_whole_step(

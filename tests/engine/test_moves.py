@@ -99,7 +99,7 @@ async def test_a_lost_instance_is_followed_by_another_with_the_next_token() -> N
         assert stream.text == "hey"
         seen = engine.snapshot()
         assert (seen.readmissions, seen.dropped_outputs) == (1, 1)
-        assert seen.prompt_tokens == len(PROMPT)
+        assert (seen.prompt_tokens, seen.generation_tokens) == (len(PROMPT), 3)
 
 
 async def test_load_follows_a_request_and_the_lost_instance_has_none() -> None:

@@ -281,6 +281,8 @@ class Schedule:
             await self._advance()
 
     def _check_nothing_is_left(self) -> None:
+        streamed = sum(len(client.token_ids) for client in self.clients)
+        assert self.engine.counters.generation_tokens >= streamed
         for load in self.engine.loads.observed.values():
             assert (load.num_requests, load.unstarted_tokens) == (0, 0)
         assert all(event.is_set() for event in self.draining.values())

@@ -332,6 +332,7 @@ class Engine:
         Where tokens are missing between what is known and what came, the request begins again.
         """
         self.counters.dropped_outputs += 1
+        self.counters.generation_tokens -= len(new.token_ids)  # they come again, or have come
         if new.admission == record.admission and new.position > len(record.token_ids):
             logger.warning("tokens of request %s are missing; it begins again", record.request_id)
             self.counters.readmissions += 1
