@@ -19,9 +19,11 @@ from janus_moe.planner.latency.profile import HostLaw
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveCell:
-    """One run of a service. measured_s, explained_s: of a step, and of its operations alone.
+    """One run of a service.
 
-    counts: dispatch and combine of one layer. num_exchanges: MoE layers of a step.
+    measured_s, explained_s: of a step, and of its operations alone.
+    counts: dispatch and combine of one layer.
+    num_exchanges: MoE layers of a step.
     """
 
     transport: str

@@ -17,7 +17,8 @@ from janus_moe.spec import Spec
 class DurationGrid(Spec, frozen=True):
     """Seconds at every combination of one or two sizes.
 
-    axes: ascending sizes. values: in row-major order, not falling along any axis.
+    axes: ascending sizes.
+    values: in row-major order, not falling along any axis.
     """
 
     axes: tuple[tuple[float, ...], ...]

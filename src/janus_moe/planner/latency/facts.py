@@ -16,7 +16,10 @@ T = TypeVar("T")
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """What there are facts for. kind: a folder of `data`."""
+    """The names of what there are facts for.
+
+    kind: a folder of `data`.
+    """
     return tuple(sorted(path.stem for path in (DATA / kind).glob("*.json")))
 
 

@@ -33,8 +33,12 @@ BURSTS = (0.0, *(2000 * 1.5**step for step in range(15)))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredExchange:
-    """counts: dispatch and combine. seconds: of both together. group: what is left out together
-    when the error is estimated, e.g. a batch size."""
+    """Exchanges of one size that were timed.
+
+    counts: dispatch and combine.
+    seconds: of both together.
+    group: what is left out together when the error is estimated, e.g. a batch size.
+    """
 
     counts: tuple[ExchangeCounts, ExchangeCounts]
     seconds: float

@@ -13,7 +13,11 @@ from janus_moe.spec import Spec
 
 
 class MeasuredPlan(Spec, frozen=True):
-    """seconds: of one exchange, there and back. predicted_s: of a model fitted to other sizes."""
+    """One exchange plan at one size.
+
+    seconds: of one exchange, there and back.
+    predicted_s: of a model fitted to other sizes.
+    """
 
     plan: str
     tokens: int
@@ -22,8 +26,12 @@ class MeasuredPlan(Spec, frozen=True):
 
 
 class LinkProfile(Spec, frozen=True):
-    """links: coefficients of `LinkModel` by name. median_error, p90_error: relative, of sizes that
-    were left out of the fit. attention_nodes, expert_nodes: node of each instance meanwhile."""
+    """What `janus profile exchange` writes.
+
+    links: coefficients of `LinkModel` by name.
+    median_error, p90_error: relative, of sizes that were left out of the fit.
+    attention_nodes, expert_nodes: node of each instance meanwhile.
+    """
 
     machine: dict[str, str]
     attention_nodes: tuple[int, ...]

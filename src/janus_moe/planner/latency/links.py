@@ -33,8 +33,9 @@ PARTIAL_BYTES = 4
 class ExchangeCounts:
     """One direction of one exchange on its critical path; numbers or arrays that broadcast.
 
-    *_hops: transfers that wait for one another. *_messages, *_bytes: on the busiest endpoint,
-    whichever of sending and receiving is more. total_*: between nodes, of all endpoints together.
+    *_hops: transfers that wait for one another.
+    *_messages, *_bytes: on the busiest endpoint, whichever of sending and receiving is more.
+    total_*: between nodes, of all endpoints together.
     """
 
     intra_hops: Numbers = 0.0
@@ -51,9 +52,10 @@ class ExchangeCounts:
 class LinkModel:
     """Latency of a hop, time of a message and of a byte, inside a node and between nodes.
 
-    shared_*: what any message or byte between nodes costs on processors that all instances share;
-    0 where every instance has its own. inter_burst_bytes: what a limited link lets pass at
-    once after a pause, in each direction of an exchange (the bucket of a token bucket filter).
+    shared_*: what any message or byte between nodes costs on processors that all instances share; 0
+        where every instance has its own.
+    inter_burst_bytes: what a limited link lets pass at once after a pause, in each direction of an
+        exchange (the bucket of a token bucket filter).
     """
 
     intra_latency_s: float

@@ -37,15 +37,21 @@ LAYER_PARTS = (
 class StepLoad:
     """What a decode step has to do; numbers, or arrays that broadcast.
 
-    batch: tokens of all attention instances. context: mean positions attended to.
-    num_attention, num_expert: instances. activated: distinct experts on the busiest expert
-    instance per layer, of one micro-batch. busiest_tokens: (token, k) pairs there; None: an even
-    share. rows: tokens that arrive at it, None: all. slots: experts it holds per layer, None: an
-    even share. dispatch_s, combine_s: one way of the exchange of one micro-batch. micro_batches: M.
+    batch: tokens of all attention instances.
+    context: mean positions attended to.
+    num_attention, num_expert: instances.
+    activated: distinct experts on the busiest expert instance per layer, of one micro-batch.
+    busiest_tokens: (token, k) pairs there; None means an even share.
+    rows: tokens that arrive at it; None means all.
+    slots: experts it holds per layer; None means an even share.
+    dispatch_s, combine_s: one way of the exchange of one micro-batch.
+    micro_batches: M.
     deployment: what has the experts; a monolithic one has as many devices of either kind.
-    attention_tokens: of the slowest attention instance, to which `context` then belongs, None: an
-    even share. logits: rows of it that give a token, None: all. attention_tp: devices of an
-    attention instance, which share its heads; only of monolithic deployments, None: 1.
+    attention_tokens: of the slowest attention instance, to which `context` then belongs; None means
+        an even share.
+    logits: rows of it that give a token; None means all.
+    attention_tp: devices of an attention instance, which share its heads; only of monolithic
+        deployments; None means 1.
     """
 
     batch: Numbers
@@ -76,8 +82,10 @@ class StepLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerParts:
-    """Seconds of one MoE layer for one micro-batch; numbers or arrays. reduce: of `attention`, the
-    sum over devices that share its heads."""
+    """Seconds of one MoE layer for one micro-batch; numbers or arrays.
+
+    reduce: of `attention`, the sum over devices that share its heads.
+    """
 
     attention: Numbers
     shared: Numbers
@@ -132,8 +140,11 @@ def shares_of_time(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepParts:
-    """Seconds of a whole step; numbers or arrays. layer: one MoE layer and micro-batch of
-    `num_layers` and `micro_batches`. dense, head, host: all that is beside these."""
+    """Seconds of a whole step; numbers or arrays.
+
+    layer: one MoE layer and micro-batch of `num_layers` and `micro_batches`.
+    dense, head, host: all that is beside these.
+    """
 
     layer: LayerParts
     num_layers: int
@@ -174,10 +185,12 @@ class StepParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepEstimate:
-    """A decode step. tpot: the whole step, which is the time per output token of each request.
+    """A decode step.
 
-    layer: name -> one MoE layer and micro-batch. whole: name -> all layers of the step; what
-    overlaps counts only as far as it is seen, so the values sum to `tpot`.
+    tpot: the whole step, which is the time per output token of each request.
+    layer: name -> one MoE layer and micro-batch.
+    whole: name -> all layers of the step; what overlaps counts only as far as it is seen, so the
+        values sum to `tpot`.
     bound_s: what dependencies alone take.
     """
 

@@ -34,7 +34,10 @@ BATCH_SIZES: tuple[int, ...] = tuple(2**power for power in range(18))
 
 
 class ActivationSource(Protocol):
-    """Where a_max comes from. name: for reports."""
+    """Where a_max comes from.
+
+    name: for reports.
+    """
 
     @property
     def name(self) -> str: ...
@@ -45,14 +48,19 @@ class ActivationSource(Protocol):
     def table(
         self, instances: NDArray[np.int64], slots: NDArray[np.int64], policy: ReplicaPolicy
     ) -> Array:
-        """[pools, BATCH_SIZES] a_max. instances, slots: [pools], slots per instance."""
+        """The a_max of every pool at every batch size: [pools, BATCH_SIZES].
+
+        instances, slots: [pools], slots per instance.
+        """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class PopularityActivation:
-    """Experts active independently. chance: [experts], that a token is routed to the expert; they
-    sum up to top-k."""
+    """Experts active independently.
+
+    chance: [experts], that a token is routed to the expert; they sum up to top-k.
+    """
 
     name: str
     chance: Array = field(repr=False)
@@ -101,7 +109,10 @@ def uniform(num_experts: int, top_k: int) -> PopularityActivation:
 
 
 def lognormal(num_experts: int, top_k: int, spread: float) -> PopularityActivation:
-    """Popularity with normally distributed logarithms; spread: their standard deviation."""
+    """Popularity with normally distributed logarithms.
+
+    spread: their standard deviation.
+    """
     if spread < 0:
         raise ConfigError(f"the spread of popularity must be 0 or more, got {spread}")
     levels = (np.arange(num_experts) + 0.5) / num_experts

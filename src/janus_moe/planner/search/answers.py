@@ -13,12 +13,16 @@ from janus_moe.spec import ExchangePlanName
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """One way to serve. num_attention, num_expert, batch, tokens_per_s: of one copy; a monolithic
-    copy has as many devices as `num_attention` and `num_expert` say, each of them both.
+    """One way to serve.
 
-    slots: experts per instance and layer. activated: a_max of a micro-batch. tpot_s: a decode
-    step. ttft_s: mean time to the first token, queue included (`planner.search.prefill`).
-    most_tokens: batch of a copy that memory allows. cost: in GPUs, or dollars per hour.
+    num_attention, num_expert, batch, tokens_per_s: of one copy; a monolithic copy has as many
+        devices as `num_attention` and `num_expert` say, each of them both.
+    slots: experts per instance and layer.
+    activated: a_max of a micro-batch.
+    tpot_s: a decode step.
+    ttft_s: mean time to the first token, queue included (`planner.search.prefill`).
+    most_tokens: batch of a copy that memory allows.
+    cost: in GPUs, or dollars per hour.
     attention_tp: devices of a monolithic copy that share the heads of an attention instance.
     """
 
@@ -87,7 +91,11 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Infeasible:
-    """reason: one sentence with the numbers. nearest: what comes closest, if anything runs."""
+    """No deployment meets the question.
+
+    reason: one sentence with the numbers.
+    nearest: what comes closest, if anything runs.
+    """
 
     reason: str
     nearest: Deployment | None = None

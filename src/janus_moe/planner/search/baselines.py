@@ -31,7 +31,11 @@ BaselineName = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineConfig:
-    """One planner. max_copies: of a deployment side by side. source: where the choices are from."""
+    """One planner.
+
+    max_copies: of a deployment side by side.
+    source: where the choices are from.
+    """
 
     name: BaselineName
     style: PoolStyle | MonolithicStyle
@@ -111,7 +115,10 @@ CONFIGS: dict[BaselineName, BaselineConfig] = {
 
 @dataclass(frozen=True, eq=False)
 class BaselinePlanner:
-    """The cheapest deployment of one style. problem: its demand is replaced by what is asked."""
+    """The cheapest deployment of one style.
+
+    problem: its demand is replaced by what is asked.
+    """
 
     problem: Problem
     config: BaselineConfig

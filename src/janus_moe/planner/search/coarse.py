@@ -24,8 +24,9 @@ CLOSE = 0.01
 def throughput(grid: ShapeGrid, where: Ints, copies: Ints, count: int | None) -> Array:
     """[shapes] tokens per second of all copies within the objective, with the best option.
 
-    where: [shapes, 2] positions in the grid. count: shapes that are sure to be more than `CLOSE`
-    below the best `count` get 0; None: no shape does.
+    where: [shapes, 2] positions in the grid.
+    count: shapes that are sure to be more than `CLOSE` below the best `count` get 0; None means no
+        shape does.
     """
     shape = np.tile(np.arange(len(where)), grid.num_options)
     option = np.repeat(np.arange(grid.num_options), len(where))
@@ -56,8 +57,11 @@ def _min_competitive(best: Array, lists: list[_Open], count: int) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Open:
-    """Shapes whose batch is between low and high. shape: which one each is. slow_s: TPOT at
-    low."""
+    """Shapes whose batch is between low and high.
+
+    shape: which one each is.
+    slow_s: TPOT at low.
+    """
 
     shapes: Shapes
     shape: Ints

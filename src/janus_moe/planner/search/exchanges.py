@@ -30,7 +30,10 @@ class FastestExchange:
     token_s: Array
 
     def seconds(self, tokens: Array) -> Array:
-        """Of both directions. tokens: of a micro-batch, of all attention instances."""
+        """What both directions take.
+
+        tokens: of a micro-batch, of all attention instances.
+        """
         return np.asarray(np.min(self.fixed_s + tokens * self.token_s, axis=0))
 
     def take(self, kept: Bools) -> FastestExchange:

@@ -29,8 +29,10 @@ RISES = 3
 
 
 class Band(NamedTuple):
-    """Shapes for one number of copies. first: row of the grid that `allowed` [rows, m] begins
-    with."""
+    """Shapes for one number of copies.
+
+    first: row of the grid that `allowed` [rows, m] begins with.
+    """
 
     copies: int
     first: int
@@ -228,8 +230,10 @@ def starts_in_time(
 
 
 def judged_at(problem: Problem, copies: Ints, most: Array) -> tuple[Array, Array]:
-    """(batch at which shapes are judged, below 1: they hold none; seconds that a step may take
-    there). most: tokens that a copy holds."""
+    """(batch at which shapes are judged, below 1: they hold none; seconds of a step there).
+
+    most: tokens that a copy holds.
+    """
     demand = problem.demand
     if isinstance(demand, Saturate):
         raise ConfigError("a demand without a figure is met by every shape; use `largest`")

@@ -25,8 +25,10 @@ AT_ONCE = 16_384
 class ShapeGrid:
     """Attention instances [n, 1] against expert instances [1, m].
 
-    slots: [slot options, m] per expert instance. amax: their tables below each other. An option is
-    a number: slot option * numbers of micro-batches + place in these.
+    slots: [slot options, m] per expert instance.
+    amax: their tables below each other.
+
+    An option is a number: slot option * numbers of micro-batches + place in these.
     """
 
     problem: Problem

@@ -46,8 +46,12 @@ class MemoryRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryNeed:
-    """Bytes on one instance. weights: of attention or gates. experts: replicas in slots. kv,
-    activations, buffers: of one token of the whole batch."""
+    """Bytes on one instance.
+
+    weights: of attention or gates.
+    experts: replicas in slots.
+    kv, activations, buffers: of one token of the whole batch.
+    """
 
     weights: Numbers
     experts: Numbers

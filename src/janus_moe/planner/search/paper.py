@@ -19,7 +19,10 @@ Calibration = Literal["honest", "paper"]
 
 @dataclass(frozen=True, slots=True)
 class PublishedPoint:
-    """A shape in figures 9 and 16 at a batch; tokens_per_s_per_gpu: read from figure 9."""
+    """A shape in figures 9 and 16 at a batch.
+
+    tokens_per_s_per_gpu: read from figure 9.
+    """
 
     num_attention: int
     num_expert: int

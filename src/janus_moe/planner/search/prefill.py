@@ -40,8 +40,11 @@ MOST_BUSY = 0.8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixedStep:
-    """A step in which prompts are computed. rows: tokens on all attention instances. tokens,
-    context, logits: of an instance that has a chunk, as in `planner.latency.step.StepLoad`."""
+    """A step in which prompts are computed.
+
+    rows: tokens on all attention instances.
+    tokens, context, logits: of an instance that has a chunk, as in `planner.latency.step.StepLoad`.
+    """
 
     rows: Array
     tokens: Array
@@ -66,8 +69,13 @@ def most_sequences(problem: Problem, num_attention: Numbers) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
-    """Seconds. tpot: mean of a step. ttft: mean to the first token of a request, infinite where
-    prompts arrive faster than they are computed. mixed: a step with prompts."""
+    """Seconds that deployments take.
+
+    tpot: mean of a step.
+    ttft: mean to the first token of a request, infinite where prompts arrive faster than they are
+        computed.
+    mixed: a step with prompts.
+    """
 
     tpot: Array
     ttft: Array
@@ -91,7 +99,9 @@ def step_times(
 ) -> StepTimes:
     """TPOT as a mean over steps with and without prompts, and TTFT. All broadcast.
 
-    batch: sequences that decode. decode_s: a step without prompts. step_s: of a step with them.
+    batch: sequences that decode.
+    decode_s: a step without prompts.
+    step_s: of a step with them.
     tp: devices that share the heads of an attention instance.
     """
     if not _counted(problem):

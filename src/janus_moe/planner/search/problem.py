@@ -75,8 +75,11 @@ class RequestLengths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batching:
-    """What an attention instance puts into a step at most. max_sequences: that decode; None: as
-    many as memory holds. max_prompt_tokens: chunks of prompts beside them."""
+    """What an attention instance puts into a step at most.
+
+    max_sequences: that decode; None means as many as memory holds.
+    max_prompt_tokens: chunks of prompts beside them.
+    """
 
     max_sequences: int | None = None
     max_prompt_tokens: int = 2048
@@ -92,10 +95,11 @@ class Batching:
 class PoolStyle:
     """How two pools work, and which shapes are tried.
 
-    slots: experts per instance and layer; None: `redundancies` (slots per expert) are tried.
-    gpu_step: the sum of both pools is a multiple of it. balance: the most by which the busy times
-    of the pools may differ, relative to the longer one, unless no other number of attention
-    instances comes closer; None: any. max_instances: of either pool.
+    slots: experts per instance and layer; None means `redundancies` (slots per expert) are tried.
+    gpu_step: the sum of both pools is a multiple of it.
+    balance: the most by which the busy times of the pools may differ, relative to the longer one,
+        unless no other number of attention instances comes closer; None means any.
+    max_instances: of either pool.
     """
 
     policy: ReplicaPolicy = "exact"
@@ -118,9 +122,11 @@ class PoolStyle:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonolithicStyle:
     """Expert parallelism without pools: every device has attention and a share of the experts.
-    sizes: devices of one copy that are tried. attention_tp: devices that share the heads of
-    attention, of which those are tried that divide the size and the heads; 1: every device has all
-    of attention (data parallel)."""
+
+    sizes: devices of one copy that are tried.
+    attention_tp: devices that share the heads of attention, of which those are tried that divide
+        the size and the heads; 1: every device has all of attention (data parallel).
+    """
 
     policy: ReplicaPolicy = "token-split"
     sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
@@ -131,10 +137,14 @@ class MonolithicStyle:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One question to a planner. tpot_s: the most a token may take. ttft_s: the most the first one
-    may take on average, None: anything. max_gpus: of both pools and all copies. max_copies: of the
-    whole deployment, which share the demand. prefill: whether these devices compute the prompts as
-    well (`planner.search.prefill`)."""
+    """One question to a planner.
+
+    tpot_s: the most a token may take.
+    ttft_s: the most the first one may take on average; None means anything.
+    max_gpus: of both pools and all copies.
+    max_copies: of the whole deployment, which share the demand.
+    prefill: whether these devices compute the prompts as well (`planner.search.prefill`).
+    """
 
     oracle: Oracle
     activation: ActivationSource

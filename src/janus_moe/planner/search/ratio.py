@@ -33,8 +33,13 @@ Regime = Literal["attention", "communication", "experts"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearTimes:
-    """Seconds of one layer: t_A and t_C at the batch of one attention instance, t_F = alpha_F rows
-    + beta_F. group: GPUs of the expert pool, g."""
+    """Times of one layer as the closed form has them.
+
+    attention_s, communication_s: t_A and t_C at the batch of one attention instance.
+    alpha_f, beta_f: of t_F = alpha_F rows + beta_F, in seconds.
+    batch: of one attention instance.
+    group: GPUs of the expert pool, g.
+    """
 
     attention_s: float
     communication_s: float
@@ -52,7 +57,10 @@ class LinearTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """Attention instances for the pool. r: the largest of the three."""
+    """Attention instances for the pool.
+
+    r: the largest of the three.
+    """
 
     r_attention: float
     r_communication: float

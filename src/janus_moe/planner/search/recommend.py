@@ -24,7 +24,11 @@ from janus_moe.planner.search.verdict import Verdict, judge
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """pools: the best shapes, best first. infeasible: set exactly where nothing is possible."""
+    """The whole answer to a question.
+
+    pools: the best shapes, best first.
+    infeasible: set exactly where nothing is possible.
+    """
 
     problem: Problem
     pools: tuple[Deployment, ...]
@@ -46,10 +50,12 @@ def recommend(
     monolithic: MonolithicStyle | None = None,
     top_n: int = 5,
 ) -> Recommendation:
-    """The joint search and its verdict. top_n: shapes of pools to return at most.
+    """The joint search and its verdict.
 
     The monolithic candidate is on the attention device; with different devices its oracle is that
     of the attention device alone.
+
+    top_n: shapes of pools to return at most.
     """
     if top_n < 1:
         raise ConfigError(f"at least 1 plan must be asked for, got {top_n}")

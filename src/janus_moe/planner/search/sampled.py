@@ -31,8 +31,11 @@ PLACED_FOR = 64
 
 @dataclass(frozen=True, eq=False)
 class SampledActivation:
-    """samplers: one for each layer that is looked at. counts: [layers, experts] tokens of each
-    expert among `num_tokens` of each layer."""
+    """a_max of the real scheduler on sampled batches.
+
+    samplers: one for each layer that is looked at.
+    counts: [layers, experts] tokens of each expert among `num_tokens` of each layer.
+    """
 
     name: str
     samplers: Sequence[BatchSampler]

@@ -13,7 +13,10 @@ HEADROOM = 1.25
 
 
 def serve_settings(problem: Problem, one: Deployment, model: str) -> dict[str, str | int]:
-    """Keys and values of `janus serve --config`, for one copy. model: name, id or folder."""
+    """Keys and values of `janus serve --config`, for one copy.
+
+    model: name, id or folder.
+    """
     oracle, experts = problem.oracle, problem.oracle.model.moe.num_experts
     sequences = max(1, math.ceil(HEADROOM * one.batch / one.num_attention))
     longest = math.ceil(problem.lengths.isl + problem.lengths.osl)

@@ -16,8 +16,12 @@ MARGIN = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """gain: of the pools over the monolithic deployment, in tokens per unit of cost; nan where
-    only one of them is possible. reasons: sentences with numbers."""
+    """Whether pools pay, and why.
+
+    gain: of the pools over the monolithic deployment, in tokens per unit of cost; nan where only
+        one of them is possible.
+    reasons: sentences with numbers.
+    """
 
     disaggregate: bool
     gain: float
@@ -31,7 +35,10 @@ class Verdict:
 def judge(
     problem: Problem, pools: Deployment | None, monolithic: Deployment | None, why_not: str = ""
 ) -> Verdict | None:
-    """None: neither is possible. why_not: what the one that is not possible lacks."""
+    """The verdict about the best of each kind; None means that neither is possible.
+
+    why_not: what the one that is not possible lacks.
+    """
     if pools is None and monolithic is None:
         return None
     if monolithic is None:

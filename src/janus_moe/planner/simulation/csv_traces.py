@@ -28,7 +28,11 @@ EPOCH_UTC = EPOCH.replace(tzinfo=UTC)
 
 
 class Column(NamedTuple):
-    """A column we read. convert raises ValueError; expected: for the error that follows."""
+    """A column that is read.
+
+    convert: from its text; raises ValueError.
+    expected: for the error that follows.
+    """
 
     title: str
     convert: Callable[[str], float]

@@ -57,8 +57,12 @@ class DeploymentStyle:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SimDeployment:
-    """kv_blocks: per attention instance. attention_bytes, expert_bytes: weights that a new instance
-    of either pool loads; a GPU of a monolithic one loads both. how: its style in words.
+    """A deployment that can be simulated.
+
+    kv_blocks: per attention instance.
+    attention_bytes, expert_bytes: weights that a new instance of either pool loads; a GPU of a
+        monolithic one loads both.
+    how: its style in words.
     """
 
     name: str

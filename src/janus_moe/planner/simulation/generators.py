@@ -69,7 +69,12 @@ def generate(
     cv: float = 3.0,
     peak_ratio: float = 7.5,
 ) -> RequestTrace:
-    """rate: mean requests per second. cv: of gamma's gaps. peak_ratio: of diurnal's profile."""
+    """A synthetic trace of one of the kinds above.
+
+    rate: mean requests per second.
+    cv: of gamma's gaps.
+    peak_ratio: of diurnal's profile.
+    """
     if not (rate > 0 and duration_s > 0 and 1 <= rate * duration_s <= MAX_REQUESTS):
         raise ConfigError(
             f"{rate} requests/s for {duration_s} s; expected above 0, and from 1 to "

@@ -50,7 +50,10 @@ def planning_problem(
     max_gpus: int,
     seed: int = 0,
 ) -> Problem:
-    """The question that demands are put into. sample: one layer's router."""
+    """The question that demands are put into.
+
+    sample: one layer's router.
+    """
     model = oracle.model
     ids = sample(OBSERVED_TOKENS, np.random.default_rng(seed))
     counts = np.bincount(ids.ravel(), minlength=model.moe.num_experts)[None, :]
@@ -70,8 +73,12 @@ def planning_problem(
 
 @dataclass(frozen=True, eq=False)
 class PlannedPolicy:
-    """One planner. headroom: rate to provide for over the rate that was seen. rate_quantile: of the
-    minutes looked back at, 1 for the busiest; None: the mean rate is what counts."""
+    """One planner.
+
+    headroom: rate to provide for over the rate that was seen.
+    rate_quantile: of the minutes looked back at, 1 for the busiest; None means the mean rate is
+        what counts.
+    """
 
     planner: BaselinePlanner
     deployments: Deployments

@@ -21,7 +21,11 @@ PERCENTILES = (90, 99)
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyObjective:
-    """tpot_s: of a request's mean time per output token. ttft_s: None for no objective."""
+    """What a request may take.
+
+    tpot_s: of a request's mean time per output token.
+    ttft_s: None for no objective.
+    """
 
     tpot_s: float
     ttft_s: float | None = None
@@ -34,9 +38,12 @@ class LatencyObjective:
 
 @dataclass(frozen=True, kw_only=True)
 class IntervalReport:
-    """arrived: requests; `attained` is the share of those that met the objective.
+    """What happened in one interval.
 
-    gpus: mean number held. batch: mean sequences in a step. busy: share of time inside steps.
+    arrived: requests; `attained` is the share of those that met the objective.
+    gpus: mean number held.
+    batch: mean sequences in a step.
+    busy: share of time inside steps.
     """
 
     start_s: float
@@ -52,8 +59,12 @@ class IntervalReport:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationReport:
-    """figures: vLLM's keys and ours. configuration: lines of the policy. intervals, decisions: in
-    order of time."""
+    """What a simulation shows, as plain values.
+
+    figures: vLLM's keys and ours.
+    configuration: lines of the policy.
+    intervals, decisions: in order of time.
+    """
 
     policy: str
     workload: str

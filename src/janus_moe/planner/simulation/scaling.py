@@ -15,8 +15,10 @@ from janus_moe.planner.simulation.deployment import SimDeployment
 class ObservedDemand(NamedTuple):
     """What has arrived since the last decision.
 
-    requests_per_s: mean. minute_rates: of each minute that is looked back at, in order of time.
-    prompt_tokens, output_tokens: means per request. num_present: requests in the system now,
+    requests_per_s: mean.
+    minute_rates: of each minute that is looked back at, in order of time.
+    prompt_tokens, output_tokens: means per request.
+    num_present: requests in the system now.
     num_waiting: those of them for which there has been no room.
     """
 
@@ -43,7 +45,10 @@ class ObservedDemand(NamedTuple):
 
 
 class ScalingTarget(NamedTuple):
-    """The deployment to have from now on. enough: whether it is expected to meet the demand."""
+    """The deployment to have from now on.
+
+    enough: whether it is expected to meet the demand.
+    """
 
     deployment: SimDeployment
     enough: bool = True
@@ -69,7 +74,10 @@ class ScalingPolicy(Protocol):
 
 @dataclass(frozen=True)
 class StaticPolicy:
-    """Always the same deployment. lines: what to print of it."""
+    """Always the same deployment.
+
+    lines: what to print of it.
+    """
 
     deployment: SimDeployment
     name: str = "static"
@@ -83,10 +91,13 @@ class StaticPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """How fast instances change. start_s: a new process until it loads, and warm-up after.
+    """How fast instances change.
 
-    load_bytes_per_s: weights from storage or host memory, per instance. move_bytes_per_s: replicas
-    between instances. The defaults are assumptions: PCIe 5 from page cache, half a 400 Gb/s link.
+    start_s: a new process until it loads, and warm-up after.
+    load_bytes_per_s: weights from storage or host memory, per instance.
+    move_bytes_per_s: replicas between instances.
+
+    The defaults are assumptions: PCIe 5 from page cache, half a 400 Gb/s link.
     """
 
     start_s: float = 20.0

@@ -34,11 +34,13 @@ PoolFactory = Callable[[RequestTrace, BatchLimits, int, float, int], AttentionPo
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationSettings:
-    """interval_s: between decisions, and of the report. check_s: between looks at the load.
+    """When policies decide.
 
+    interval_s: between decisions, and of the report.
+    check_s: between looks at the load.
     on_load: decide before the interval is over when a look finds this many times the rate, or the
-    requests under way, that the last decision saw; None: never. look_back_s: how far back policies
-    see the rate of each minute; None: to the last decision.
+        requests under way, that the last decision saw; None means never.
+    look_back_s: how far back policies see the rate of each minute; None means to the last decision.
     """
 
     interval_s: float = 900.0
@@ -64,8 +66,12 @@ class SimulationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """decided_s, serving_s: when it was made, and when the deployment began to serve. how: its
-    style. enough: whether the policy expected it to meet the demand."""
+    """A change of deployment, or that there is none.
+
+    decided_s, serving_s: when it was made, and when the deployment began to serve.
+    how: its style.
+    enough: whether the policy expected it to meet the demand.
+    """
 
     decided_s: float
     serving_s: float
@@ -78,10 +84,12 @@ class Decision:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Simulation:
-    """What happened. gpu_changes: (time, GPUs taken or, negative, given back), by time.
+    """What happened.
 
-    requests, interval, log: see `state`. end_s: the last request ends. num_short: times that the
-    policy knew of nothing that meets the demand.
+    gpu_changes: (time, GPUs taken or, negative, given back), by time.
+    requests, interval, log: see `state`.
+    end_s: the last request ends.
+    num_short: times that the policy knew of nothing that meets the demand.
     """
 
     policy: str
@@ -122,8 +130,11 @@ def demand_between(
     before: ObservedDemand | None = None,
     look_back_s: float | None = None,
 ) -> ObservedDemand:
-    """What arrives in [start_s, end_s); lengths are those of `before` where nothing does. As if
-    nobody were there. look_back_s: of the minutes, if it is more."""
+    """What arrives in [start_s, end_s), as if no request were there.
+
+    before: its lengths are taken where nothing arrives.
+    look_back_s: of the minutes, if it is more.
+    """
     start_s = max(start_s, 0.0)
     first, last = np.searchsorted(workload.arrival_s, [start_s, end_s])
     minutes = _minute_rates(workload, min(start_s, max(0.0, end_s - (look_back_s or 0.0))), end_s)
@@ -259,7 +270,9 @@ class _Run:
 
     def _resize(self, deployment: SimDeployment, now_s: float, each: int) -> None:
         """Attention instances: draining ones come back first, those with least to do go first.
-        each: GPUs that an instance gives back when it is gone."""
+
+        each: GPUs that an instance gives back when it is gone.
+        """
         instances = self.pool.instances
         active = np.flatnonzero(instances["status"] == state.ACTIVE)
         missing = deployment.size.num_attention - len(active)

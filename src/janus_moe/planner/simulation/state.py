@@ -86,10 +86,15 @@ class BatchLimits(NamedTuple):
 
 
 class PoolState(NamedTuple):
-    """instances: [instances] INSTANCE. crossing: [instances, block_size] int64 decoding requests by
-    phase. due: [ring] int64 first request that ends in a step, by step modulo ring. clock: [1]
-    CLOCK. interval: [intervals, 5] sums over steps that begin in it. log: [steps, 5] the first
-    steps."""
+    """What compiled steps read and write.
+
+    instances: [instances] INSTANCE.
+    crossing: [instances, block_size] int64 decoding requests by phase.
+    due: [ring] int64 first request that ends in a step, by step modulo ring.
+    clock: [1] CLOCK.
+    interval: [intervals, 5] sums over steps that begin in it.
+    log: [steps, 5] the first steps.
+    """
 
     instances: Records
     crossing: NDArray[np.int64]

@@ -29,13 +29,17 @@ instance, a mean over layers."""
 class StepTable(NamedTuple):
     """Seconds of the parts of one layer and micro-batch.
 
-    tokens: [b] grid of tokens on one attention instance. kv: [c] grid of KV positions read there.
-    attention: [b, c]. shared, dense: [b] shared expert; MLP of a layer without experts. head: [b]
-    logits of b sequences. batch: [B] grid of tokens of all attention instances. experts, exchange:
-    [B] the busiest expert instance; both directions together.
+    tokens: [b] grid of tokens on one attention instance.
+    kv: [c] grid of KV positions read there.
+    attention: [b, c].
+    shared, dense: [b] shared expert; MLP of a layer without experts.
+    head: [b] logits of b sequences.
+    batch: [B] grid of tokens of all attention instances.
+    experts, exchange: [B] the busiest expert instance; both directions together.
     monolithic: attention and experts take turns on the same devices.
-    step_s, token_s: of the host, once a step and once per token. pair_cost: KV positions whose
-    reading takes as long as the arithmetic of one pair of a prompt's query and a key.
+    step_s, token_s: of the host, once a step and once per token.
+    pair_cost: KV positions whose reading takes as long as the arithmetic of one pair of a prompt's
+        query and a key.
     """
 
     tokens: Array
@@ -57,8 +61,11 @@ class StepTable(NamedTuple):
 
 
 class PoolSize(NamedTuple):
-    """num_attention, num_expert: instances; a monolithic deployment has num_expert = 0.
-    attention_tp: GPUs of one of its attention instances, which share the heads."""
+    """The instances of a deployment.
+
+    num_attention, num_expert: instances; a monolithic deployment has num_expert = 0.
+    attention_tp: GPUs of one of its attention instances, which share the heads.
+    """
 
     num_attention: int
     num_expert: int
@@ -99,9 +106,9 @@ class AttentionTable(NamedTuple):
 def tabulate_attention(
     oracle: Oracle, max_tokens: int, max_kv_tokens: int, tp: int = 1
 ) -> AttentionTable:
-    """max_tokens, max_kv_tokens: of one attention instance of `tp` GPUs, per step and in its cache.
+    """The attention side of steps on a grid; beyond it the last segment goes on.
 
-    Beyond the grid the last segment goes on.
+    max_tokens, max_kv_tokens: of one attention instance of `tp` GPUs, per step and in its cache.
     """
     if max_tokens < 1 or max_kv_tokens < 1:
         raise ConfigError(f"need a token and a KV position, got {max_tokens} and {max_kv_tokens}")
@@ -133,8 +140,11 @@ def tabulate(
     plan: ExchangePlanName = "2pc-sharded",
     gating: Gating = "egate",
 ) -> StepTable:
-    """The steps of a deployment of this size. slots: per layer and expert instance; None: no
-    replicas. plan, gating: of pools."""
+    """The steps of a deployment of this size.
+
+    slots: per layer and expert instance; None means no replicas.
+    plan, gating: of pools.
+    """
     model = oracle.model
     batch = _grid(1, float(side.tokens[-1]) * size.num_attention, 1.15)
     activated = np.array([max_activated(rows) for rows in batch])
@@ -202,7 +212,12 @@ def _attention(table, tokens, kv):  # type: ignore[no-untyped-def]
 
 @compiled
 def _step(table, attention, most, logits, total):  # type: ignore[no-untyped-def]
-    """attention: the slowest instance's. most, logits: largest on an instance. total: tokens."""
+    """A step from the parts of its busiest instances.
+
+    attention: the slowest instance's.
+    most, logits: largest on an instance.
+    total: tokens.
+    """
     parts = table.micro_batches
     b, share = _place(table.tokens, most / parts)
     shared, dense = _line(table.shared, b, share), _line(table.dense, b, share)

@@ -26,7 +26,11 @@ Tokens = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]
 
 
 class MooncakeLine(msgspec.Struct):
-    """One request. timestamp: milliseconds. hash_ids: its prompt's blocks of 512 tokens."""
+    """One request.
+
+    timestamp: milliseconds.
+    hash_ids: its prompt's blocks of 512 tokens.
+    """
 
     timestamp: Annotated[float, msgspec.Meta(ge=0, lt=1e15)]
     input_length: Tokens
