@@ -112,6 +112,7 @@ class Simulation(Workers):
         self.fencing: set[InstanceId] = set()
         self.is_plain = dice.random() < 0.4  # nothing hangs, refuses or loses a link; it only ends
         self.num_actions = 0
+        self.is_forgiven = False  # an operator has allowed restarts beyond the budget
         self.faults_at_action: set[int] = set()
         self.log: list[str] | None = None
 
@@ -363,6 +364,11 @@ class Simulation(Workers):
             instance = dice.choice(self.audit.serving.instances)
             event = on.ReplaceRequested(instance, dice.random())
         before = self.audit.told
+        change = self.machine.state.change
+        if isinstance(change, Recovery) and change.phase == "waiting":
+            sizes = self.machine.state.target
+            event = on.ScaleRequested(sizes.attention, sizes.expert, 1.0)
+            self.is_forgiven = True
         try:
             self.tell(event)
         except (ConflictError, RequestError) as error:

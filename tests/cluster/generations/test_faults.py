@@ -244,6 +244,20 @@ def test_during_recovery_requests_for_changes_are_refused_with_the_phase() -> No
         service.tell(on.AbortRequested())
 
 
+def test_an_operator_ends_a_recovery_that_no_restart_is_left_for() -> None:
+    service = Obedient(1, 1, max_restarts=0)
+    service.die(expert(0))
+    assert not service.asked(do.StartInstance) and service.status.phase == "waiting"
+    with pytest.raises(ConflictError, match="ask for 1A1E to start what is missing"):
+        service.scale(2, 1)
+    service.scale(1, 1)
+    assert service.status.expert == (expert(1),)
+    assert [(r.kind, r.outcome) for r in service.reports()] == [
+        ("scale", "completed"),
+        ("fault", "completed"),
+    ]
+
+
 def test_a_member_that_cannot_open_is_tried_again_and_then_replaced() -> None:
     service = Obedient(1, 3, max_restarts=0)
     service.silent = {expert(1)}

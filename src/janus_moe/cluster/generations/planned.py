@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from janus_moe.cluster.generations.actions import CancelDrain, DrainInstance
-from janus_moe.cluster.generations.changes import PlannedChange
+from janus_moe.cluster.generations.changes import PlannedChange, Recovery
 from janus_moe.cluster.generations.events import ReplaceRequested, ScaleRequested
 from janus_moe.cluster.generations.records import ChangeOutcome
 from janus_moe.cluster.generations.restarts import backoff_s
@@ -26,7 +26,10 @@ from janus_moe.spec import InstanceId, Pool, PoolShape
 
 
 def begin_scale(state: MachineState, asked: ScaleRequested) -> None:
-    """Begins the change; raises, with nothing changed, when it is invalid or at a bad time."""
+    """Begins the change; raises, with nothing changed, when it is invalid or at a bad time.
+
+    While recovery waits, a request for the sizes that it wants lets it start what is missing.
+    """
     for pool in POOLS:
         count = asked.attention if pool == "attention" else asked.expert
         if not 1 <= count <= state.settings.limit(pool):
@@ -35,8 +38,11 @@ def begin_scale(state: MachineState, asked: ScaleRequested) -> None:
                 f"(--max-{pool}-instances), got {count}",
                 f"{pool}_instances",
             )
-    _refuse_during_a_change(state)
     target = PoolShape(attention=asked.attention, expert=asked.expert)
+    if _is_waiting(state) and target == state.target:
+        _start_whatever_the_budget(state, target)
+        return
+    _refuse_during_a_change(state)
     _refuse_unplaceable(state, target)
     leaving, joining = list[InstanceId](), list[InstanceId]()
     for pool in POOLS:
@@ -200,11 +206,32 @@ def _members_after(state: MachineState, change: PlannedChange, pool: Pool) -> li
 
 
 def _refuse_during_a_change(state: MachineState) -> None:
-    if state.change is not None:
-        raise ConflictError(
-            f"a change ({state.change.kind}) is under way (phase {state.change.phase}); wait for "
-            "it or abort it"
-        )
+    if state.change is None:
+        return
+    hint = "wait for it or abort it"
+    if _is_waiting(state):
+        hint = f"ask for {state.target} to start what is missing beyond --max-restarts"
+    raise ConflictError(
+        f"a change ({state.change.kind}) is under way (phase {state.change.phase}); {hint}"
+    )
+
+
+def _is_waiting(state: MachineState) -> bool:
+    """Whether recovery waits for instances, which the budget may not allow for long."""
+    return isinstance(state.change, Recovery) and state.change.phase == "waiting"
+
+
+def _start_whatever_the_budget(state: MachineState, target: PoolShape) -> None:
+    """An operator asks for the sizes that recovery wants: it may start what they need at once."""
+    state.budget.forgive()
+    asked = PlannedChange(
+        kind="scale",
+        started_s=state.now_s,
+        before=state.serving.membership.shape,
+        target=target,
+        joining=(),
+    )
+    state.record(asked, "completed", "recovery starts what is missing")
 
 
 def _refuse_unplaceable(state: MachineState, target: PoolShape) -> None:

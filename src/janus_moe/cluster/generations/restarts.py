@@ -43,6 +43,12 @@ class RestartBudget:
         self._failures[pool] = 0
         self._not_before_s.pop(pool, None)
 
+    def forgive(self) -> None:
+        """What is missing may be started at once, whatever was lost and failed before."""
+        self._losses.clear()
+        self._failures.clear()
+        self._not_before_s.clear()
+
     def left(self, now_s: float) -> int:
         """Restarts that may still happen now."""
         while self._restarts and self._restarts[0] <= now_s - HOUR_S:

@@ -264,6 +264,10 @@ class MachineState:
         """The change under way ends."""
         assert self.change is not None
         change, self.change = self.change, None
+        self.record(change, outcome, reason)
+
+    def record(self, change: PlannedChange | Recovery, outcome: ChangeOutcome, reason: str) -> None:
+        """Tells of a change that has ended."""
         record = ChangeRecord(
             kind=change.kind,
             outcome=outcome,
