@@ -13,10 +13,15 @@ import msgspec
 from msgspec import Meta
 
 from janus_moe.errors import ConfigError
-from janus_moe.spec import ExchangePlanName, PoolShape
+from janus_moe.spec import (
+    ONE_PROCESS,
+    ActivationPolicy,
+    ExchangePlanName,
+    PoolShape,
+    TransportName,
+)
 
-TransportName = Literal["auto", "loopback", "shm", "gloo"]
-ActivationPolicy = Literal["exact", "aebs", "metro", "random", "token-split", "token-aware"]
+TransportSetting = Literal["auto", TransportName]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,7 +75,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int, Meta(description="recording stops after so many tokens, which bounds its memory")
     ] = 2**18
     transport: Annotated[
-        TransportName,
+        TransportSetting,
         Meta(description="loopback: one process; shm: one host; gloo: TCP; auto: by shape, hosts"),
     ] = "auto"
     exchange: Annotated[
@@ -144,7 +149,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _require(redundant >= 0, "redundant_experts", redundant, "auto, 0 or more")
         threshold = self.micro_batch_threshold
         _require(threshold >= 0, "micro_batch_threshold", threshold, "0 (never) or more")
-        if threshold and (self.transport == "loopback" or self.device == "cuda"):
+        if threshold and (self.transport in ONE_PROCESS or self.device == "cuda"):
             raise ConfigError(
                 "--micro-batch-threshold lets the pools compute at the same time, which they never "
                 "do in one process (--transport loopback, --device cuda); use shm or gloo"
@@ -159,7 +164,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"each of --max-num-seqs {self.max_num_seqs} sequences; raise the first or lower "
                 "the second"
             )
-        if self.device == "cuda" and self.transport not in ("auto", "loopback"):
+        if self.device == "cuda" and self.transport not in ("auto", *ONE_PROCESS):
             raise ConfigError(
                 "--device cuda runs all instances on one GPU in one process; "
                 f"use --transport loopback (or auto), not {self.transport}"

@@ -10,14 +10,15 @@ from tests.checkpoints import VOCAB_SIZE
 from tests.e2e.conftest import Model
 from tests.e2e.harness import complete, running_in_threads
 
-from janus_moe.config import ActivationPolicy
-from janus_moe.policy.activation import Policy
+from janus_moe.spec import ActivationPolicy, DevicePolicy, ExpertPolicy, Policy, ReplicaPolicy
 
 PROMPTS = [[7], [30, 31, 32, 33, 34], list(range(40, 70)), [200, 3]]
 
 
 def test_the_setting_knows_every_policy() -> None:
     assert get_args(ActivationPolicy) == (*get_args(Policy), "token-aware")
+    for some in (ExpertPolicy, DevicePolicy, ReplicaPolicy):
+        assert set(get_args(some)) < set(get_args(Policy))
 
 
 @pytest.mark.parametrize("policy", get_args(ActivationPolicy))

@@ -24,6 +24,7 @@ from janus_moe.policy.exchange_choice import (
     pack,
     unpack,
 )
+from janus_moe.spec import EXCHANGE_PLANS
 
 RULE = ChoiceRule()
 times = st.lists(st.floats(1e-5, 1e-1), min_size=1, max_size=4)
@@ -57,10 +58,12 @@ def test_buckets_are_powers_of_two() -> None:
     assert all(bucket_of(bucket_tokens(b)) == b for b in range(NUM_BUCKETS))
 
 
-@given(st.lists(st.integers(0, 3), min_size=NUM_BUCKETS, max_size=NUM_BUCKETS))
+@given(
+    st.lists(st.integers(0, len(EXCHANGE_PLANS) - 1), min_size=NUM_BUCKETS, max_size=NUM_BUCKETS)
+)
 def test_a_word_carries_the_plans_of_all_buckets(plans: list[int]) -> None:
     word = pack(plans)
-    assert 0 <= word < 2**32
+    assert 0 <= word < 2**32, "half a word of the control block"
     assert [unpack(word, bucket_tokens(bucket)) for bucket in range(NUM_BUCKETS)] == plans
 
 

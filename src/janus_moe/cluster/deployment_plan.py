@@ -21,7 +21,7 @@ from janus_moe.cluster.deployment.thread_counts import InstanceCounts, computing
 from janus_moe.cluster.deployment.transport_choice import choose_exchange, choose_transport
 from janus_moe.cluster.host_facts import HostFacts, host_facts
 from janus_moe.cluster.hosts.shares import HostShare, first_membership, whole
-from janus_moe.config import EngineConfig, TransportName
+from janus_moe.config import EngineConfig, TransportSetting
 from janus_moe.experts.scheduling import runs_on_device
 from janus_moe.model.checkpoint import Checkpoint, validate
 from janus_moe.model.config import read_spec
@@ -162,7 +162,7 @@ def _slow_policy(config: EngineConfig) -> str | None:
     )
 
 
-def _threads(host: Host, pool: Pool, config: EngineConfig, transport: TransportName) -> int:
+def _threads(host: Host, pool: Pool, config: EngineConfig, transport: TransportSetting) -> int:
     """Compute threads of one instance of `pool` on `host`."""
     share = host.share
     counts: InstanceCounts = {"attention": len(share.attention), "expert": len(share.expert)}
@@ -170,7 +170,9 @@ def _threads(host: Host, pool: Pool, config: EngineConfig, transport: TransportN
     return threads_each(host.facts.cores, computing, config.threads)
 
 
-def _expert_threads(config: EngineConfig, hosts: Sequence[Host], transport: TransportName) -> int:
+def _expert_threads(
+    config: EngineConfig, hosts: Sequence[Host], transport: TransportSetting
+) -> int:
     """Compute threads of the expert instance that has the fewest."""
     return min(_threads(host, "expert", config, transport) for host in hosts if host.share.expert)
 

@@ -1,7 +1,7 @@
 """Which worker process hosts which instances, and what each of them is told.
 
-Loopback: one worker with everything. Otherwise one worker per instance, on the host
-that the plan gives it.
+One worker with everything where the transport is one of `ONE_PROCESS`. Otherwise one worker for
+each instance, on the host that the plan gives it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from janus_moe.cluster.deployment_plan import DeploymentPlan, Host
 from janus_moe.cluster.runtime.base import WorkerSpec
 from janus_moe.messages import OpenGeneration, Setup
-from janus_moe.spec import InstanceId
+from janus_moe.spec import ONE_PROCESS, InstanceId
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class WorkerLayout:
 
 def worker_layouts(plan: DeploymentPlan) -> Sequence[WorkerLayout]:
     """The worker processes of a run, attention instances first."""
-    if plan.config.transport == "loopback":
+    if plan.config.transport in ONE_PROCESS:
         (host,) = plan.hosts
         threads = max(plan.threads(host, "attention"), plan.threads(host, "expert"))
         return [WorkerLayout("janus", host, host.share.instances, threads)]

@@ -17,9 +17,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from janus_moe.errors import ConfigError
+from janus_moe.spec import EXCHANGE_PLANS
 from janus_moe.tracing.durations import lower_quartile
 
 NUM_BUCKETS = 16
+PLAN_BITS = (len(EXCHANGE_PLANS) - 1).bit_length()
+"""What the number of a plan takes. `NUM_BUCKETS` of them share a half of the control block's word,
+32 bits, so with more than four plans there have to be fewer buckets."""
 LEAST_NOISE, MOST_NOISE = 0.02, 0.5
 NOISE = 1.55
 """Standard error of a lower quartile times sqrt(steps), over the median distance from it, of normal
@@ -128,18 +132,21 @@ def next_choice(choice: PlanChoice, seconds: float, rule: ChoiceRule) -> PlanCho
 
 
 def pack(plans: Iterable[int]) -> int:
-    """The plans of all buckets in 32 bits, two each, so that they fit beside an announcement."""
+    """The plans of all buckets in one number, so that they fit beside an announcement."""
     packed = 0
     for bucket, plan in enumerate(plans):
-        if not 0 <= plan < 4 or bucket >= NUM_BUCKETS:
-            raise ValueError(f"plan {plan} of bucket {bucket}; 2 bits for each of {NUM_BUCKETS}")
-        packed |= plan << 2 * bucket
+        if not 0 <= plan < len(EXCHANGE_PLANS) or bucket >= NUM_BUCKETS:
+            raise ValueError(
+                f"plan {plan} of bucket {bucket}; there are {len(EXCHANGE_PLANS)} plans and "
+                f"{NUM_BUCKETS} buckets"
+            )
+        packed |= plan << PLAN_BITS * bucket
     return packed
 
 
 def unpack(packed: int, tokens: int) -> int:
     """The plan of a step with so many tokens."""
-    return packed >> 2 * bucket_of(tokens) & 3
+    return packed >> PLAN_BITS * bucket_of(tokens) & (1 << PLAN_BITS) - 1
 
 
 def _noted(choice: PlanChoice, seconds: float, rule: ChoiceRule) -> PlanChoice:

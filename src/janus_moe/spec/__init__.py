@@ -2,12 +2,20 @@
 
     base        the immutable value             formats     numbers and weights in memory
     attention   kinds of attention              model       a whole model
-    pools       shapes, instances, membership   exchange    names of its plans
+    pools       shapes, instances, membership   exchange    names of transports and plans
+    activation  names of policies
 
 Everything here is an immutable value without behaviour beyond what follows from it. The package
 knows nothing of torch, files, processes or HTTP.
 """
 
+from janus_moe.spec.activation import (
+    ActivationPolicy,
+    DevicePolicy,
+    ExpertPolicy,
+    Policy,
+    ReplicaPolicy,
+)
 from janus_moe.spec.attention import (
     AttentionKind,
     AttentionSpec,
@@ -20,7 +28,13 @@ from janus_moe.spec.attention import (
     Shape,
 )
 from janus_moe.spec.base import Spec
-from janus_moe.spec.exchange import EXCHANGE_PLANS, ExchangePlanName
+from janus_moe.spec.exchange import (
+    EXCHANGE_PLANS,
+    NODE_MESSAGE_PLANS,
+    ONE_PROCESS,
+    ExchangePlanName,
+    TransportName,
+)
 from janus_moe.spec.formats import (
     DTYPE_BYTES,
     WEIGHT_FORMATS,
@@ -35,12 +49,17 @@ from janus_moe.spec.pools import InstanceId, Membership, Pool, PoolShape
 __all__ = [
     "DTYPE_BYTES",
     "EXCHANGE_PLANS",
+    "NODE_MESSAGE_PLANS",
+    "ONE_PROCESS",
     "WEIGHT_FORMATS",
+    "ActivationPolicy",
     "AttentionKind",
     "AttentionSpec",
     "CacheOperation",
+    "DevicePolicy",
     "Dtype",
     "ExchangePlanName",
+    "ExpertPolicy",
     "FormatName",
     "GqaSpec",
     "InstanceId",
@@ -53,11 +72,14 @@ __all__ = [
     "MoeSpec",
     "NumberFormat",
     "Numbers",
+    "Policy",
     "Pool",
     "PoolShape",
+    "ReplicaPolicy",
     "RopeSpec",
     "RouterSpec",
     "Shape",
     "Spec",
+    "TransportName",
     "WeightFormat",
 ]

@@ -7,10 +7,9 @@ is the rendezvous's business; what instances do over the exchange is not known h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from janus_moe.errors import ConfigError
-from janus_moe.spec import InstanceId
+from janus_moe.spec import ONE_PROCESS, InstanceId, TransportName
 from janus_moe.transport.base import CONNECT_TIMEOUT_S, Exchange, ExchangeLayout
 from janus_moe.transport.host_memory.shared_memory import open_shared_memory
 from janus_moe.transport.loopback import LoopbackExchange
@@ -19,7 +18,7 @@ from janus_moe.transport.network.rendezvous import NamespacedRendezvous, Rendezv
 
 
 def open_exchange(
-    transport: Literal["loopback", "shm", "gloo"],
+    transport: TransportName,
     layout: ExchangeLayout,
     instances: Sequence[InstanceId],
     rendezvous: Rendezvous,
@@ -36,10 +35,10 @@ def open_exchange(
     bind_host: the only address of this host that may be listened at.
     """
     meeting = NamespacedRendezvous(rendezvous, f"generation {layout.membership.generation}")
+    if transport in ONE_PROCESS and set(instances) != set(layout.membership.instances):
+        raise ConfigError(f"with {transport}, all instances live in one process")
     match transport:
         case "loopback":
-            if set(instances) != set(layout.membership.instances):
-                raise ConfigError("with loopback, all instances live in one process")
             return LoopbackExchange(layout.membership)
         case "shm":
             return open_shared_memory(layout, instances, meeting, timeout_s)

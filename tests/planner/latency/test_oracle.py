@@ -26,6 +26,7 @@ from janus_moe.planner.latency import (
 from janus_moe.planner.latency.coefficients import fitted_coefficients
 from janus_moe.planner.latency.estimate import weakest
 from janus_moe.planner.latency.step import LayerParts, dependency_bound, layer_seconds
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
 from janus_moe.transport.exchange_plans import RowMessage, Topology, egate_plan
 
 MODELS, DEVICES = st.sampled_from(model_names()), st.sampled_from(device_names())
@@ -160,10 +161,16 @@ def test_one_phase_counts_its_busiest_link() -> None:
     assert combine.inter_bytes == 30 * 400
 
 
-@pytest.mark.parametrize("plan", ["1pc", "2pc-direct", "2pc-relay", "2pc-sharded"])
-def test_nothing_leaves_a_node_that_holds_all(plan: str) -> None:
+def test_a_plan_without_a_price_is_refused() -> None:
     layout = NodeLayout(num_attention=2, num_expert=6, gpus_per_node=8)
-    for counts in exchange_counts(layout, 64, 1000, 6, plan=plan):  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no exchange plan '3pc' has a price"):
+        exchange_counts(layout, 64, 1000, 6, plan="3pc")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("plan", EXCHANGE_PLANS)
+def test_nothing_leaves_a_node_that_holds_all(plan: ExchangePlanName) -> None:
+    layout = NodeLayout(num_attention=2, num_expert=6, gpus_per_node=8)
+    for counts in exchange_counts(layout, 64, 1000, 6, plan=plan):
         assert (counts.inter_hops, counts.inter_messages, counts.inter_bytes) == (0, 0, 0)
         assert float(np.asarray(counts.intra_bytes)) > 0
 

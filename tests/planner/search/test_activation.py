@@ -11,7 +11,6 @@ from janus_moe.planner.search.activation import (
     CachedActivation,
     MaxActivatedGrid,
     PopularityActivation,
-    ReplicaPolicy,
     lognormal,
     uniform,
 )
@@ -19,6 +18,7 @@ from janus_moe.planner.search.sampled import SampledActivation
 from janus_moe.policy.estimate import monte_carlo
 from janus_moe.policy.placement import place_experts
 from janus_moe.policy.synthetic import SyntheticRouter
+from janus_moe.spec import ReplicaPolicy
 
 EXPERTS, TOP_K = 64, 4
 

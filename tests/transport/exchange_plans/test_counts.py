@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.transport.exchange_plans.interpreter import demands, topologies
 from tests.transport.exchange_plans.message_counts import closed_form, count
 
-from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
+from janus_moe.spec import EXCHANGE_PLANS, NODE_MESSAGE_PLANS, ExchangePlanName
 from janus_moe.transport.exchange_plans import EveryRow, ExchangePlan, RowDemand, Topology
 from janus_moe.transport.exchange_plans.program import RowBytes
 
@@ -52,6 +52,23 @@ def test_programs_send_and_receive_exactly_the_listed_messages(
         received = Counter(id(message) for stage in stages for message in stage.receives)
         assert sent == received == Counter(map(id, messages))
         assert all(message.num_rows and message.source != message.target for message in messages)
+
+
+@plans
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_only_plans_that_gather_a_node_need_buffers_for_a_node(
+    plan: ExchangePlanName, data: st.DataObject
+) -> None:
+    topology = data.draw(topologies())
+    tokens = data.draw(st.tuples(*[st.integers(0, 64)] * topology.num_attention_instances))
+    exchange = ExchangePlan(plan, topology, EveryRow(tokens))
+    most = max((m.num_rows for m in (*exchange.dispatches, *exchange.replies)), default=0)
+    on_a_node = max(
+        sum(tokens[index] for index in topology.attention_on(node))
+        for node in topology.source_nodes
+    )
+    assert most <= (on_a_node if plan in NODE_MESSAGE_PLANS else max(tokens))
 
 
 def test_an_example_in_numbers() -> None:

@@ -7,29 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from janus_moe.config import TransportName
-from janus_moe.spec import Pool
+from janus_moe.config import TransportSetting
+from janus_moe.spec import ONE_PROCESS, Pool
 
 InstanceCounts = Mapping[Pool, int]
 """Pool -> its instances on one host."""
 
 
 def computing_with(
-    pool: Pool, counts: InstanceCounts, transport: TransportName, num_micro_batches: int
+    pool: Pool, counts: InstanceCounts, transport: TransportSetting, num_micro_batches: int
 ) -> int:
     """Instances of a host that may compute while one of `pool` does, itself included.
 
     The instances of a pool compute at once and the pools take turns. With several micro-batches
-    both pools compute at once. In loopback one thread runs the expert instances one by one.
+    both pools compute at once. In one process one thread runs the expert instances one by one.
     """
     if num_micro_batches > 1:
         return sum(counts.values())
-    if pool == "expert" and transport == "loopback":
+    if pool == "expert" and transport in ONE_PROCESS:
         return min(1, counts[pool])
     return counts[pool]
 
 
-def most_computing(counts: InstanceCounts, transport: TransportName, num_micro_batches: int) -> int:
+def most_computing(
+    counts: InstanceCounts, transport: TransportSetting, num_micro_batches: int
+) -> int:
     """Instances of a host that may compute at once, of whichever pools."""
     return max(computing_with(pool, counts, transport, num_micro_batches) for pool in counts)
 

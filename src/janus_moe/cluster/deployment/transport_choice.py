@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 from janus_moe.cluster.hosts.shares import HostShare
-from janus_moe.config import EngineConfig, TransportName
+from janus_moe.config import EngineConfig, TransportSetting
 from janus_moe.errors import ConfigError
 from janus_moe.spec import ExchangePlanName
 
 
 def choose_transport(
     config: EngineConfig, shares: Sequence[HostShare]
-) -> tuple[TransportName, str | None]:
+) -> tuple[TransportSetting, str | None]:
     """TCP between hosts; on one host one process where nothing can run side by side."""
     if not all(share.is_local for share in shares):
         return _between_hosts(config, shares), None
@@ -24,11 +24,11 @@ def choose_transport(
         return config.transport, None
     (share,) = shares
     single = len(share.attention) == len(share.expert) == 1 == config.num_micro_batches
-    transport: TransportName = "loopback" if single or config.device == "cuda" else "shm"
+    transport: TransportSetting = "loopback" if single or config.device == "cuda" else "shm"
     return transport, f"transport {transport}"
 
 
-def _between_hosts(config: EngineConfig, shares: Sequence[HostShare]) -> TransportName:
+def _between_hosts(config: EngineConfig, shares: Sequence[HostShare]) -> TransportSetting:
     if config.device == "cuda":
         raise ConfigError(
             "--device cuda runs all instances on one GPU of this host; use --device cpu with "
@@ -43,7 +43,7 @@ def _between_hosts(config: EngineConfig, shares: Sequence[HostShare]) -> Transpo
 
 
 def choose_exchange(
-    config: EngineConfig, transport: TransportName, shares: Sequence[HostShare]
+    config: EngineConfig, transport: TransportSetting, shares: Sequence[HostShare]
 ) -> tuple[Literal["auto", ExchangePlanName], str | None]:
     """One phase where no host has two instances to aggregate for, else the adaptive choice."""
     if transport != "gloo":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from janus_moe.messages import Setup
+from janus_moe.spec import ONE_PROCESS
 from janus_moe.transport import Exchange, ExchangeLayout, open_exchange
 from janus_moe.transport.network.rendezvous import NamespacedRendezvous, Rendezvous
 
@@ -17,7 +18,7 @@ def open_exchanges(setup: Setup, rendezvous: Rendezvous, bind_host: str) -> tupl
     if transport == "auto":
         raise AssertionError("the plan decides the transport")
     # Within one process nothing travels that the compute of another part could hide.
-    number = 1 if transport == "loopback" else setup.config.num_micro_batches
+    number = 1 if transport in ONE_PROCESS else setup.config.num_micro_batches
     return tuple(
         open_exchange(
             transport,

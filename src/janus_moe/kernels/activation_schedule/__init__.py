@@ -13,10 +13,10 @@ from janus_moe.kernels.activation_schedule.kernel import ActivationScheduleKerne
 from janus_moe.kernels.activation_schedule.reference import PolicyActivationSchedule
 from janus_moe.kernels.activation_schedule.tables import (
     ActivationSchedule,
-    DevicePolicy,
     ReplicaTables,
     ScheduleTensors,
 )
+from janus_moe.spec import DevicePolicy
 
 __all__ = [
     "ActivationSchedule",

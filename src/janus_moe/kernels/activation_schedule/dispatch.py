@@ -9,9 +9,9 @@ from janus_moe.kernels.activation_schedule.kernel import ActivationScheduleKerne
 from janus_moe.kernels.activation_schedule.reference import PolicyActivationSchedule
 from janus_moe.kernels.activation_schedule.tables import (
     ActivationSchedule,
-    DevicePolicy,
     ReplicaTables,
 )
+from janus_moe.spec import DevicePolicy
 
 
 def activation_schedule(

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
 from janus_moe.kernels.activation_schedule.tables import (
-    DevicePolicy,
     ReplicaTables,
     ScheduleTensors,
     check_arguments,
 )
+from janus_moe.spec import DevicePolicy
 
 WORD_BITS = 32
 MAX_EXPERTS, MAX_INSTANCES = 1024, 64  # what one program's registers hold

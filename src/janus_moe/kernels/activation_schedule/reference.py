@@ -7,12 +7,12 @@ import torch
 from numpy.typing import NDArray
 
 from janus_moe.kernels.activation_schedule.tables import (
-    DevicePolicy,
     ReplicaTables,
     ScheduleTensors,
     check_arguments,
 )
 from janus_moe.policy.activation import Scheduler
+from janus_moe.spec import DevicePolicy
 
 CPU = torch.device("cpu")
 

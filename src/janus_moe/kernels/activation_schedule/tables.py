@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from janus_moe.policy.activation import LayerLayout
-
-DevicePolicy = Literal["exact", "aebs"]
-"""Policies of `janus_moe.policy.activation` that also exist as a GPU kernel."""
 
 
 @dataclass(frozen=True, eq=False)

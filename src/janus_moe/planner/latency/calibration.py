@@ -15,6 +15,7 @@ from janus_moe.planner.latency.arrays import Array
 from janus_moe.planner.latency.coefficients import LinkLaw
 from janus_moe.planner.latency.links import ExchangeCounts
 from janus_moe.planner.latency.profile import HostLaw
+from janus_moe.spec import ONE_PROCESS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,6 @@ def _row(cell: LiveCell) -> list[float]:
         cell.num_exchanges * sum(float(np.asarray(getattr(c, name))) for c in cell.counts)
         for name in names
     ]
-    if cell.transport == "loopback":
+    if cell.transport in ONE_PROCESS:
         exchange = [0.0] * len(names)
     return [1.0, float(cell.batch), *exchange, cell.explained_s]

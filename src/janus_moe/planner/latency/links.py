@@ -16,7 +16,7 @@ from janus_moe.planner.latency.arrays import Array, Numbers
 from janus_moe.planner.latency.coefficients import LinkLaw
 from janus_moe.planner.latency.devices import DeviceProfile
 from janus_moe.planner.latency.estimate import Confidence, weakest
-from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
+from janus_moe.spec import ExchangePlanName
 
 Gating = Literal["egate", "agate"]
 
@@ -177,10 +177,8 @@ def exchange_counts(
     EGate: every expert instance gets every row. AGate: an instance gets the rows that are routed
     to it, of uniform routing. The way back mirrors the way there, with partial sums in float32.
     """
-    if plan not in EXCHANGE_PLANS:
-        raise ConfigError(
-            f"there is no exchange plan {plan!r}; plans are {', '.join(EXCHANGE_PLANS)}"
-        )
+    if plan not in _COUNTS:
+        raise ConfigError(f"no exchange plan {plan!r} has a price; {', '.join(_COUNTS)} have one")
     n_a = np.asarray(layout.num_attention, np.float64)
     n_e = np.asarray(layout.num_expert, np.float64)
     rows = np.asarray(tokens, np.float64)
@@ -188,7 +186,7 @@ def exchange_counts(
         there, extra = share_reached(n_e, top_k), METADATA_BYTES * top_k
     else:
         there, extra = np.ones_like(n_e), 0
-    counts = _one_phase if plan == "1pc" else _two_phase
+    counts = _COUNTS[plan]
     dispatch = counts(layout, n_a, n_e, rows * there, hidden_size * activation_bytes + extra, plan)
     combine = counts(layout, n_a, n_e, rows * there, hidden_size * PARTIAL_BYTES, plan)
     return dispatch, combine
@@ -324,3 +322,12 @@ def _two_phase(
         inter_messages=np.where(one_node, 0.0, messages + ring),
         inter_bytes=np.where(one_node, 0.0, np.maximum(between, received)),
     )
+
+
+_COUNTS = {
+    "1pc": _one_phase,
+    "2pc-direct": _two_phase,
+    "2pc-relay": _two_phase,
+    "2pc-sharded": _two_phase,
+}
+"""Every plan that has a price; `_two_phase` knows how its three differ."""

@@ -17,15 +17,14 @@ for; `SampledActivation` corrects it with the real scheduler on the real placeme
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency.arrays import Array
-
-ReplicaPolicy = Literal["exact", "random", "token-split"]
+from janus_moe.spec import ReplicaPolicy
 
 SPREADS = 6.0
 """Standard deviations beyond which a count is as good as impossible."""

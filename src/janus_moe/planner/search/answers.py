@@ -7,8 +7,7 @@ from typing import Literal, Protocol
 
 from janus_moe.planner.latency.links import Gating
 from janus_moe.planner.latency.step import DeploymentKind
-from janus_moe.planner.search.activation import ReplicaPolicy
-from janus_moe.spec import ExchangePlanName
+from janus_moe.spec import ExchangePlanName, ReplicaPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

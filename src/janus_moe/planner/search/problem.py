@@ -11,9 +11,9 @@ from typing import Literal
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency.links import Gating
 from janus_moe.planner.latency.oracle import Oracle
-from janus_moe.planner.search.activation import ActivationSource, ReplicaPolicy
+from janus_moe.planner.search.activation import ActivationSource
 from janus_moe.planner.search.memory import MemoryRules
-from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName
+from janus_moe.spec import EXCHANGE_PLANS, ExchangePlanName, ReplicaPolicy
 
 CostObjective = Literal["gpus", "price"]
 Prefill = Literal["included", "excluded"]

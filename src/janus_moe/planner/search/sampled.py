@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency.arrays import Array
-from janus_moe.planner.search.activation import BATCH_SIZES, PopularityActivation, ReplicaPolicy
+from janus_moe.planner.search.activation import BATCH_SIZES, PopularityActivation
 from janus_moe.policy.estimate import BatchSampler, monte_carlo
 from janus_moe.policy.placement import place_experts
 from janus_moe.policy.placement.search import activation_probability
 from janus_moe.policy.routing_trace import RoutingTrace
+from janus_moe.spec import ReplicaPolicy
 
 POOLS = 5
 """Pool sizes that are sampled, spread evenly over the logarithm."""

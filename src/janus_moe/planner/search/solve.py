@@ -10,11 +10,11 @@ from collections.abc import Callable
 import numpy as np
 
 from janus_moe.planner.latency.arrays import Array, Bools, Ints
-from janus_moe.planner.search.activation import ReplicaPolicy
 from janus_moe.planner.search.answers import Deployment
 from janus_moe.planner.search.fixed_point import fixed_points, largest_batches
 from janus_moe.planner.search.problem import Concurrency, Rate
 from janus_moe.planner.search.shapes import Shapes
+from janus_moe.spec import ReplicaPolicy
 
 Solver = Callable[[Shapes, Ints], Array]
 """(shapes, [shapes] copies) -> [options, shapes] batch of a copy, nan where there is none."""

@@ -13,19 +13,14 @@ token_aware  `TokenAwareScheduler`, for batches so large that tokens cost too; i
            `token_aware_reference` and compiled in `token_aware_fast`
 """
 
-from janus_moe.policy.activation.layout import (
-    Assignment,
-    ExpertPolicy,
-    LayerLayout,
-    Policy,
-    Rewrite,
-)
+from janus_moe.policy.activation.layout import Assignment, LayerLayout, Rewrite
 from janus_moe.policy.activation.scheduler import Scheduler, schedule
 from janus_moe.policy.activation.token_aware import (
     LayerCost,
     TokenAwareRewrite,
     TokenAwareScheduler,
 )
+from janus_moe.spec import ExpertPolicy, Policy
 
 __all__ = [
     "Assignment",

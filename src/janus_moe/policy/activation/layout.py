@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from janus_moe.errors import ConfigError
-
-ExpertPolicy = Literal["exact", "aebs", "metro", "random"]
-"""Policies that give all tokens of an expert to one replica."""
-
-Policy = Literal["exact", "aebs", "metro", "random", "token-split"]
-"""exact        greedy, then repaired until no assignment has a smaller maximum; the default
-aebs         the greedy of Janus (arXiv 2512.13525): single replicas first, then the lightest host
-metro        the greedy of METRO (arXiv 2512.09277) in ascending order instead of a race
-random       one replica per expert, by a hash of seed, expert and the activated set
-token-split  EPLB's convention in vLLM: the (token, k) at flat position p uses replica p modulo
-             the expert's replicas, whatever that activates
-"""
 
 
 class Assignment(NamedTuple):

@@ -14,8 +14,9 @@ from collections.abc import Collection, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_moe.policy.activation.layout import Assignment, ExpertPolicy, LayerLayout, Rewrite
+from janus_moe.policy.activation.layout import Assignment, LayerLayout, Rewrite
 from janus_moe.policy.splitmix64 import finalize
+from janus_moe.spec import ExpertPolicy
 
 Hosts = list[list[int]]
 MASK = 2**64 - 1

@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from janus_moe.errors import ConfigError
 from janus_moe.policy.activation import fast
-from janus_moe.policy.activation.layout import Assignment, LayerLayout, Policy, Rewrite
+from janus_moe.policy.activation.layout import Assignment, LayerLayout, Rewrite
+from janus_moe.spec import Policy
 
 UNLIMITED = 2**31 - 1
 """Repairs need no limit to end: each lightens an instance. Most batches need none or one."""

@@ -13,7 +13,7 @@ import torch
 from janus_moe.errors import ConfigError, ExchangeClosed, ExchangeError
 from janus_moe.planner.latency.links import tcp_links
 from janus_moe.policy.exchange_choice import ChoiceRule
-from janus_moe.spec import InstanceId
+from janus_moe.spec import NODE_MESSAGE_PLANS, InstanceId
 from janus_moe.transport.base import CONNECT_TIMEOUT_S, ExchangeLayout, WaitRule, global_rank
 from janus_moe.transport.host_memory.connecting import connect_host_peers
 from janus_moe.transport.host_memory.host_peers import HostPeers, NoHostPeers
@@ -132,7 +132,7 @@ def open_network(
 
 def _row_format(layout: ExchangeLayout) -> RowFormat:
     rows, topology = layout.max_tokens, layout.topology
-    if layout.plan not in ("1pc", "2pc-sharded"):  # a message may hold the rows of a whole node
+    if layout.plan == "auto" or layout.plan in NODE_MESSAGE_PLANS:
         rows *= max(len(topology.attention_on(node)) for node in topology.source_nodes)
     return RowFormat(rows, layout.hidden_size, layout.shape.expert, layout.torch_dtype)
 
