@@ -1,7 +1,8 @@
 """What the generation machine is told: what happened to instances, and what an operator asks for.
 
 Events say what was observed. They know neither connections nor processes; the part that carries
-actions out turns messages of workers and notices of the runtime into events.
+actions out turns messages of workers and notices of the runtime into events. An attention instance
+that is told to be dead, silent or failed gets no requests from then on; no action says so.
 """
 
 from __future__ import annotations

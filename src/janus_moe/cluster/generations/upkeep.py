@@ -27,10 +27,13 @@ def start_missing(state: MachineState) -> None:
 def stop_surplus(state: MachineState) -> None:
     """Stops the youngest of those that are in no generation and not needed to stand by."""
     for pool in POOLS:
+        surplus = -_missing(state, pool)
+        if surplus <= 0:
+            continue
         spare = [*state.roster.having("starting", pool=pool), *outside(state, pool)]
         spare.sort(key=lambda i: i.number)
-        for _ in range(min(-_missing(state, pool), len(spare))):
-            state.stop(spare.pop())
+        for instance in spare[::-1][:surplus]:
+            state.stop(instance)
 
 
 def restore(state: MachineState) -> bool:
@@ -40,7 +43,8 @@ def restore(state: MachineState) -> bool:
     joining: list[InstanceId] = []
     for pool in POOLS:
         short = state.target_of(pool) - len(state.serving.membership.pool(pool))
-        joining += outside(state, pool)[: max(short, 0)]
+        if short > 0:
+            joining += outside(state, pool)[:short]
     if joining:
         planned.begin_restore(state, joining)
     return bool(joining)
