@@ -77,7 +77,6 @@ def test_route(router: RouterSpec) -> None:
     assert_company_does_not_matter(compute, 900, [1, 2, 30, 255, 256, 257, 700])
 
 
-@pytest.mark.xfail(strict=True, reason="beyond 256 pairs a slot BLAS takes over")
 @pytest.mark.parametrize("num_slots", [1, 3])
 def test_grouped_experts(num_slots: int) -> None:
     num_rows, width, size = 1100, 24, 40

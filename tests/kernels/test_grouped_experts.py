@@ -1,4 +1,4 @@
-"""Grouped experts: the streaming and GEMM paths against the reference."""
+"""Grouped experts: the streaming kernel against the reference."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,9 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_moe.kernels.grouped_experts import grouped_experts, grouped_experts_reference
-from janus_moe.kernels.grouped_experts.dispatch import prefers_gemm
-from janus_moe.kernels.grouped_experts.gemm import grouped_experts_gemm
-from janus_moe.kernels.grouped_experts.streaming import grouped_experts_streaming
 
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -70,9 +67,10 @@ def test_grouped_experts_vs_reference(
 ) -> None:
     case = make_case(tokens, size, width, slots, top_k, dtype=dtype, local=local, seed=seed)
     want = grouped_experts_reference(*case)
-    assert_near(grouped_experts_streaming(*case), want)
-    assert_near(grouped_experts_gemm(*case), want)
+    assert_near(grouped_experts(*case), want)
     assert grouped_experts(*case).dtype == torch.float32
+    wide = grouped_experts(*case, sums=torch.float64)
+    assert torch.equal(wide.float(), grouped_experts(*case))
 
 
 def test_grouped_experts_matches_a_sum_written_out() -> None:
@@ -106,7 +104,7 @@ def test_silu_saturates_without_nan(gate: float) -> None:
     hidden.fill_(1.0)
     gate_up[:, :8] = gate / 16
     case = (hidden, gate_up, down, slot_ids, weights)
-    assert_near(grouped_experts_streaming(*case), grouped_experts_reference(*case))
+    assert_near(grouped_experts(*case), grouped_experts_reference(*case))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -116,17 +114,17 @@ def test_result_is_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) -
     results = []
     for threads in {1, available}:
         numba.set_num_threads(threads)
-        results.append(grouped_experts_streaming(*case))
+        results.append(grouped_experts(*case))
     numba.set_num_threads(available)
     assert all(torch.equal(results[0], result) for result in results)
 
 
 def test_result_of_a_token_is_the_same_bits_in_any_batch() -> None:
     hidden, gate_up, down, slot_ids, weights = make_case(23, 72, 44, 5, 3)
-    whole = grouped_experts_streaming(hidden, gate_up, down, slot_ids, weights)
+    whole = grouped_experts(hidden, gate_up, down, slot_ids, weights)
     for token in (0, 7, 22):
         one = slice(token, token + 1)
-        alone = grouped_experts_streaming(hidden[one], gate_up, down, slot_ids[one], weights[one])
+        alone = grouped_experts(hidden[one], gate_up, down, slot_ids[one], weights[one])
         assert torch.equal(alone[0], whole[token])
 
 
@@ -139,9 +137,20 @@ def test_concurrent_calls_from_several_threads() -> None:
             assert all(torch.equal(a, b) for a, b in zip(results, want, strict=True))
 
 
-def test_gemm_rule_depends_on_tokens_per_slot() -> None:
-    assert not prefers_gemm(pairs=64 * 8, slots=64)
-    assert prefers_gemm(pairs=4096 * 8, slots=64)
+def test_sums_do_not_depend_on_slots_nor_on_how_many_instances_share_them() -> None:
+    hidden, gate_up, down, slot_ids, weights = make_case(300, slots=8, top_k=6, local=1.0)
+    slot_ids = torch.rand(300, 8).argsort(dim=1)[:, :6].int()
+    want = grouped_experts(hidden, gate_up, down, slot_ids, weights)
+    order = torch.randperm(8)
+    total = torch.zeros(hidden.shape, dtype=torch.float64)
+    for part in torch.split(order, [3, 1, 4]):
+        place = torch.full((8,), -1, dtype=torch.int32)
+        place[part] = torch.arange(len(part), dtype=torch.int32)
+        own = place[slot_ids.long()]
+        total += grouped_experts(
+            hidden, gate_up[part], down[part], own, weights, sums=torch.float64
+        )
+    assert torch.equal(total.float(), want)
 
 
 def test_arguments_outside_the_contract_raise() -> None:

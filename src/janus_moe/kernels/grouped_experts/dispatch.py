@@ -2,11 +2,8 @@
 
 import torch
 
-from janus_moe.kernels.grouped_experts.gemm import grouped_experts_gemm
 from janus_moe.kernels.grouped_experts.reference import grouped_experts_reference
 from janus_moe.kernels.grouped_experts.streaming import grouped_experts_streaming
-
-GEMM_TOKENS_PER_SLOT = 256  # measured cross-over, see `prefers_gemm`
 
 
 def grouped_experts(
@@ -15,6 +12,8 @@ def grouped_experts(
     down: torch.Tensor,
     slot_ids: torch.Tensor,
     weights: torch.Tensor,
+    *,
+    sums: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Partial outputs of the experts in this instance's slots.
 
@@ -23,27 +22,17 @@ def grouped_experts(
     down: [slots, hidden, width] of hidden's dtype
     slot_ids: [tokens, top_k] int32, slot that computes this choice, -1 = not here or padding
     weights: [tokens, top_k] float32, router weights
+    sums: float32 or float64, dtype of the result
 
-    Returns [tokens, hidden] float32: the sum over choices with slot_ids >= 0 of
-    weight * down(silu(gate x) * up x). All arithmetic is float32; bfloat16 inputs widen exactly
-    and nothing is rounded back to bfloat16.
+    Returns [tokens, hidden] of that dtype: the sum over choices with slot_ids >= 0 of
+    weight * down(silu(gate x) * up x). Arithmetic is float32, the sum over choices float64;
+    bfloat16 inputs widen exactly and nothing is rounded back to bfloat16. On a CPU a token's result
+    depends neither on the other tokens nor on the slots that its experts have.
     """
     check_arguments(hidden, gate_up, down, slot_ids, weights)
     if hidden.device.type != "cpu":
-        return grouped_experts_reference(hidden, gate_up, down, slot_ids, weights)
-    if prefers_gemm(slot_ids.numel(), gate_up.shape[0]):
-        return grouped_experts_gemm(hidden, gate_up, down, slot_ids, weights)
-    return grouped_experts_streaming(hidden, gate_up, down, slot_ids, weights)
-
-
-def prefers_gemm(pairs: int, slots: int) -> bool:
-    """Whether BLAS beats the streaming kernel for `pairs` (token, choice) pairs on a CPU.
-
-    Measured with one thread, hidden 1024, width 384, GEMM time over streaming time for 8, 32,
-    128, 512 tokens per expert: 2.3, 1.8, 1.6, 1.2 with AVX-512 and 1.6, 1.2, 1.1, 0.9 with AVX2
-    (float32; bfloat16 is alike, because the GEMM widens the weights first).
-    """
-    return pairs >= GEMM_TOKENS_PER_SLOT * slots
+        return grouped_experts_reference(hidden, gate_up, down, slot_ids, weights, sums=sums)
+    return grouped_experts_streaming(hidden, gate_up, down, slot_ids, weights, sums)
 
 
 def check_arguments(

@@ -4,8 +4,10 @@ Two parallel phases. A: activations of all (token, k) pairs, units of (slot, blo
 outputs, units of a block of output rows over all slots, so that no two threads write the same
 element. Threads take units from a shared counter, which balances uneven slots and noisy cores.
 
-Each dot product and each sum over slots (ascending) has one order, independent of the number of
-threads and of the other tokens in the batch: a token's result is the same bits in every batch.
+Each dot product has one order, independent of the number of threads and of the other tokens in the
+batch. Sums over experts are taken in float64, where sums of so few float32 numbers are exact as
+long as their exponents differ by less than some 26 bits. A token's result is thus the same bits in
+every batch, and whichever slots its experts have.
 """
 
 from typing import Any
@@ -28,6 +30,10 @@ from janus_moe.kernels.cpu.rows import (
     row_starts,
 )
 from janus_moe.kernels.cpu.tiles import claim, out_of_line, panel_rows, pointer
+from janus_moe.kernels.linear.streaming import TILE_INPUTS
+
+PAIRS_AT_ONCE = 96  # whose products of a block of rows stay in the caches
+MANY_PAIRS = 16  # of a slot, beyond which activations weigh more than weights
 
 
 def grouped_experts_streaming(
@@ -36,9 +42,10 @@ def grouped_experts_streaming(
     down: torch.Tensor,
     slot_ids: torch.Tensor,
     weights: torch.Tensor,
+    sums: torch.dtype,
 ) -> torch.Tensor:
     """Contract of `grouped_experts` for contiguous CPU tensors."""
-    out = torch.empty(hidden.shape, dtype=torch.float32)
+    out = torch.empty(hidden.shape, dtype=sums)
     arrays = (
         floats(hidden),
         elements(gate_up),
@@ -118,19 +125,27 @@ def _project_units(
     out_of_line()
     out_size = out.shape[1]
     block = block_rows(out_size, workers)
+    if token_of.size > MANY_PAIRS * active.size:  # every block reads all activations again
+        block = max(block, min(out_size // (4 * workers) // 8 * 8, 256))
     blocks = (out_size + block - 1) // block
     sums = np.empty(SUMS_SIZE, np.float32)
+    parts = np.empty((PAIRS_AT_ONCE, block), np.float32)
+    totals = np.empty((out.shape[0], block), np.float64)
     unit = claim(pointer(counter))
     while unit < blocks:
         begin = unit * block
         end = min(begin + block, out_size)
-        _clear(out, begin, end)
+        _clear(totals)
         for i in range(active.size):
             slot, following = active[i], active[min(i + 1, active.size - 1)]
             _project(
                 activations, down, slot, following, begin, end, first_pair[slot],
-                first_pair[slot + 1], activation_starts, token_of, out, sums,
+                first_pair[slot + 1], activation_starts, token_of, parts, totals, sums,
             )  # fmt: skip
+        for token in range(out.shape[0]):
+            own = out[token, begin:end]
+            for i in range(own.size):
+                own[i] = totals[token, i]
         unit = claim(pointer(counter))
 
 
@@ -182,11 +197,10 @@ def _pair_data(pairs: Any, weights: Any, size: int) -> Any:
 
 
 @helper
-def _clear(out: Any, begin: int, end: int) -> None:
-    """Zero the columns begin..end."""
-    for token in range(out.shape[0]):
-        for row in range(begin, end):
-            out[token, row] = np.float32(0)
+def _clear(totals: Any) -> None:
+    for token in range(totals.shape[0]):
+        for row in range(totals.shape[1]):
+            totals[token, row] = 0.0
 
 
 @helper
@@ -215,11 +229,39 @@ def _stream(
     """out[pair, begin + r] = row r . x[pair], for rows that fill matrix[start : start + size].
 
     One row after another is the order in which memory is read fastest. `following`: where it is
-    read next.
+    read next. Tiles of many pairs stay in the second-level cache meanwhile.
     """
     length = matrix.shape[2]
     rows = size // length
-    panels = rows // panel_rows() * panel_rows() if last - first > ROW_COLUMNS else 0
+    tile = max(TILE_INPUTS // length // 12 * 12, 12)
+    while last - first > tile:
+        _panels(matrix, start, rows, x, x_starts, first, first + tile, begin, out, sums)
+        first += tile
+    if last - first > ROW_COLUMNS:
+        _panels(matrix, start, rows, x, x_starts, first, last, begin, out, sums)
+        return
+    n = last - first
+    for r in range(rows):
+        offset = start + r * length
+        ahead = AHEAD
+        if offset + length + AHEAD > start + size:
+            ahead += following - start - size
+        dot_row(
+            pointer(matrix), offset, ahead, pointer(x), pointer(x_starts[first:]), n, length,
+            pointer(sums),
+        )  # fmt: skip
+        for c in range(n):
+            out[first + c, begin + r] = sums[c]
+
+
+@helper
+def _panels(
+    matrix: Any, start: int, rows: int, x: Any, x_starts: Any, first: int, last: int, begin: int,
+    out: Any, sums: Any,
+) -> None:  # fmt: skip
+    """`_stream` for many pairs: `panel_rows()` rows at a time, and the rows that are left."""
+    length = matrix.shape[2]
+    panels = rows // panel_rows() * panel_rows()
     for r in range(0, panels, panel_rows()):
         for pair in range(first, last, 3):
             n = min(3, last - pair)
@@ -230,16 +272,12 @@ def _stream(
             for i in range(panel_rows()):
                 for c in range(n):
                     out[pair + c, begin + r + i] = sums[i * n + c]
-    for pair in range(first, last, ROW_COLUMNS):
-        n = min(ROW_COLUMNS, last - pair)
-        for r in range(panels, rows):
-            offset = start + r * length
-            ahead = AHEAD
-            if offset + length + AHEAD > start + size:
-                ahead += following - start - size
+    for r in range(panels, rows):
+        for pair in range(first, last, ROW_COLUMNS):
+            n = min(ROW_COLUMNS, last - pair)
             dot_row(
-                pointer(matrix), offset, ahead, pointer(x), pointer(x_starts[pair:]), n, length,
-                pointer(sums),
+                pointer(matrix), start + r * length, AHEAD, pointer(x), pointer(x_starts[pair:]),
+                n, length, pointer(sums),
             )  # fmt: skip
             for c in range(n):
                 out[pair + c, begin + r] = sums[c]
@@ -251,30 +289,50 @@ def _activate(
 ) -> None:
     """gates[pair, row] becomes weight * silu(gate) * up."""
     for pair in range(first, last):
-        for row in range(begin, end):
-            value = silu(gates[pair, row]) * ups[pair, row]
-            gates[pair, row] = pair_weights[pair] * value
+        gate, up = gates[pair, begin:end], ups[pair, begin:end]
+        weight = pair_weights[pair]
+        for i in range(gate.size):
+            gate[i] = weight * (silu(gate[i]) * up[i])
 
 
 @helper
 def _project(
     activations: Any, down: Any, slot: int, following: int, begin: int, end: int, first: int,
-    last: int, activation_starts: Any, token_of: Any, out: Any, sums: Any,
+    last: int, activation_starts: Any, token_of: Any, parts: Any, totals: Any,
+    sums: Any,
 ) -> None:  # fmt: skip
-    """out[token, row] += down[row] . activations[pair] for rows begin..end of one slot."""
+    """totals[token, row - begin] += down[row] . activations[pair] for rows begin..end of a slot.
+
+    parts: [pairs at once, rows at least] float32, for the products of many pairs.
+    """
     out_size, length = down.shape[1:]
     start, size = (slot * out_size + begin) * length, (end - begin) * length
     jump = (following - slot) * out_size * length - size
-    for pair in range(first, last, ROW_COLUMNS):
-        n = min(ROW_COLUMNS, last - pair)
-        for row in range(begin, end):
-            offset = (slot * out_size + row) * length
-            ahead = AHEAD
-            if offset + length + AHEAD > start + size:
-                ahead += jump
-            dot_row(
-                pointer(down), offset, ahead, pointer(activations),
-                pointer(activation_starts[pair:]), n, length, pointer(sums),
-            )  # fmt: skip
-            for c in range(n):
-                out[token_of[pair + c], row] += sums[c]
+    while last - first > ROW_COLUMNS:
+        n = min(last - first, parts.shape[0])
+        _panels(
+            down, start, end - begin, activations, activation_starts[first:], 0, n, 0, parts, sums
+        )
+        for pair in range(n):
+            _add(parts[pair, : end - begin], totals[token_of[first + pair]])
+        first += n
+    n = last - first
+    if n == 0:
+        return
+    for row in range(end - begin):
+        offset = start + row * length
+        ahead = AHEAD
+        if offset + length + AHEAD > start + size:
+            ahead += jump
+        dot_row(
+            pointer(down), offset, ahead, pointer(activations),
+            pointer(activation_starts[first:]), n, length, pointer(sums),
+        )  # fmt: skip
+        for c in range(n):
+            totals[token_of[first + c], row] += sums[c]
+
+
+@helper
+def _add(part: Any, total: Any) -> None:
+    for i in range(part.size):
+        total[i] += part[i]
