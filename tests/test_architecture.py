@@ -17,8 +17,9 @@ SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 
 # A row imports rows above it; within a row, only its own package and what SAME_ROW adds.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("spec", "errors", "tracing", "compiled", "families", "bundled"),  # bundled is data
-    ("policy", "planner.latency", "config", "messages", "torch_dtypes"),
+    # bundled is data
+    ("spec", "errors", "tracing", "compiled", "families", "bundled", "setting_hints"),
+    ("policy", "planner.latency", "config", "messages", "torch_dtypes", "settings"),
     ("planner.search", "planner.simulation", "kernels", "transport"),
     ("model",),
     ("attention", "experts"),

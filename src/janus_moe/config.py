@@ -22,6 +22,8 @@ from janus_moe.spec import (
 )
 
 TransportSetting = Literal["auto", TransportName]
+LONGEST_S = 1e6
+MOST_SECONDS = f"at most {LONGEST_S:,.0f} seconds"
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,18 +125,21 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         positive = ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_queue")
         for name in (*positive, "rebalance_bytes_per_step", "record_routing_tokens"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require_64_bits(self)
         for name in ("exchange_timeout", "startup_timeout"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0 seconds")
+            value = getattr(self, name)
+            _require(0 < value <= LONGEST_S, name, value, f"above 0 and {MOST_SECONDS}")
         hang_timeout = self.hang_timeout
-        possible = hang_timeout == 0 or hang_timeout >= 1
-        _require(possible, "hang_timeout", hang_timeout, "0 (never) or at least 1 second")
+        possible = hang_timeout == 0 or 1 <= hang_timeout <= LONGEST_S
+        _require(possible, "hang_timeout", hang_timeout, f"0 (never) or from 1 and {MOST_SECONDS}")
         for name in ("max_model_len", "kv_cache_memory_bytes"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
         spare = 1 if self.rebalance_spare_slots == "auto" else self.rebalance_spare_slots
         interval = self.rebalance_interval
         _require(spare >= 0, "rebalance_spare_slots", spare, "auto, 0 or more")
-        _require(interval >= 0, "rebalance_interval", interval, "0 (off) or more seconds")
+        possible = 0 <= interval <= LONGEST_S
+        _require(possible, "rebalance_interval", interval, f"0 (off) or more and {MOST_SECONDS}")
         if interval and not spare:
             raise ConfigError(
                 f"--rebalance-interval {interval:g} needs a slot to load into; use "
@@ -206,7 +211,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "port", self.port, "between 0 and 65535")
-        _require(self.shutdown_timeout >= 0, "shutdown_timeout", self.shutdown_timeout, ">= 0")
+        _require_64_bits(self)
+        timeout = self.shutdown_timeout
+        _require(
+            0 <= timeout <= LONGEST_S, "shutdown_timeout", timeout, f"0 or more and {MOST_SECONDS}"
+        )
+        if self.api_key is not None and not _can_be_sent(self.api_key):
+            raise ConfigError(
+                "--api-key (or JANUS_API_KEY) must be printable, not empty and without spaces "
+                "around it: clients cannot send another one"
+            )
         for name in ("max_body_bytes", "max_completions", "max_stop_strings"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.max_logprobs >= 0, "max_logprobs", self.max_logprobs, "0 or more")
@@ -234,7 +248,9 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def __post_init__(self) -> None:
         timeout = self.cluster_heartbeat_timeout
-        _require(timeout >= 0.5, "cluster_heartbeat_timeout", timeout, "at least 0.5 seconds")
+        possible = 0.5 <= timeout <= LONGEST_S
+        allowed = f"at least 0.5 and {MOST_SECONDS}"
+        _require(possible, "cluster_heartbeat_timeout", timeout, allowed)
         given = {
             "--cluster-listen": self.cluster_listen,
             "--cluster-secret-file": self.cluster_secret_file,
@@ -248,6 +264,19 @@ def _require(condition: bool, name: str, value: object, expected: str) -> None:
         raise ConfigError(f"--{name.replace('_', '-')} must be {expected}, got {value}")
 
 
+def _require_64_bits(settings: msgspec.Struct) -> None:
+    """Whole numbers go into messages and compiled code, which hold no more."""
+    for name in settings.__struct_fields__:
+        value = getattr(settings, name)
+        if isinstance(value, int):
+            _require(-(2**63) <= value < 2**63, name, value, "a number of 64 bits")
+
+
+def _can_be_sent(key: str) -> bool:
+    """Whether a header can carry the key."""
+    return bool(key) and key.isprintable() and key == key.strip()
+
+
 def parse_human_int(text: str) -> int:
     """`32K` -> 32768 with upper-case binary suffixes, `32k` -> 32000 with lower-case ones."""
     factors = {"K": 2**10, "M": 2**20, "G": 2**30, "k": 10**3, "m": 10**6, "g": 10**9}
@@ -255,4 +284,4 @@ def parse_human_int(text: str) -> int:
     try:
         return int(text) if factor is None else round(float(text[:-1]) * factor)
     except (ValueError, OverflowError):
-        raise ConfigError(f"{text!r} is not a number; write e.g. 4096, 4K or 1.5G") from None
+        raise ConfigError(f"{text!r} is not a whole number") from None

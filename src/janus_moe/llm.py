@@ -24,8 +24,9 @@ import msgspec
 
 from janus_moe.cluster.service import Service
 from janus_moe.config import EngineConfig
-from janus_moe.errors import ConfigError, RequestError, ServiceError
+from janus_moe.errors import RequestError, ServiceError
 from janus_moe.messages import SamplingParams, TokenLogprob
+from janus_moe.settings import build
 from janus_moe.startup_view import StartupView
 
 QUIET_S = 5.0
@@ -71,7 +72,7 @@ class LLM:
             self._start_up(view, settings)
 
     def _start_up(self, view: StartupView, settings: dict[str, Any]) -> None:
-        self._service = Service.prepare(_struct(EngineConfig, settings))
+        self._service = Service.prepare(build(EngineConfig, settings))
         view.plan(self._service.plan)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="janus", daemon=True)
@@ -96,7 +97,7 @@ class LLM:
         """
         if isinstance(prompts, str) or isinstance(stop, str):
             raise RequestError("prompts and stop are lists of texts; put a single text in a list")
-        params = _struct(SamplingParams, sampling)
+        params = build(SamplingParams, sampling)
         completions: list[Completion] = self._call(self._generate(prompts, params, tuple(stop)))
         return completions
 
@@ -132,7 +133,7 @@ class LLM:
         ]
         async with asyncio.TaskGroup() as group:
             for index, completion in enumerate(completions):
-                seed = None if params.seed is None else params.seed + index
+                seed = None if params.seed is None else (params.seed + index) % 2**63
                 own = msgspec.structs.replace(params, seed=seed)
                 group.create_task(self._fill(completion, own, stop))
         return completions
@@ -181,10 +182,3 @@ def generate(
     """
     with LLM(model=model, **(settings or {})) as llm:
         return llm.generate(prompts, stop, **sampling)
-
-
-def _struct(kind: Any, values: dict[str, Any]) -> Any:
-    try:
-        return msgspec.convert(values, type=kind)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"invalid setting: {error}") from None

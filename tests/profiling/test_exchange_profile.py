@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from janus_moe.cli.main import main
+from janus_moe.cli import main
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency.link_fit import COEFFICIENTS, exchange_seconds
 from janus_moe.planner.latency.link_profile import read_link_profile

@@ -2,6 +2,6 @@
 
 import sys
 
-from janus_moe.cli.main import main
+from janus_moe.cli import main
 
 sys.exit(main())

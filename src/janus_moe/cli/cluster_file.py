@@ -28,7 +28,7 @@ class ClusterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 def complete(values: Values) -> Values:
     """Returns settings with those of the cluster file under them, and the pool sizes they imply."""
-    path = values.get("cluster")
+    path = values.get("cluster")  # an empty one is refused with the struct
     return with_shape({**(read_cluster_file(path) if path else {}), **values})
 
 
@@ -53,7 +53,7 @@ def read_cluster_file(path: str) -> dict[str, Any]:
 def with_shape(values: Values) -> Values:
     """Adds the pool sizes that the hosts' counts add up to, where no setting gives them."""
     hosts = values.get("hosts")
-    shape = shape_of(parse_hosts(hosts)) if isinstance(hosts, str) else None
+    shape = shape_of(parse_hosts(hosts)) if isinstance(hosts, str) and hosts else None
     if shape is None:
         return dict(values)
     return {

@@ -24,7 +24,9 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     top_k: Annotated[int, flag("keep so many tokens; 0: all")] = 0
     top_p: Annotated[float, flag("keep this share of the probability")] = 1.0
     min_p: Annotated[float, flag("keep tokens of this share of the likeliest one's")] = 0.0
-    sampling_seed: Annotated[int | None, flag("same seed, same tokens")] = None
+    sampling_seed: Annotated[int | None, flag("same seed, same tokens: any number of 64 bits")] = (
+        None
+    )
     json: Annotated[bool, flag("one JSON object per prompt")] = False
 
     @property

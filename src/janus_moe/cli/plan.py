@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from rich.console import Console
 
 from janus_moe.cli import plan_report
 from janus_moe.cli.flags import Command, flag
+from janus_moe.cli.outputs import ReportConsole, write_text
 from janus_moe.cli.prices import priced
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import (
@@ -43,6 +43,8 @@ from janus_moe.policy.routing_trace import RoutingTrace
 from janus_moe.spec import FormatName
 
 DEFAULT_GPUS = 1024
+MOST_GPUS = 2**14
+"""Beyond it the search takes minutes and gigabytes."""
 
 
 class PlanQuestion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,15 +64,21 @@ class PlanQuestion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     expert_system: Annotated[
         str | None, flag("devices of the expert pool, if others", metavar="DEVICE")
     ] = None
-    isl: Annotated[int, flag("input tokens of a request")] = 1024
-    osl: Annotated[int, flag("output tokens of a request")] = 512
-    tpot: Annotated[float, flag("ms per output token at most", metavar="MS")] = 50.0
+    isl: Annotated[int, flag("input tokens of a request", at_least=1)] = 1024
+    osl: Annotated[int, flag("output tokens of a request", at_least=1)] = 512
+    tpot: Annotated[float, flag("ms per output token at most", metavar="MS", above=0)] = 50.0
     ttft: Annotated[
-        float | None, flag("mean ms to the first token, queue included", metavar="MS")
+        float | None, flag("mean ms to the first token, queue included", metavar="MS", above=0)
     ] = None
-    target_request_rate: Annotated[float | None, flag("requests per second", metavar="R")] = None
-    target_concurrency: Annotated[float | None, flag("requests at once", metavar="C")] = None
-    total_gpus: Annotated[int | None, flag("at most so many GPUs")] = None
+    target_request_rate: Annotated[
+        float | None, flag("requests per second", metavar="R", above=0)
+    ] = None
+    target_concurrency: Annotated[
+        float | None, flag("requests at once", metavar="C", at_least=1)
+    ] = None
+    total_gpus: Annotated[
+        int | None, flag("at most so many GPUs", at_least=1, at_most=MOST_GPUS)
+    ] = None
     objective: Annotated[CostObjective, flag("what is least")] = "gpus"
     gpu_price: Annotated[
         str | None,
@@ -82,10 +90,6 @@ class PlanQuestion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigError(
                 "say what is planned: a MODEL, or --profile FILE with the model that was measured"
             )
-        if self.isl < 1:
-            raise ConfigError(f"--isl must be 1 or more tokens, got {self.isl}")
-        if self.ttft is not None and not 0 < self.ttft < float("inf"):
-            raise ConfigError(f"--ttft must be above 0 ms, got {self.ttft:g}")
         if None not in (self.target_request_rate, self.target_concurrency):
             raise ConfigError(
                 "--target-request-rate and --target-concurrency both say how much is asked for; "
@@ -99,15 +103,21 @@ class PlanDetails(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     weights: Annotated[FormatName | None, flag("default: as published")] = None
     expert_weights: Annotated[FormatName | None, flag("default: as --weights")] = None
     kv_cache_dtype: Annotated[FormatName, flag("of the KV cache")] = "bfloat16"
-    slots: Annotated[int | None, flag("experts per instance and layer", metavar="C")] = None
+    slots: Annotated[
+        int | None, flag("experts per instance and layer", metavar="C", at_least=1)
+    ] = None
     trace: Annotated[Path | None, flag("routing that `--record-routing` wrote")] = None
     routing_spread: Annotated[
         float,
-        flag("without a trace: spread of the experts' log popularity; 0: uniform", metavar="S"),
+        flag(
+            "without a trace: spread of the experts' log popularity; 0: uniform",
+            metavar="S",
+            at_least=0,
+        ),
     ] = 0.0
     prefill: Annotated[Prefill, flag("excluded: other devices compute the prompts")] = "included"
     max_num_batched_tokens: Annotated[
-        int, flag("prompt tokens in a step of an attention instance")
+        int, flag("prompt tokens in a step of an attention instance", at_least=1)
     ] = 2048
     calibration: Annotated[
         Calibration, flag("paper: adds constants that reproduce figures of arXiv 2512.13525")
@@ -117,13 +127,14 @@ class PlanDetails(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class PlanOutput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is shown and written."""
 
-    top_n: Annotated[int, flag("shapes to list")] = 5
+    top_n: Annotated[int, flag("shapes to list", at_least=1)] = 5
     strict_sla: Annotated[bool, flag("fail where nothing meets it all")] = False
     explain: Annotated[bool, flag("where time and memory go", alias="--detail")] = False
     save_dir: Annotated[
-        Path | None, flag("write settings, figures and plots there", metavar="FOLDER")
+        Path | None,
+        flag("write settings, figures and plots there", metavar="FOLDER", writes="folder"),
     ] = None
-    json: Annotated[Path | None, flag("write all figures there")] = None
+    json: Annotated[Path | None, flag("write all figures there", writes="file")] = None
 
 
 def run(question: PlanQuestion, details: PlanDetails, output: PlanOutput) -> int:
@@ -141,9 +152,9 @@ def run(question: PlanQuestion, details: PlanDetails, output: PlanOutput) -> int
             source=serve_source(question.model),
             note=note(details.calibration),
         )
-    report.show(Console(highlight=False), output.explain)
+    report.show(ReportConsole(), output.explain)
     if output.json:
-        _write(output.json, json.dumps(report.as_json(), indent=1) + "\n")
+        write_text(output.json, json.dumps(report.as_json(), indent=1) + "\n")
     if output.save_dir:
         for path in report.save(output.save_dir):
             print(f"wrote {path}")
@@ -227,13 +238,6 @@ def _activation(details: PlanDetails, oracle: Oracle) -> ActivationSource:
     if details.routing_spread:
         return lognormal(model.moe.num_experts, model.moe.router.top_k, details.routing_spread)
     return uniform(model.moe.num_experts, model.moe.router.top_k)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
 
 
 COMMAND = Command(options=(PlanQuestion, PlanDetails, PlanOutput), run=run)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from janus_moe.cli.flags import Command, flag
+from janus_moe.cli.outputs import ReportConsole
 from janus_moe.config import EngineConfig
 from janus_moe.planner.latency.profile import Profile, write_profile
 from janus_moe.profiling import plan_profile, run_profile
@@ -28,16 +28,16 @@ class ProfileOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Literal["auto", "float32", "bfloat16"], flag("weights, activations, KV cache")
     ] = "auto"
     device: Annotated[Literal["cpu", "cuda"], flag("what is measured")] = "cpu"
-    threads: Annotated[int, flag("per instance; 0: cores by the pool")] = 0
-    max_batch: Annotated[int, flag("sequences of one attention instance")] = 64
-    max_instances: Annotated[int, flag("of one pool on this machine")] = 2
+    threads: Annotated[int, flag("per instance; 0: cores by the pool", at_least=0)] = 0
+    max_batch: Annotated[int, flag("sequences of one attention instance", at_least=1)] = 64
+    max_instances: Annotated[int, flag("of one pool on this machine", at_least=1)] = 2
     max_model_len: Annotated[int | None, flag("longest context; default: the model's")] = None
-    json: Annotated[Path, flag("file to write")] = Path("profile.json")
+    json: Annotated[Path, flag("file to write", writes="file")] = Path("profile.json")
 
 
 def run(options: ProfileOptions) -> int:
     """Measures, writes and prints a summary."""
-    console, start = Console(highlight=False), time.perf_counter()
+    console, start = ReportConsole(), time.perf_counter()
     config = EngineConfig(
         model=options.model,
         tokenizer=options.tokenizer,

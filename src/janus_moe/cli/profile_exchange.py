@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from janus_moe.cli.flags import Command, flag
+from janus_moe.cli.outputs import ReportConsole
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency.link_profile import LinkProfile, write_link_profile
 from janus_moe.profiling.exchange_run import orders_of, run_orders
@@ -24,24 +24,29 @@ from janus_moe.spec import Membership
 from janus_moe.transport import ExchangeLayout
 
 LIMIT_S = 600.0
+LARGEST_ROW, LARGEST_BATCH = 2**20, 2**20
 UNITS = (("latency_s", 1e6, "us"), ("message_s", 1e6, "us"), ("s_per_byte", 1e9, "ns"))
 
 
 class ProfileExchangeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where instances live, what they send, and where the figures go."""
 
-    attention_nodes: Annotated[tuple[int, ...], flag("node of each instance")] = (0, 0)
-    expert_nodes: Annotated[tuple[int, ...], flag("node of each instance")] = (1, 1)
-    hidden_size: Annotated[int, flag("numbers in a row")] = 1024
+    attention_nodes: Annotated[tuple[int, ...], flag("node of each instance", at_least=0)] = (0, 0)
+    expert_nodes: Annotated[tuple[int, ...], flag("node of each instance", at_least=0)] = (1, 1)
+    hidden_size: Annotated[int, flag("numbers in a row", at_least=1, at_most=LARGEST_ROW)] = 1024
     dtype: Annotated[Literal["float32", "bfloat16"], flag("of the rows")] = "float32"
-    batches: Annotated[tuple[int, ...], flag("tokens in all")] = (4, 16, 64, 256)
-    budget: Annotated[float, flag("seconds per batch size")] = 2.0
-    node: Annotated[int | None, flag("measure with other hosts: the node of this one")] = None
+    batches: Annotated[
+        tuple[int, ...], flag("tokens in all", at_least=1, at_most=LARGEST_BATCH)
+    ] = (4, 16, 64, 256)
+    budget: Annotated[float, flag("seconds per batch size", above=0, at_most=LIMIT_S)] = 2.0
+    node: Annotated[
+        int | None, flag("measure with other hosts: the node of this one", at_least=0)
+    ] = None
     meeting: Annotated[
         Path | None, flag("with --node: a folder that all hosts share", metavar="FOLDER")
     ] = None
     bind: Annotated[str, flag("with --node: address of this host", metavar="ADDRESS")] = "127.0.0.1"
-    json: Annotated[Path, flag("file to write")] = Path("links.json")
+    json: Annotated[Path, flag("file to write", writes="file")] = Path("links.json")
 
     def __post_init__(self) -> None:
         if (self.node is None) != (self.meeting is None):
@@ -56,7 +61,7 @@ def run(options: ProfileExchangeOptions) -> int:
         dtype=options.dtype,
         max_tokens=-(-max(options.batches) // len(options.attention_nodes)),
     )
-    console, start = Console(highlight=False), time.perf_counter()
+    console, start = ReportConsole(), time.perf_counter()
     with _meeting(options.meeting) as meeting:
         settings = {"batches": options.batches, "budget_s": options.budget}
         orders = orders_of(layout, options.node, meeting, options.bind, **settings)

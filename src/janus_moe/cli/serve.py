@@ -32,9 +32,12 @@ def run(engine: EngineConfig, server: ServerConfig, _: ClusterFile, cluster: Clu
 
 
 def complete(values: Values) -> Values:
-    """Returns settings with the key of the environment and what a cluster file implies."""
+    """Returns settings with the key of the environment and what a cluster file implies.
+
+    An empty key is one too, which is refused: a service without a key must be wanted.
+    """
     key = os.environ.get("JANUS_API_KEY")
-    return cluster_file.complete({**({"api_key": key} if key else {}), **values})
+    return cluster_file.complete({**({} if key is None else {"api_key": key}), **values})
 
 
 async def _run(

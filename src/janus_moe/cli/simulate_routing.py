@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from janus_moe.cli.extras import require_extra
 from janus_moe.cli.flags import Command, flag
-from janus_moe.errors import ConfigError
+from janus_moe.cli.outputs import ReportConsole, write_text
 from janus_moe.planner.simulation.routing_replay import (
     ExpertPoolSize,
     RoutingResult,
@@ -24,6 +23,8 @@ from janus_moe.policy.activation import Policy
 from janus_moe.policy.placement import PlacementMethod
 from janus_moe.policy.routing_trace import RoutingTrace
 
+LARGEST = 2**16
+"""Of a pool and of a batch."""
 LABELS_WIDTH, COLUMN_WIDTH = 32, 9
 """Columns of a terminal that policy and placement, and each batch size, take up at most."""
 
@@ -32,25 +33,29 @@ class SimulateRoutingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_u
     """What is replayed, on which pools, and where the figures go."""
 
     trace: Annotated[Path, flag("file that `--record-routing` wrote", positional=True)]
-    expert_instances: Annotated[tuple[int, ...], flag("sizes of the expert pool")] = (2, 4, 8)
-    redundancy: Annotated[float, flag("slots per expert")] = 1.25
-    batch_sizes: Annotated[tuple[int, ...], flag("tokens")] = (1, 4, 16, 64, 256)
+    expert_instances: Annotated[
+        tuple[int, ...], flag("sizes of the expert pool", at_least=1, at_most=LARGEST)
+    ] = (2, 4, 8)
+    redundancy: Annotated[float, flag("slots per expert", at_least=1)] = 1.25
+    batch_sizes: Annotated[tuple[int, ...], flag("tokens", at_least=1, at_most=LARGEST)] = (
+        1,
+        4,
+        16,
+        64,
+        256,
+    )
     policies: Annotated[tuple[Policy, ...], flag("how activated experts are given to replicas")] = (
         get_args(Policy)
     )
     placements: Annotated[tuple[PlacementMethod, ...], flag("where replicas are")] = get_args(
         PlacementMethod
     )
-    batches: Annotated[int, flag("sampled batches per cell")] = 32
-    seed: Annotated[int, flag("of the sampling")] = 0
-    json: Annotated[Path | None, flag("write all figures there")] = None
-    plot: Annotated[Path | None, flag("write a picture there (needs matplotlib)")] = None
-
-    def __post_init__(self) -> None:
-        if not self.redundancy >= 1.0:
-            raise ConfigError(
-                f"--redundancy must be at least 1 slot per expert, got {self.redundancy}"
-            )
+    batches: Annotated[int, flag("sampled batches per cell", at_least=1)] = 32
+    seed: Annotated[int, flag("of the sampling", at_least=0)] = 0
+    json: Annotated[Path | None, flag("write all figures there", writes="file")] = None
+    plot: Annotated[
+        Path | None, flag("write a picture there (needs matplotlib)", writes="file")
+    ] = None
 
 
 def run(options: SimulateRoutingOptions) -> int:
@@ -66,7 +71,7 @@ def run(options: SimulateRoutingOptions) -> int:
         options.batches,
         options.seed,
     )
-    console = Console(highlight=False)
+    console = ReportConsole()
     console.print(
         f"{trace.num_layers} layers, {trace.num_experts} experts, top-{trace.top_k}, "
         f"{trace.num_tokens} tokens in {len(trace.batch_sizes)} batches; placements planned on the "
@@ -79,7 +84,7 @@ def run(options: SimulateRoutingOptions) -> int:
             sizes = options.batch_sizes[first : first + shown]
             console.print(_table(count, [cell for cell in own if cell.batch_size in sizes]))
     if options.json:
-        options.json.write_text(json.dumps([c._asdict() for c in cells], indent=1) + "\n")
+        write_text(options.json, json.dumps([c._asdict() for c in cells], indent=1) + "\n")
     if options.plot:
         _plot(cells, options.plot)
     return 0

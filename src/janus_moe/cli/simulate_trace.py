@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, get_args
 
 import msgspec
-from rich.console import Console
 
 from janus_moe.cli.extras import require_extra
 from janus_moe.cli.flags import Command, flag
+from janus_moe.cli.outputs import ReportConsole
 from janus_moe.cli.simulate_report import Comparison
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency import Oracle, device_names, read_profile
@@ -42,6 +42,7 @@ from janus_moe.policy.synthetic import SyntheticKind, SyntheticRouter
 SYNTHETIC = "synthetic:"
 SYNTHETIC_NAMES = ", ".join(SYNTHETIC + name for name in get_args(ArrivalProcess))
 LOGGED_STEPS = 20_000
+MOST_GPUS, MOST_REQUESTS = 2**14, 10**8
 
 
 class Requests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,15 +50,24 @@ class Requests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     trace: Annotated[str, flag(f"a file, or {SYNTHETIC_NAMES}", positional=True)]
     format: Annotated[TraceFormat | None, flag("default: by the first line")] = None
-    start: Annotated[float, flag("first second of the trace", metavar="S")] = 0.0
-    duration: Annotated[float | None, flag("seconds (synthetic: default 3600)", metavar="S")] = None
-    speed: Annotated[float, flag("times the trace's own rate")] = 1.0
-    rate: Annotated[float, flag("synthetic: mean requests per second", metavar="R")] = 10.0
-    input_len: Annotated[float, flag("synthetic: mean tokens", metavar="N")] = 16.0
-    output_len: Annotated[float, flag("synthetic: mean tokens", metavar="N")] = 256.0
-    length_cv: Annotated[float, flag("synthetic: coefficient of variation of both lengths")] = 0.0
-    cv: Annotated[float, flag("synthetic:gamma: coefficient of variation of the gaps")] = 3.0
-    peak: Annotated[float, flag("synthetic:diurnal: the highest rate over the mean")] = 7.5
+    start: Annotated[float, flag("first second of the trace", metavar="S", at_least=0)] = 0.0
+    duration: Annotated[
+        float | None, flag("seconds (synthetic: default 3600)", metavar="S", above=0)
+    ] = None
+    speed: Annotated[float, flag("times the trace's own rate", above=0)] = 1.0
+    rate: Annotated[float, flag("synthetic: mean requests per second", metavar="R", above=0)] = 10.0
+    input_len: Annotated[float, flag("synthetic: mean tokens", metavar="N", at_least=1)] = 16.0
+    output_len: Annotated[float, flag("synthetic: mean tokens", metavar="N", at_least=1)] = 256.0
+    length_cv: Annotated[
+        float, flag("synthetic: coefficient of variation of both lengths", at_least=0)
+    ] = 0.0
+    cv: Annotated[
+        float,
+        flag("synthetic:gamma: coefficient of variation of the gaps", at_least=0.01, at_most=100),
+    ] = 3.0
+    peak: Annotated[
+        float, flag("synthetic:diurnal: the highest rate over the mean", at_least=1)
+    ] = 7.5
 
 
 class Deployed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,16 +82,20 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     expert_system: Annotated[
         str | None, flag("devices of the expert pool, if others", metavar="DEVICE")
     ] = None
-    max_gpus: Annotated[int, flag("of a deployment")] = 64
+    max_gpus: Annotated[int, flag("of a deployment", at_least=1, at_most=MOST_GPUS)] = 64
     slots_per_expert: Annotated[
-        float | None, flag("of pools (default: planners choose; static: 1.25)")
+        float | None, flag("of pools (default: planners choose; static: 1.25)", at_least=1)
     ] = None
     routing: Annotated[str, flag("file of `--record-routing`, or a synthetic router")] = "topics"
-    max_num_seqs: Annotated[int, flag("sequences per step and attention instance")] = 1024
-    max_num_batched_tokens: Annotated[int, flag("tokens per step and attention instance")] = 2048
-    block_size: Annotated[int, flag("tokens per KV block")] = 16
+    max_num_seqs: Annotated[int, flag("sequences per step and attention instance", at_least=1)] = (
+        1024
+    )
+    max_num_batched_tokens: Annotated[
+        int, flag("tokens per step and attention instance", at_least=1)
+    ] = 2048
+    block_size: Annotated[int, flag("tokens per KV block", at_least=1)] = 16
     exact: Annotated[bool, flag("the engine's own policy code: slow")] = False
-    seed: Annotated[int, flag("of requests and routing")] = 0
+    seed: Annotated[int, flag("of requests and routing", at_least=0)] = 0
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.profile is None):
@@ -94,39 +108,50 @@ class Scaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Who decides what serves, and when."""
 
     policy: Annotated[str, flag(f"some of {KNOWN}, with commas")] = "janus,sglang"
-    tpot: Annotated[float, flag("objective", metavar="MS")] = 150.0
-    ttft: Annotated[float, flag("objective", metavar="MS")] = 2000.0
-    headroom: Annotated[float, flag("rate provided for over the rate seen")] = 1.3
+    tpot: Annotated[float, flag("objective", metavar="MS", above=0)] = 150.0
+    ttft: Annotated[float, flag("objective", metavar="MS", above=0)] = 2000.0
+    headroom: Annotated[float, flag("rate provided for over the rate seen", above=0)] = 1.3
     rate_quantile: Annotated[
         float | None,
         flag(
             "provide for this quantile of the minutes looked back at if it is above the mean "
             "(1: the busiest minute; default: the mean alone)",
             metavar="Q",
+            at_least=0,
+            at_most=1,
         ),
     ] = None
     look_back: Annotated[
-        float | None, flag("seconds of minutes to look back at (default: --interval)", metavar="S")
+        float | None,
+        flag("seconds of minutes to look back at (default: --interval)", metavar="S", above=0),
     ] = None
-    tpot_margin: Annotated[float, flag("share of --tpot that plans leave free")] = 0.0
-    interval: Annotated[float, flag("seconds between decisions", metavar="S")] = 900.0
+    tpot_margin: Annotated[
+        float, flag("share of --tpot that plans leave free", at_least=0, at_most=0.99)
+    ] = 0.0
+    interval: Annotated[float, flag("seconds between decisions", metavar="S", above=0)] = 900.0
     on_load: Annotated[
-        float | None, flag("decide early at this many times the rate, or the requests under way")
+        float | None,
+        flag("decide early at this many times the rate, or the requests under way", above=1),
     ] = None
-    start_seconds: Annotated[float, flag("to start an instance", metavar="S")] = 20.0
-    load_gbps: Annotated[float, flag("weights, GB/s per instance")] = 10.0
-    move_gbps: Annotated[float, flag("replicas, GB/s")] = 25.0
+    start_seconds: Annotated[float, flag("to start an instance", metavar="S", at_least=0)] = 20.0
+    load_gbps: Annotated[float, flag("weights, GB/s per instance", above=0)] = 10.0
+    move_gbps: Annotated[float, flag("replicas, GB/s", above=0)] = 25.0
 
 
 class SimulateOutput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is written."""
 
     save_dir: Annotated[
-        Path | None, flag("write report.html and report.json there", metavar="FOLDER")
+        Path | None,
+        flag("write report.html and report.json there", metavar="FOLDER", writes="folder"),
     ] = None
-    json: Annotated[Path | None, flag("write the reports there")] = None
-    trace_out: Annotated[Path | None, flag("write a Chrome trace of the first policy")] = None
-    plot: Annotated[Path | None, flag("write a picture there (needs matplotlib)")] = None
+    json: Annotated[Path | None, flag("write the reports there", writes="file")] = None
+    trace_out: Annotated[
+        Path | None, flag("write a Chrome trace of the first policy", writes="file")
+    ] = None
+    plot: Annotated[
+        Path | None, flag("write a picture there (needs matplotlib)", writes="file")
+    ] = None
 
 
 def run(requests: Requests, deployed: Deployed, scaling: Scaling, output: SimulateOutput) -> int:
@@ -166,7 +191,7 @@ def run(requests: Requests, deployed: Deployed, scaling: Scaling, output: Simula
         heading=_heading(workload, deployed, scaling),
         reports=tuple(make_report(simulation, objective) for simulation in simulations),
     )
-    made.show(Console(highlight=False), seconds)
+    made.show(ReportConsole(), seconds)
     written = made.write(output.save_dir, output.json, output.plot)
     if output.trace_out:
         write_chrome_trace(simulations[0], output.trace_out)
@@ -211,10 +236,16 @@ def _workload(requests: Requests, seed: int) -> RequestTrace:
             duration = workload.duration_s + 1 if requests.duration is None else requests.duration
             workload = workload.window(requests.start, duration)
         return workload.faster(requests.speed)
+    duration_s = 3600.0 if requests.duration is None else requests.duration
+    if (expected := requests.rate * requests.speed * duration_s) > MOST_REQUESTS:
+        raise ConfigError(
+            f"--rate {requests.rate:g} for {duration_s:g} s are {expected:.3g} requests; at most "
+            f"{MOST_REQUESTS:.0e} can be simulated, so lower --rate, --speed or --duration"
+        )
     return generate(
         requests.trace.removeprefix(SYNTHETIC),  # type: ignore[arg-type]  # it refuses others
         requests.rate * requests.speed,
-        3600.0 if requests.duration is None else requests.duration,
+        duration_s,
         seed,
         Lengths(mean=requests.input_len, cv=requests.length_cv),
         Lengths(mean=requests.output_len, cv=requests.length_cv),
@@ -249,8 +280,6 @@ def _choices(deployed: Deployed, scaling: Scaling, oracle: Oracle) -> PolicyCont
     limits = BatchLimits(
         deployed.block_size, deployed.max_num_seqs, deployed.max_num_batched_tokens
     )
-    if min(limits) < 1:
-        raise ConfigError(f"block size, sequences and tokens must be 1 or more, got {limits}")
     max_activated = SampledMaxActivated(sample, model.moe.num_experts, seed=deployed.seed)
     slots = 1.25 if per_expert is None else per_expert
     return PolicyContext(

@@ -13,6 +13,7 @@ import msgspec
 from janus_moe.cli import cluster_file
 from janus_moe.cli.cluster_file import ClusterFile
 from janus_moe.cli.flags import Command, flag
+from janus_moe.cli.outputs import write_text
 from janus_moe.cluster.hosts.gathering import gather_hosts, why
 from janus_moe.cluster.service import Service
 from janus_moe.cluster.tracing import InstanceTrace, trace_decode
@@ -24,10 +25,10 @@ from janus_moe.startup_view import StartupView
 class TraceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is decoded, and where the trace goes."""
 
-    steps: Annotated[int, flag("decode steps in the trace")] = 3
-    batch: Annotated[int, flag("requests, over all instances")] = 8
-    prompt_tokens: Annotated[int, flag("of each request")] = 16
-    out: Annotated[Path, flag("file to write")] = Path("trace.json")
+    steps: Annotated[int, flag("decode steps in the trace", at_least=1)] = 3
+    batch: Annotated[int, flag("requests, over all instances", at_least=1)] = 8
+    prompt_tokens: Annotated[int, flag("of each request", at_least=1)] = 16
+    out: Annotated[Path, flag("file to write", writes="file")] = Path("trace.json")
 
 
 def run(options: TraceOptions, engine: EngineConfig, _: ClusterFile, cluster: ClusterConfig) -> int:
@@ -37,7 +38,7 @@ def run(options: TraceOptions, engine: EngineConfig, _: ClusterFile, cluster: Cl
     with StartupView() as view:
         traces = asyncio.run(_traces(engine, cluster, view, load))
     trace = chrome_trace(traces, options.steps)
-    out.write_text(json.dumps(trace))
+    write_text(out, json.dumps(trace))
     events = sum(event["ph"] == "X" for event in trace["traceEvents"])
     view.say("trace", f"{out}: {events} events; open it at https://ui.perfetto.dev")
     return 0

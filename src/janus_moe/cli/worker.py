@@ -12,7 +12,7 @@ from janus_moe.cli.flags import Command, flag
 from janus_moe.cluster.hosts.addresses import Address, address_towards, require_own
 from janus_moe.cluster.hosts.agent import AgentSettings, run_agent
 from janus_moe.cluster.hosts.secret import read_secret, require_curve
-from janus_moe.errors import ConfigError
+from janus_moe.config import LONGEST_S
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,18 +25,18 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         str | None,
         flag("where workers listen; default: towards the engine", metavar="ADDRESS"),
     ] = None
-    join_timeout: Annotated[float, flag("seconds to try", metavar="SECONDS")] = 60.0
+    join_timeout: Annotated[
+        float, flag("seconds to try", metavar="SECONDS", above=0, at_most=LONGEST_S)
+    ] = 60.0
     heartbeat_timeout: Annotated[
-        float, flag("seconds of silence after which the engine is gone", metavar="SECONDS")
+        float,
+        flag(
+            "seconds of silence after which the engine is gone",
+            metavar="SECONDS",
+            at_least=0.5,
+            at_most=LONGEST_S,
+        ),
     ] = 5.0
-
-    def __post_init__(self) -> None:
-        if not self.join_timeout > 0:
-            raise ConfigError(f"--join-timeout must be above 0, got {self.join_timeout}")
-        if not self.heartbeat_timeout >= 0.5:
-            raise ConfigError(
-                f"--heartbeat-timeout must be at least 0.5 seconds, got {self.heartbeat_timeout}"
-            )
 
 
 def run(options: WorkerOptions) -> int:

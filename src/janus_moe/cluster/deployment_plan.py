@@ -17,7 +17,12 @@ import msgspec
 from janus_moe.cluster.activation_costs import resolve_costs
 from janus_moe.cluster.deployment.memory_budget import MemoryBudget
 from janus_moe.cluster.deployment.memory_division import divide_memory
-from janus_moe.cluster.deployment.thread_counts import InstanceCounts, computing_with, threads_each
+from janus_moe.cluster.deployment.thread_counts import (
+    InstanceCounts,
+    computing_with,
+    require_threads,
+    threads_each,
+)
 from janus_moe.cluster.deployment.transport_choice import choose_exchange, choose_transport
 from janus_moe.cluster.host_facts import HostFacts, host_facts
 from janus_moe.cluster.hosts.shares import HostShare, first_membership, whole
@@ -94,6 +99,8 @@ def plan_deployment(config: EngineConfig, hosts: Sequence[Host]) -> DeploymentPl
     recording = None if config.record_routing is None else Path(config.record_routing).absolute()
     if recording is not None:
         check_target(recording)
+    for host in hosts:
+        require_threads(config.threads, host.facts.cores)
     folder = resolve_model(config.model)
     spec = _read_spec(config, folder)
     shares = [host.share for host in hosts]

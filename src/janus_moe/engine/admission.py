@@ -17,6 +17,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("top_k", 0, UNBOUNDED),
     ("top_p", 1e-9, 1.0),
     ("min_p", 0.0, 1.0),
+    ("seed", 0, UNBOUNDED),
     ("repetition_penalty", 1e-2, 1e2),
     ("presence_penalty", -1e2, 1e2),
     ("frequency_penalty", -1e2, 1e2),

@@ -12,7 +12,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     top_k: 0 keeps all.
     top_p: 1.0 keeps all.
     min_p: 0.0 keeps all.
-    seed: a fixed seed gives the same tokens whatever else is in the batch; None draws one.
+    seed: not negative, of 63 bits; the same one gives the same tokens whatever else is in the
+        batch; None draws one.
     logprobs: number of alternatives per produced token; None for no log-probabilities at all.
     prompt_logprobs: the same for prompt tokens (echo).
     stop_token_ids: end the sequence, besides the model's end-of-sequence ids.

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from janus_moe.config import TransportSetting
+from janus_moe.errors import ConfigError
 from janus_moe.spec import ONE_PROCESS, Pool
 
 InstanceCounts = Mapping[Pool, int]
 """Pool -> its instances on one host."""
+MOST_PER_CORE = 8
+"""Threads of one instance; beyond it libraries of threads crash while they start."""
 
 
 def computing_with(
@@ -34,6 +37,20 @@ def most_computing(
 ) -> int:
     """Instances of a host that may compute at once, of whichever pools."""
     return max(computing_with(pool, counts, transport, num_micro_batches) for pool in counts)
+
+
+def require_threads(wanted: int, cores: int) -> None:
+    """Raises ConfigError for more threads of an instance than a host can start sensibly.
+
+    wanted: what the settings say; 0 divides the cores evenly.
+    cores: of the host.
+    """
+    most = MOST_PER_CORE * cores
+    if wanted > most:
+        raise ConfigError(
+            f"--threads {wanted} is more than {MOST_PER_CORE} for each of the {cores} cores of a "
+            f"host; use at most {most}, or 0 to divide the cores"
+        )
 
 
 def threads_each(cores: int, computing: int, wanted: int) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from janus_moe import __version__
+from janus_moe.cli import INTERRUPTED_STATUS
 from janus_moe.cli.flags import Command, UsageError, parse
 from janus_moe.errors import JanusError
 
@@ -25,30 +28,57 @@ COMMANDS = {
 }
 MODULE_NAME = str.maketrans("- ", "__")
 USAGE_STATUS = 2
-INTERRUPTED_STATUS = 130
+BROKEN_PIPE_STATUS = 141
+"""As of a program that the signal of a broken pipe has ended."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `janus ARGV` and returns the exit status: 0, 1 (failed), 2 (bad usage) or 130."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    name, prog = _command(arguments), "janus"
+def run_command(arguments: Sequence[str]) -> int:
+    """Runs `janus ARGUMENTS` and returns the exit status.
+
+    It is 0, 1 (failed), 2 (bad usage), 130 (interrupted) or 141 (nothing reads the output).
+    """
+    name = _command(arguments)
+    prog = "janus" if name is None else f"janus {name}"
     try:
-        if name is None:
-            return _overview(arguments)
-        prog = f"janus {name}"
-        module = importlib.import_module(f"janus_moe.cli.{name.translate(MODULE_NAME)}")
-        command: Command = module.COMMAND
-        own = arguments[len(name.split()) :]
-        return command.run(*parse(prog, COMMANDS[name], command, own))
+        try:
+            return _run(name, prog, list(arguments))
+        finally:
+            sys.stdout.flush()
     except UsageError as error:
         print(f"{prog}: {error} (`{prog} --help` lists all)", file=sys.stderr)
         return USAGE_STATUS
     except JanusError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        _discard_output()
+        return BROKEN_PIPE_STATUS
+    except OSError as error:
+        _discard_output()
+        what = f"{error.filename}: " if error.filename else ""
+        print(f"{prog}: {what}{error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED_STATUS
+
+
+def _run(name: str | None, prog: str, arguments: list[str]) -> int:
+    if name is None:
+        return _overview(arguments)
+    module = importlib.import_module(f"janus_moe.cli.{name.translate(MODULE_NAME)}")
+    command: Command = module.COMMAND
+    own = arguments[len(name.split()) :]
+    return command.run(*parse(prog, COMMANDS[name], command, own))
+
+
+def _discard_output() -> None:
+    """Keeps the interpreter from writing at its end what cannot be written."""
+    with contextlib.suppress(OSError, ValueError):
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _command(arguments: Sequence[str]) -> str | None:
