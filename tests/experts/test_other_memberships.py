@@ -15,6 +15,7 @@ from tests.checkpoints import make_checkpoint
 from tests.experts.build import expert_instance
 
 from janus_moe.errors import CheckpointError, ConflictError, ExchangeError
+from janus_moe.experts import pacing
 from janus_moe.experts.epoch_loader import EpochLoader
 from janus_moe.experts.instance import ExpertInstance
 from janus_moe.experts.pacing import PaceName
@@ -198,6 +199,49 @@ def test_what_is_there_is_not_read_again(folder: Path) -> None:
     member.loader.unstage(1)
     member.loader.stage(placement_of(1, 2), 0, "full")
     assert sum(read) == first, "what a dropped membership brought is still there"
+
+
+def test_after_a_failure_only_what_is_missing_is_read(folder: Path) -> None:
+    read: list[int] = []
+
+    def fails_once(piece: Piece) -> None:
+        if len(read) == 20:
+            read.append(0)
+            raise CheckpointError("model.safetensors cannot be read: Input/output error")
+        read.append(piece.num_bytes)
+        piece.load()
+
+    member = Member(folder, 0, placement_of(2, 0), fails_once)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        member.loader.stage(placement_of(1, 1), 0, "full")
+    member.enter(placement_of(1, 1), 0)
+    one = read_spec(folder, "float32").expert_bytes
+    assert 6 * LAYERS * one <= sum(read) < (6 * LAYERS + 1) * one, "one expert was begun again"
+    assert_same_bits(outputs([member.instance], 1), outputs([whole(folder)], 1))
+
+
+def test_beside_steps_no_more_is_read_than_between_two_of_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pacing, "IDLE_AFTER_S", 60.0)
+    read: list[int] = []
+
+    def load_piece(piece: Piece) -> None:
+        read.append(piece.num_bytes)
+        piece.load()
+
+    member = Member(folder, 0, placement_of(2, 0), load_piece)
+    thread = threading.Thread(target=member.loader.stage, args=(placement_of(1, 1), 0, "steps"))
+    thread.start()
+    between: list[int] = []
+    while thread.is_alive():
+        before = sum(read)
+        member.instance.stepped.set()
+        thread.join(0.002)
+        between.append(sum(read) - before)
+        assert len(between) < 5000
+    # A step may end while a piece is being read, so that two budgets fall between two looks.
+    assert max(between) <= 2 * 4000 and sum(read) > 20 * 4000
 
 
 def test_a_membership_that_was_dropped_is_not_staged_and_the_next_is(folder: Path) -> None:
