@@ -112,3 +112,27 @@ def test_names_that_do_not_exist_are_found() -> None:
         "docs/index.md",
     ]
     assert is_file("engine/engine.py", ROOT) and not is_file("engine/nothing.py", ROOT)
+
+
+LIST_ENTRY = re.compile(r"^ {0,4}([a-z]\w*)(?:\.py|/)? {2,}\S", re.MULTILINE)
+
+
+def listed_packages() -> Iterator[Path]:
+    """Packages whose docstring has a list of their modules."""
+    for path in sorted(PACKAGE.rglob("__init__.py")):
+        if len(LIST_ENTRY.findall(texts(path))) >= 3:
+            yield path
+
+
+@pytest.mark.parametrize(
+    "path", list(listed_packages()), ids=lambda path: str(path.parent.relative_to(PACKAGE))
+)
+def test_a_package_that_lists_its_modules_lists_all_of_them(path: Path) -> None:
+    text, folder = texts(path), path.parent
+    modules = {one.stem for one in folder.glob("*.py")} - {"__init__", "__main__"}
+    packages = {one.parent.name for one in folder.glob("*/__init__.py")}
+    unlisted = {name for name in modules | packages if not re.search(rf"\b{name}\b", text)}
+    assert not sorted(unlisted), "say in a line what each is for"
+    # What is listed may lie deeper, below the line of its folder.
+    names = {one.stem for one in folder.rglob("*.py")} | {one.name for one in folder.rglob("*")}
+    assert not sorted(set(LIST_ENTRY.findall(text)) - names)

@@ -31,7 +31,7 @@ class EngineCounters:
     passes: by expert instance, how many those are.
     placement_epoch: the latest that a step reported.
     exchange_plan: of the latest step over the network; "" for none.
-    exchange_steps: steps by plan, as the attention instance of the lowest rank took part in them.
+    exchange_steps: steps by plan, as the attention instance of rank 0 took part in them.
     """
 
     prompt_tokens: int = 0

@@ -34,7 +34,7 @@ class EngineSnapshot:
     dispatch, combine, scheduler: one count per engine step.
     placement_epoch: the latest that a step reported.
     exchange_plan: of the latest step over the network; "" for none.
-    exchange_steps: steps by plan, as the attention instance of the lowest rank took part in them.
+    exchange_steps: steps by plan, as the attention instance of rank 0 took part in them.
     """
 
     running: int = 0

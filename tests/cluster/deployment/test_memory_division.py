@@ -39,7 +39,7 @@ WEIGHTS = PLENTY - less_weights(budget(PLENTY), SPEC).left[0]
 
 
 def test_a_spare_slot_where_one_fits_or_moves_are_asked_for() -> None:
-    said = "1 spare slots per layer and expert instance"
+    said = "1 spare slot per layer and expert instance"
     assert spare_slots(config(), SPEC, 2, PLENTY) == (1, said)
     assert spare_slots(config(), SPEC, 2, 4 * SPEC.slot_bytes)[0] == 0
     assert spare_slots(config(rebalance_interval=5.0), SPEC, 2, 0) == (1, said)

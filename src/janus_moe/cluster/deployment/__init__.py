@@ -8,5 +8,6 @@ thread_counts.py      which instances of a host compute at once, and with how ma
 expert_slots.py       replicas and spare slots
 kv_cache_size.py      context length and KV blocks
 memory_budget.py      what every host has left
+memory_division.py    what that goes to: spare slots, then replicas, then KV caches
 memory_check.py       whether weights, replicas and caches fit
 """

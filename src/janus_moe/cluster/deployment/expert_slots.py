@@ -33,7 +33,8 @@ def spare_slots(
         return min(config.rebalance_spare_slots, spec.moe.num_experts), None
     fits = num_instances * spec.slot_bytes <= int(free_bytes * REPLICA_SHARE)
     spare = 1 if fits or config.rebalance_interval else 0
-    return spare, f"{spare} spare slots per layer and expert instance"
+    slots = "slot" if spare == 1 else "slots"
+    return spare, f"{spare} spare {slots} per layer and expert instance"
 
 
 def redundant_experts(

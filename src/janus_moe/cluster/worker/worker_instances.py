@@ -217,7 +217,7 @@ class _Builder:
         return HostedInstance(instance_id, connect, spans, self._send, closing.close)
 
     def _observer(self, rank: int, recorder: RoutingRecorder | None) -> RoutingObserver:
-        """All expert instances see the same routing; the one with the lowest rank reports it."""
+        """All expert instances see the same routing; the one of rank 0 reports it."""
         return RoutingObserver(
             len(self._setup.spec.moe_layer_ids),
             self._setup.spec.moe.num_experts,

@@ -10,8 +10,8 @@ sums it gets back. The plans differ in three answers only (paper section 3):
 2pc-sharded each node's rows in one even shard     shard i enters at        straight from the leader
             per attention instance                 instance i of the node
 
-The leader of a whole node is its lowest instance; idle attention instances lead nothing. Experts on
-the leader's own node always get rows from it directly.
+The leader of a whole node is its attention instance of the lowest rank that has rows; idle ones
+lead nothing. Experts on the leader's own node always get rows from it directly.
 
 2pc-relay: the chain begins at one designated node, which rotates with the source node, and goes
 around the other expert nodes in ascending order. If the source node hosts experts itself, it is

@@ -1,6 +1,6 @@
 """The exchange among processes of one host: one region and one control block for all instances.
 
-The member with the lowest rank creates the region and one wake-up per instance, and hands their
+The attention instance of rank 0 creates the region and one wake-up per instance, and hands their
 descriptors to the others (`handshake`), so any living process can open an exchange, also beside
 another one. The kernel frees everything with the last process, however it ends. This module does
 not know who started whom.

@@ -19,8 +19,8 @@ Two counts and epochs per attention instance are enough: step s+2 is only announ
 instance has announced s+1, that is, once every participant of s has combined its last layer, which
 takes every expert's reply. By then no instance reads those of step s any more. The epoch of a step
 is the largest that was announced for it; no instance ever announces a smaller one than before, so
-the epochs of steps never fall either. The plans that count are those of the first attention
-instance.
+the epochs of steps never fall either. The plans that count are those of the attention
+instance of rank 0.
 """
 
 from __future__ import annotations

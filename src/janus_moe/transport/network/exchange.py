@@ -36,7 +36,7 @@ class NetworkExchange:
     """One instance's end of an exchange over a channel; an `Exchange`.
 
     host_peers: instances of this host whose memory it shares; None means that there are none.
-    source: says which exchange plan the next step has; that of the first attention instance counts.
+    source: says which exchange plan the next step has; that of attention rank 0 counts.
     """
 
     def __init__(

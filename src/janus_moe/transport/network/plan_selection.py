@@ -1,8 +1,8 @@
 """Which exchange plan a step has: one instance says it for all, so that they never disagree.
 
-The first attention instance announces every step with the plans of all batch sizes, packed into one
-word. Once all announcements are in, all instances know how many tokens the step has, and read the
-same plan from the same word. The rule is `policy.exchange_choice`, prices are those of
+The attention instance of rank 0 announces every step with the plans of all batch sizes, packed into
+one word. Once all announcements are in, all instances know how many tokens the step has, and read
+the same plan from the same word. The rule is `policy.exchange_choice`, prices are those of
 `planner.latency.links`.
 """
 
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class PlanSource(Protocol):
-    """What the first attention instance asks before it announces a step."""
+    """What the attention instance of rank 0 asks before it announces a step."""
 
     @property
     def packed_plans(self) -> int:

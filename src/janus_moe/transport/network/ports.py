@@ -28,7 +28,7 @@ from janus_moe.transport.network.programs import ProgramCache, Programs, StepClo
 class NetworkAttention:
     """An `AttentionPort` over messages.
 
-    source: of the plans; that of the first attention instance counts.
+    source: of the plans; that of attention rank 0 counts.
     result: [max tokens, hidden] float32, a buffer for the sums.
     dtype: of the hidden states.
     """
