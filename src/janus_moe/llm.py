@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -24,6 +24,8 @@ import msgspec
 
 from janus_moe.cluster.service import Service
 from janus_moe.config import EngineConfig
+from janus_moe.engine.admission import admit
+from janus_moe.engine.engine import Engine
 from janus_moe.errors import RequestError, ServiceError
 from janus_moe.messages import SamplingParams, TokenLogprob
 from janus_moe.settings import build
@@ -56,6 +58,7 @@ class LLM:
     """A running service, used from ordinary (not async) code; close it, or use it in `with`.
 
     view: shows how the start goes; None means one that prints once it takes longer
+    check: called before anything is started; what it raises ends the start. None checks nothing
     settings: fields of `EngineConfig`, e.g. model="bundled", attention_instances=1
 
     Raises ConfigError or CheckpointError before anything is started, ServiceError when the
@@ -66,13 +69,21 @@ class LLM:
         self,
         *,
         view: StartupView | None = None,
+        check: Callable[[Engine], None] | None = None,
         **settings: Any,
     ) -> None:
         with view or StartupView(quiet_s=QUIET_S) as view:
-            self._start_up(view, settings)
+            self._start_up(view, check, settings)
 
-    def _start_up(self, view: StartupView, settings: dict[str, Any]) -> None:
+    def _start_up(
+        self,
+        view: StartupView,
+        check: Callable[[Engine], None] | None,
+        settings: dict[str, Any],
+    ) -> None:
         self._service = Service.prepare(build(EngineConfig, settings))
+        if check is not None:
+            check(self._service.engine)
         view.plan(self._service.plan)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="janus", daemon=True)
@@ -127,15 +138,10 @@ class LLM:
     async def _generate(
         self, prompts: Sequence[Prompt], params: SamplingParams, stop: tuple[str, ...]
     ) -> list[Completion]:
-        tokenizer = self._service.engine.tokenizer
-        completions = [
-            Completion(p, tuple(tokenizer.encode(p) if isinstance(p, str) else p)) for p in prompts
-        ]
+        completions = _empty_completions(self._service.engine, prompts)
         async with asyncio.TaskGroup() as group:
             for index, completion in enumerate(completions):
-                seed = None if params.seed is None else (params.seed + index) % 2**63
-                own = msgspec.structs.replace(params, seed=seed)
-                group.create_task(self._fill(completion, own, stop))
+                group.create_task(self._fill(completion, _own(params, index), stop))
         return completions
 
     async def _fill(
@@ -180,5 +186,36 @@ def generate(
     settings: fields of `EngineConfig` besides the model
     sampling: fields of `SamplingParams`
     """
-    with LLM(model=model, **(settings or {})) as llm:
+
+    def check(engine: Engine) -> None:
+        require_servable(engine, prompts, sampling)
+
+    with LLM(check=check, model=model, **(settings or {})) as llm:
         return llm.generate(prompts, stop, **sampling)
+
+
+def require_servable(engine: Engine, prompts: Sequence[Prompt], sampling: dict[str, Any]) -> None:
+    """Raises ConfigError or RequestError for requests that can never be served.
+
+    engine: need not be running
+    sampling: fields of `SamplingParams`
+    """
+    params, most = build(SamplingParams, sampling), engine.config.max_queue
+    if len(prompts) > most:
+        raise RequestError(
+            f"{len(prompts)} prompts are more than the {most} that are held at once; raise "
+            "--max-queue or give fewer"
+        )
+    for index, one in enumerate(_empty_completions(engine, prompts)):
+        admit(one.prompt_ids, _own(params, index), engine.limits)
+
+
+def _empty_completions(engine: Engine, prompts: Sequence[Prompt]) -> list[Completion]:
+    encode = engine.tokenizer.encode
+    return [Completion(p, tuple(encode(p) if isinstance(p, str) else p)) for p in prompts]
+
+
+def _own(params: SamplingParams, index: int) -> SamplingParams:
+    """Returns the parameters of one prompt: each has a seed of its own, as samples have."""
+    seed = None if params.seed is None else (params.seed + index) % 2**63
+    return msgspec.structs.replace(params, seed=seed)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from tests.server.fake_engine import tiny_spec
+
+from janus_moe.cluster.deployment.kv_cache_size import context_length
 from janus_moe.cluster.deployment.thread_counts import require_threads
 from janus_moe.config import EngineConfig
-from janus_moe.errors import ConfigError
+from janus_moe.engine.admission import RequestLimits
+from janus_moe.errors import ConfigError, JanusError
+from janus_moe.llm import require_servable
 from janus_moe.messages import SamplingParams
+from janus_moe.model.memory import kv_block_bytes
 from janus_moe.settings import build
 
 
@@ -39,6 +47,39 @@ def test_a_seed_of_a_request_has_64_bits() -> None:
 def test_settings_made_in_code_have_64_bits_too() -> None:
     with pytest.raises(ConfigError, match="--max-queue must be a number of 64 bits"):
         EngineConfig(max_queue=2**64)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "sampling", "said"),
+    [
+        ([[1]], {"max_tokens": 10**9}, "context is 64 tokens"),
+        ([[1]], {"temperature": -1.0}, "temperature must be between"),
+        ([[]], {}, "the prompt is empty"),
+        ([[1]] * 4, {}, "4 prompts are more than the 3 that are held at once"),
+        ([[1]], {"bogus": 1}, "unknown setting bogus"),
+    ],
+)
+def test_what_can_never_be_served_is_refused_by_an_engine_that_does_not_run(
+    prompts: list[list[int]], sampling: dict[str, object], said: str
+) -> None:
+    engine: Any = SimpleNamespace(
+        tokenizer=SimpleNamespace(encode=list),
+        config=EngineConfig(max_queue=3),
+        limits=RequestLimits(max_model_len=64, cache_tokens=64, vocab_size=8),
+    )
+    require_servable(engine, [[1], [2]], {"max_tokens": 4, "seed": -1})
+    with pytest.raises(JanusError) as refused:
+        require_servable(engine, prompts, sampling)
+    assert said in str(refused.value)
+
+
+def test_a_cache_that_holds_no_block_names_the_smallest_that_does() -> None:
+    spec = tiny_spec(16, 64)
+    smallest = kv_block_bytes(spec, 16)
+    config = EngineConfig(kv_cache_memory_bytes=1)
+    with pytest.raises(ConfigError, match=f"--kv-cache-memory-bytes, at least {smallest}"):
+        context_length(config, spec, 1)
+    assert context_length(config, spec, smallest)[0] == 16
 
 
 def test_threads_are_a_few_for_each_core() -> None:

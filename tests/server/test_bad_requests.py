@@ -9,7 +9,11 @@ import pytest
 from tests.server.conftest import MakeClient
 from tests.server.fake_engine import FakeEngine
 
+from janus_moe.config import EngineConfig
 from janus_moe.errors import OverloadedError, RequestError, ServiceError, WorkerDied
+from janus_moe.server.errors import ApiError
+from janus_moe.server.parsing import decode_object, parse
+from janus_moe.server.requests import CompletionBody
 
 USER = {"role": "user", "content": "hello"}
 
@@ -274,3 +278,48 @@ async def test_one_failing_sample_aborts_the_others(
     assert response.status_code == 500
     assert engine.running == set()
     assert len(engine.aborted) == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"temperature": NaN}', "invalid character (byte 16)"),
+        (b'{"temperature": 1e400}', "out of range"),
+        (b'{"prompt": "\\ud800 and more"}', "surrogate"),
+        (b'{"prompt": "\xff"}', "a text in it is not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"prompt": "a"', "truncated"),
+    ],
+)
+def test_what_is_no_json_is_told_why(body: bytes, reason: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        decode_object(body)
+    assert reason in str(refused.value)
+
+
+def test_a_value_of_a_wrong_type_is_repeated_once() -> None:
+    with pytest.raises(RequestError) as refused:
+        parse(b'{"prompt": "a", "max_tokens": 2.5}', CompletionBody)
+    assert str(refused.value).count("got") == 1
+
+
+async def test_more_samples_than_are_ever_held_are_no_matter_of_time(
+    make_client: MakeClient, engine: FakeEngine
+) -> None:
+    engine.config = EngineConfig(model="tiny-moe", max_queue=3)
+    client = make_client()
+    answer = await client.post("/v1/completions", json={"prompt": "a", "n": 4, "max_tokens": 1})
+    assert answer.status_code == 400 and "at most 3 at once" in answer.json()["error"]["message"]
+
+
+async def test_what_was_never_admitted_is_not_counted_as_aborted(
+    make_client: MakeClient, engine: FakeEngine
+) -> None:
+    engine.failures[1] = OverloadedError("full")
+    client = make_client()
+    answer = await client.post("/v1/completions", json={"prompt": "a", "n": 1, "max_tokens": 1})
+    assert answer.status_code == 200
+    answer = await client.post("/v1/completions", json={"prompt": "a", "n": 1, "max_tokens": 1})
+    assert answer.status_code == 429
+    counted = (await client.get("/metrics")).text
+    assert 'request_success_total{finished_reason="abort",model_name="tiny-moe"} 0.0' in counted

@@ -10,7 +10,8 @@ import msgspec
 
 from janus_moe.cli.flags import Command, flag
 from janus_moe.config import EngineConfig
-from janus_moe.llm import LLM, Completion
+from janus_moe.engine.engine import Engine
+from janus_moe.llm import LLM, Completion, require_servable
 from janus_moe.startup_view import StartupView
 
 
@@ -19,11 +20,13 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     prompt: Annotated[tuple[str, ...], flag("text to complete; may be repeated", repeated=True)]
     stop: Annotated[tuple[str, ...], flag("text to stop at; may be repeated", repeated=True)] = ()
-    max_tokens: Annotated[int, flag("tokens of each completion at most")] = 64
-    temperature: Annotated[float, flag("0 is greedy")] = 0.0
-    top_k: Annotated[int, flag("keep so many tokens; 0: all")] = 0
-    top_p: Annotated[float, flag("keep this share of the probability")] = 1.0
-    min_p: Annotated[float, flag("keep tokens of this share of the likeliest one's")] = 0.0
+    max_tokens: Annotated[int, flag("tokens of each completion at most", at_least=0)] = 64
+    temperature: Annotated[float, flag("0 is greedy", at_least=0, at_most=2)] = 0.0
+    top_k: Annotated[int, flag("keep so many tokens; 0: all", at_least=0)] = 0
+    top_p: Annotated[float, flag("keep this share of the probability", above=0, at_most=1)] = 1.0
+    min_p: Annotated[
+        float, flag("keep tokens of this share of the likeliest one's", at_least=0, at_most=1)
+    ] = 0.0
     sampling_seed: Annotated[int | None, flag("same seed, same tokens: any number of 64 bits")] = (
         None
     )
@@ -40,7 +43,11 @@ def run(options: GenerateOptions, engine: EngineConfig) -> int:
     """Prints each completion after its prompt; everything else goes to standard error."""
     settings = msgspec.structs.asdict(engine)
     view = StartupView()
-    with LLM(view=view, **settings) as llm:
+
+    def check(engine: Engine) -> None:
+        require_servable(engine, options.prompt, options.sampling)
+
+    with LLM(view=view, check=check, **settings) as llm:
         view.say("ready", f"prompts to complete: {len(options.prompt)}")
         for one in llm.generate(options.prompt, options.stop, **options.sampling):
             print(_as_json(one) if options.json else f"{one.prompt}{one.text}")

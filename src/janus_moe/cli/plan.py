@@ -88,7 +88,7 @@ class PlanQuestion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         if (self.model is None) == (self.profile is None):
             raise ConfigError(
-                "say what is planned: a MODEL, or --profile FILE with the model that was measured"
+                "give either a MODEL, or --profile FILE with the model that was measured"
             )
         if None not in (self.target_request_rate, self.target_concurrency):
             raise ConfigError(

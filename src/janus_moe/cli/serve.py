@@ -15,6 +15,7 @@ from janus_moe.cli.flags import Command, Values
 from janus_moe.cluster.hosts.gathering import gather_hosts, why
 from janus_moe.cluster.service import Service
 from janus_moe.config import ClusterConfig, EngineConfig, ServerConfig
+from janus_moe.engine.text.chat import load_chat_template
 from janus_moe.errors import JanusError
 from janus_moe.server.run import HttpServer, bind, run_server
 from janus_moe.startup_view import StartupView
@@ -43,8 +44,11 @@ def complete(values: Values) -> Values:
 async def _run(
     config: EngineConfig, server: ServerConfig, cluster: ClusterConfig, view: StartupView
 ) -> int:
-    """The port comes first, nothing is loaded for one that is taken; then the other hosts, because
+    """The port comes first, nothing is loaded for one that is taken or for a template that cannot
+    be read; then the other hosts, because
     what they have decides what they are given."""
+    if server.chat_template is not None:
+        load_chat_template(server.chat_template)
     listener = bind(server.host, server.port)
     gathered = await gather_hosts(config, cluster, lambda note: view.say("hosts", note))
     try:

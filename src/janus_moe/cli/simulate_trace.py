@@ -100,7 +100,7 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         if (self.model is None) == (self.profile is None):
             raise ConfigError(
-                "say what serves: --model NAME, or --profile FILE with the model that was measured"
+                "give either --model NAME, or --profile FILE with the model that was measured"
             )
 
 

@@ -16,7 +16,7 @@ from janus_moe.cli.flags import Command, flag
 from janus_moe.cli.outputs import write_text
 from janus_moe.cluster.hosts.gathering import gather_hosts, why
 from janus_moe.cluster.service import Service
-from janus_moe.cluster.tracing import InstanceTrace, trace_decode
+from janus_moe.cluster.tracing import InstanceTrace, require_room, trace_decode
 from janus_moe.config import ClusterConfig, EngineConfig
 from janus_moe.profiling.chrome_trace import chrome_trace
 from janus_moe.startup_view import StartupView
@@ -50,6 +50,7 @@ async def _traces(
     gathered = await gather_hosts(config, cluster, lambda note: view.say("hosts", note))
     try:
         service = Service.prepare(config, gathered)
+        require_room(service.engine, *load)
         view.plan(service.plan)
     except BaseException as error:
         if gathered is not None:

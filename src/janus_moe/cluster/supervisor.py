@@ -102,7 +102,7 @@ class Cluster:
             self._report.stage = "serving"
         except TimeoutError:
             late = WorkerFailed(
-                f"the workers were not ready within {self._plan.config.startup_timeout:.0f} s; "
+                f"the workers were not ready within {self._plan.config.startup_timeout:g} s; "
                 "raise --startup-timeout if loading is only slow"
             )
             await self.close(grace_s=FAILED_GRACE_S, error=str(late))

@@ -101,6 +101,17 @@ class Tracer:
                 answer.set_result(message)
 
 
+def require_room(engine: Engine, batch: int, prompt_tokens: int, steps: int) -> None:
+    """Raises ConfigError where such a batch cannot be decoded; the engine need not be running."""
+    needed = prompt_tokens + steps + WARM_STEPS
+    room = min(engine.max_model_len, engine.limits.cache_tokens)
+    if min(batch, prompt_tokens, steps) < 1 or needed > room:
+        raise ConfigError(
+            f"a batch of {batch} with {prompt_tokens} prompt tokens and {steps} steps: each at "
+            f"least 1, and the context of {room} must hold {needed} tokens"
+        )
+
+
 async def trace_decode(
     engine: Engine, tracer: Tracer, batch: int, prompt_tokens: int, steps: int
 ) -> list[InstanceTrace]:
@@ -108,12 +119,7 @@ async def trace_decode(
 
     Raises ConfigError when they do not fit.
     """
-    needed = prompt_tokens + steps + WARM_STEPS
-    if min(batch, prompt_tokens, steps) < 1 or needed > engine.max_model_len:
-        raise ConfigError(
-            f"a batch of {batch} with {prompt_tokens} prompt tokens and {steps} steps: each at "
-            f"least 1, and the context of {engine.max_model_len} must hold {needed} tokens"
-        )
+    require_room(engine, batch, prompt_tokens, steps)
     draw = random.Random(0)
     prompts = [
         [draw.randrange(engine.spec.vocab_size) for _ in range(prompt_tokens)] for _ in range(batch)

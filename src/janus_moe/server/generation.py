@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
-from janus_moe.errors import ServiceError
+from janus_moe.errors import OverloadedError, RequestError, ServiceError
 from janus_moe.messages import SamplingParams
 from janus_moe.server.app_state import AppState
 from janus_moe.server.backend import TokenChunk, TokenStream
@@ -73,9 +73,14 @@ async def run_jobs(
             stack.callback(timer.close)
         merged = merge(streams)
         stack.push_async_callback(merged.aclose)
-        async for index, chunk in merged:
-            timers[index].chunk(chunk)
-            yield jobs[index], chunk
+        try:
+            async for index, chunk in merged:
+                timers[index].chunk(chunk)
+                yield jobs[index], chunk
+        except (OverloadedError, RequestError):
+            for timer in timers:
+                timer.refused()
+            raise
 
 
 def _submit(state: AppState, request_id: str, job: GenerationJob) -> TokenStream:

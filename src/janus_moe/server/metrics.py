@@ -95,6 +95,10 @@ class RequestTimer:
         if chunk.finish_reason is not None:
             self._finish(chunk.finish_reason, now)
 
+    def refused(self) -> None:
+        """The engine has refused the request, or one beside it: what never ran is not counted."""
+        self._finished |= self._first_s is None
+
     def close(self) -> None:
         """Nothing more will come; without a finish reason the request counts as aborted."""
         if not self._finished:

@@ -112,11 +112,22 @@ def parse(body: bytes, kind: type[T]) -> T:
 def decode_object(body: bytes) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
-        raise ApiError(400, "the request body is not valid JSON", code="invalid_json") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        message = f"the request body is not valid JSON: {_reason(error)}"
+        raise ApiError(400, message, code="invalid_json") from None
     if not isinstance(value, dict):
         raise ApiError(400, "the request body must be a JSON object", code="invalid_json")
     return value
+
+
+def _reason(error: Exception) -> str:
+    """Returns what a decoder did not take, without the text itself."""
+    match error:
+        case UnicodeDecodeError():
+            return "a text in it is not UTF-8"
+        case RecursionError():
+            return "it is nested too deeply"
+    return str(error).removeprefix("JSON is malformed: ")
 
 
 def check_fields(given: Mapping[str, Any], kind: type) -> dict[str, Any]:
@@ -149,7 +160,8 @@ def convert(fields: Mapping[str, Any], kind: type[T]) -> T:
         complaint, _, path = str(error).partition(" - at `$")
         param = path.rstrip("`").lstrip(".") or None
         where = f"{param}: " if param else ""
-        raise RequestError(f"{where}{complaint}{_given(fields, param)}", param) from None
+        given = "" if ", got " in complaint else _given(fields, param)
+        raise RequestError(f"{where}{complaint}{given}", param) from None
     except (OverflowError, RecursionError):
         raise RequestError("a number or a nesting in the request is too large") from None
 

@@ -103,6 +103,12 @@ def make_jobs(
 ) -> tuple[GenerationJob, ...]:
     """One job per prompt and sample. `default_max_tokens` None means the rest of the context."""
     jobs: list[GenerationJob] = []
+    asked, most = len(prompts) * body.n, backend.config.max_queue
+    if asked > most:
+        raise RequestError(
+            f"prompts times n are {asked} sequences, but this server holds at most {most} at once",
+            "n",
+        )
     for prompt_index, prompt in enumerate(prompts):
         limit = _max_tokens(
             len(prompt.ids), body.token_limit, default_max_tokens, backend.max_model_len

@@ -37,16 +37,22 @@ def context_length(
         )
     length = limit or spec.max_position
     block_bytes = kv_block_bytes(spec, config.block_size)
+    if cache_bytes < block_bytes:
+        raise ConfigError(
+            f"the KV cache of an attention instance gets {cache_bytes} bytes, but one block of "
+            f"--block-size {config.block_size} tokens has {block_bytes}; use "
+            f"a larger --kv-cache-memory-bytes, at least {block_bytes}, or smaller blocks"
+        )
     needed, affordable = _blocks(length, config.block_size), cache_bytes // block_bytes
     if needed <= affordable:
         return length, None
     fits = affordable * config.block_size
-    if limit is not None or fits < 1:
+    if limit is not None:
         raise ConfigError(
             f"a context of {length} tokens needs "
             f"{needed * block_bytes / 2**20:.0f} MiB of KV cache "
             f"but an attention instance gets {cache_bytes / 2**20:.0f} MiB; "
-            f"use --max-model-len {max(fits, 1)} or a larger --kv-cache-memory-bytes"
+            f"use --max-model-len {fits} or a larger --kv-cache-memory-bytes"
         )
     return fits, f"context {fits} tokens (what the KV cache memory holds)"
 
