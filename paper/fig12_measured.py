@@ -65,7 +65,7 @@ class Experts:
         scheduler = Scheduler(self._layout, policy)
         rewrite = scheduler.rewrite(ids)
         instance = int(rewrite.activated.argmax())
-        hosted = np.flatnonzero((self._layout.hosts == instance).any(axis=1))
+        hosted = np.flatnonzero((self._layout.holders == instance).any(axis=1))
         slot_of_expert = np.zeros(EXPERTS, np.int32)
         slot_of_expert[hosted] = np.arange(len(hosted))
         slots = np.where(rewrite.labels == instance, slot_of_expert[ids], -1)

@@ -137,7 +137,7 @@ def compare(data: Data) -> list[Comparison]:
             "gains nothing",
             f"mean a_max {many[0]:.1f} to {many[1]:.1f} with all slots used, {few[0]:.1f} to "
             f"{few[1]:.1f} with 16 spare slots in all",
-            "token-wise splitting activates replicas on all their hosts, so spare slots gain "
+            "token-wise splitting activates replicas on all their holders, so spare slots gain "
             "little; but 16 instances hold half as many experts each, and no balance undoes that",
         )
     )

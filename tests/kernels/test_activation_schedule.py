@@ -39,9 +39,9 @@ def random_tables(rng: np.random.Generator, num_experts: int, num_instances: int
     favour = rng.random(num_instances) ** 3 + 1e-3
     for expert in range(num_experts):
         replicas = int(rng.integers(1, min(3, num_instances) + 1))
-        hosts = rng.choice(num_instances, replicas, replace=False, p=favour / favour.sum())
-        for host in hosts.tolist():
-            slots[host].insert(int(rng.integers(len(slots[host]) + 1)), expert)
+        holders = rng.choice(num_instances, replicas, replace=False, p=favour / favour.sum())
+        for holder in holders.tolist():
+            slots[holder].insert(int(rng.integers(len(slots[holder]) + 1)), expert)
     return ReplicaTables.from_slots(slots, num_experts)
 
 

@@ -28,20 +28,20 @@ POLICIES: tuple[ExpertPolicy, ...] = ("aebs", "exact")
 ALL_POLICIES: tuple[ExpertPolicy, ...] = ("aebs", "exact", "metro", "random")
 
 
-def layout_of(hosts: list[list[int]], num_instances: int) -> LayerLayout:
-    width = max(map(len, hosts))
-    return LayerLayout(np.array([h + [-1] * (width - len(h)) for h in hosts]), num_instances)
+def layout_of(holders: list[list[int]], num_instances: int) -> LayerLayout:
+    width = max(map(len, holders))
+    return LayerLayout(np.array([h + [-1] * (width - len(h)) for h in holders]), num_instances)
 
 
 def random_case(
     rng: np.random.Generator, num_experts: int, num_instances: int, max_replicas: int, tokens: int
 ) -> tuple[Ids, LayerLayout]:
-    hosts = []
+    holders = []
     for _ in range(num_experts):
         replicas = int(rng.integers(1, min(max_replicas, num_instances) + 1))
-        hosts.append(sorted(rng.choice(num_instances, replicas, replace=False).tolist()))
+        holders.append(sorted(rng.choice(num_instances, replicas, replace=False).tolist()))
     ids = rng.integers(-1, num_experts, (tokens, int(rng.integers(1, 5)))).astype(np.int32)
-    return ids, layout_of(hosts, num_instances)
+    return ids, layout_of(holders, num_instances)
 
 
 def assert_equal(one: Assignment, other: Assignment) -> None:
@@ -54,7 +54,7 @@ def assert_valid(assignment: Assignment, ids: Ids, layout: LayerLayout) -> None:
     active = set(ids.ravel().tolist()) - {-1}
     chosen = assignment.instance_of_expert
     assert set(np.flatnonzero(chosen >= 0).tolist()) == active
-    assert all(chosen[e] in layout.hosts[e] for e in active)
+    assert all(chosen[e] in layout.holders[e] for e in active)
     counts = np.bincount(chosen[chosen >= 0], minlength=layout.num_instances)
     assert counts.tolist() == assignment.activated.tolist()
 
@@ -64,16 +64,16 @@ def can_hold(capacity: int, active: list[int], layout: LayerLayout) -> bool:
     members: list[list[int]] = [[] for _ in range(layout.num_instances)]
 
     def place(expert: int, seen: set[int]) -> bool:
-        for host in layout.hosts[expert].tolist():
-            if host < 0 or host in seen:
+        for holder in layout.holders[expert].tolist():
+            if holder < 0 or holder in seen:
                 continue
-            seen.add(host)
-            if len(members[host]) < capacity:
-                members[host].append(expert)
+            seen.add(holder)
+            if len(members[holder]) < capacity:
+                members[holder].append(expert)
                 return True
-            for index, other in enumerate(members[host]):
+            for index, other in enumerate(members[holder]):
                 if place(other, seen):
-                    members[host][index] = expert
+                    members[holder][index] = expert
                     return True
         return False
 
@@ -108,7 +108,7 @@ def test_brute_force_agrees_with_the_oracle() -> None:
     for _ in range(100):
         ids, layout = random_case(rng, 6, 3, 3, 4)
         active = sorted(set(ids.ravel().tolist()) - {-1})
-        choices = [[h for h in layout.hosts[e].tolist() if h >= 0] for e in active]
+        choices = [[h for h in layout.holders[e].tolist() if h >= 0] for e in active]
         best = min(max(map(c.count, c), default=0) for c in itertools.product(*choices))
         assert smallest_maximum(ids, layout) == best
 
@@ -119,9 +119,9 @@ def test_the_optimum_is_the_tightest_set_of_instances() -> None:
     for _ in range(300):
         instances = int(rng.integers(1, 6))
         ids, layout = random_case(rng, 14, instances, 3, 5)
-        hosts = [set(layout.hosts[e].tolist()) - {-1} for e in set(ids.ravel().tolist()) - {-1}]
+        holders = [set(layout.holders[e].tolist()) - {-1} for e in set(ids.ravel().tolist()) - {-1}]
         tightest = max(
-            -(-sum(h <= set(members) for h in hosts) // size)
+            -(-sum(h <= set(members) for h in holders) // size)
             for size in range(1, instances + 1)
             for members in itertools.combinations(range(instances), size)
         )
@@ -239,28 +239,28 @@ def test_ids_of_the_wrong_shape_or_kind_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hosts", "message"),
+    ("holders", "message"),
     [
-        ([[0], [-1]], "expert 1 has no host"),
-        ([[0, 3]], "host 3 is not an instance; ids run from 0 to 1"),
-        ([[1, 0]], "hosts of expert 0 must ascend"),
-        ([[1, 1]], "hosts of expert 0 must ascend"),
-        ([[-1, 1]], "hosts of expert 0 must ascend"),
+        ([[0], [-1]], "expert 1 has no holder"),
+        ([[0, 3]], "holder 3 is not an instance; ids run from 0 to 1"),
+        ([[1, 0]], "holders of expert 0 must ascend"),
+        ([[1, 1]], "holders of expert 0 must ascend"),
+        ([[-1, 1]], "holders of expert 0 must ascend"),
         ([[]], r"\[experts, max_replicas\]"),
     ],
 )
-def test_impossible_layouts_are_refused(hosts: list[list[int]], message: str) -> None:
+def test_impossible_layouts_are_refused(holders: list[list[int]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        LayerLayout(np.array(hosts, np.int32), 2)
+        LayerLayout(np.array(holders, np.int32), 2)
 
 
 def test_layout_from_slots() -> None:
     layout = LayerLayout.from_slots([[2, 0], [1, 2]], 3)
-    assert layout.hosts.tolist() == [[0, -1], [1, -1], [0, 1]]
+    assert layout.holders.tolist() == [[0, -1], [1, -1], [0, 1]]
     assert layout.num_replicas.tolist() == [1, 1, 2] and layout.num_instances == 2
     with pytest.raises(ConfigError, match="instance 1 holds expert 3"):
         LayerLayout.from_slots([[0, 1, 2], [3]], 3)
-    with pytest.raises(ConfigError, match="expert 1 has no host"):
+    with pytest.raises(ConfigError, match="expert 1 has no holder"):
         LayerLayout.from_slots([[0], [2]], 3)
 
 

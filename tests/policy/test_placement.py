@@ -29,7 +29,7 @@ def test_tables_of_one_layer() -> None:
     assert value.slot_table(0, 1).tolist() == [-1, 0, -1]
     assert value.slot_table(1, 1).dtype == np.int32
     assert value.replicas(1).tolist() == [1, 2, 1]
-    assert value.layer_layout(1).hosts.tolist() == [[0, -1], [0, 1], [1, -1]]
+    assert value.layer_layout(1).holders.tolist() == [[0, -1], [0, 1], [1, -1]]
 
 
 def test_equal_placements_are_equal_and_hashable() -> None:
@@ -83,10 +83,12 @@ def test_initial_placement_of_any_numbers(data: st.DataObject) -> None:
 def test_replicas_connect_all_instances(experts: int, instances: int, redundant: int) -> None:
     load = np.random.default_rng(0).random((1, experts))
     for weights in (None, load):
-        hosts = initial_placement(1, experts, instances, redundant, weights).layer_layout(0).hosts
+        holders = (
+            initial_placement(1, experts, instances, redundant, weights).layer_layout(0).holders
+        )
         reached, frontier = {0}, [0]
         for instance in frontier:
-            here = hosts[(hosts == instance).any(axis=1)]
+            here = holders[(holders == instance).any(axis=1)]
             fresh = set(here[here >= 0].tolist()) - reached
             reached |= fresh
             frontier.extend(sorted(fresh))

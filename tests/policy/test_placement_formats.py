@@ -81,7 +81,7 @@ def test_physical_ids_can_be_what_the_scheduler_writes() -> None:
     placed = initial_placement(1, 16, 4, 4)
     tensors = to_eplb(placed)
     layout = placed.layer_layout(0)
-    width = layout.hosts.shape[1]
+    width = layout.holders.shape[1]
     assert isinstance(layout, LayerLayout)
     scheduler = Scheduler(layout, labels=tensors.log2phy[0, :, :width])
     ids = np.arange(16, dtype=np.int32).reshape(4, 4)

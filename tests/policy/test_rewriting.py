@@ -26,11 +26,11 @@ def random_case(rng: np.random.Generator) -> tuple[Ids, LayerLayout]:
     experts, instances = int(rng.integers(1, 30)), int(rng.integers(1, 9))
     table = rng.random((experts, instances)).argsort(axis=1)[:, : min(3, instances)]
     counts = rng.integers(1, table.shape[1] + 1, experts)
-    hosts = np.full(table.shape, -1, np.int32)
+    holders = np.full(table.shape, -1, np.int32)
     for expert, count in enumerate(counts):
-        hosts[expert, :count] = np.sort(table[expert, :count])
+        holders[expert, :count] = np.sort(table[expert, :count])
     ids = rng.integers(-1, experts, (int(rng.integers(0, 12)), int(rng.integers(1, 5))))
-    return ids.astype(np.int32), LayerLayout(hosts, instances)
+    return ids.astype(np.int32), LayerLayout(holders, instances)
 
 
 @settings(max_examples=300, deadline=None)
@@ -64,7 +64,7 @@ def test_conservation_and_counts(policy: Policy) -> None:
         pairs = {
             (int(e), int(i)) for e, i in zip(ids.flat, answer.labels.flat, strict=True) if e >= 0
         }
-        assert all(i in layout.hosts[e] for e, i in pairs)
+        assert all(i in layout.holders[e] for e, i in pairs)
         held = np.bincount([i for _, i in pairs], minlength=layout.num_instances)
         assert held.tolist() == answer.activated.tolist()
 
@@ -90,7 +90,7 @@ def test_labels_of_replicas_are_written_instead_of_instances() -> None:
     assert scheduler.rewrite(ids[:1]).labels.tolist() == [[0, 2]]
     mine = Scheduler(layout, labels=[[-1, -1], [-1, 0], [1, -1]])  # local slots of instance 1
     assert mine.rewrite(ids).labels.tolist() == [[-1, -1], [1, -1]]
-    with pytest.raises(ConfigError, match=r"shape of hosts, \(3, 2\); got \(3, 1\)"):
+    with pytest.raises(ConfigError, match=r"shape of holders, \(3, 2\); got \(3, 1\)"):
         Scheduler(layout, labels=[[0], [1], [2]])
 
 

@@ -35,18 +35,18 @@ def counted(ids: NDArray[np.int32], labels: NDArray[np.int32]) -> dict[tuple[int
 def test_vs_reference(seed: int) -> None:
     rng = np.random.default_rng(seed)
     experts, instances = int(rng.integers(1, 12)), int(rng.integers(1, 6))
-    hosts = np.full((experts, min(3, instances)), -1, np.int32)
-    for row in hosts:
+    holders = np.full((experts, min(3, instances)), -1, np.int32)
+    for row in holders:
         size = int(rng.integers(1, len(row) + 1))
         row[:size] = np.sort(rng.choice(instances, size, replace=False))
-    layout = LayerLayout(hosts, instances)
+    layout = LayerLayout(holders, instances)
     ids = np.minimum(rng.zipf(1.5, (int(rng.integers(0, 40)), 2)) - 2, experts - 1)
     ids = ids.astype(np.int32)
     cost = LayerCost(expert_ns=int(rng.integers(0, 50)), token_ns=int(rng.integers(0, 20)))
     answer = TokenAwareScheduler(layout, cost).rewrite(ids)
     shares = counted(ids, answer.labels)
     assert shares == share_reference(ids, layout, cost.expert_ns, cost.token_ns, MAX_MOVES)
-    assert all(instance in hosts[expert] for expert, instance in shares)
+    assert all(instance in holders[expert] for expert, instance in shares)
     for instance in range(instances):
         here = [tokens for (_, i), tokens in shares.items() if i == instance]
         assert (answer.activated[instance], answer.tokens[instance]) == (len(here), sum(here))

@@ -171,7 +171,7 @@ class Schedulers:
             schedule = activation_schedule(tables, self._rule, self._device)
             return DeviceScheduler(schedule, self._instance, placement.epoch, self._digest)
         layout = placement.layer_layout(layer)
-        labels = np.where(layout.hosts == self._instance, slots[:, None], np.int32(-1))
+        labels = np.where(layout.holders == self._instance, slots[:, None], np.int32(-1))
         scheduler = (
             TokenAwareScheduler(layout, self._rule, labels=labels)
             if isinstance(self._rule, LayerCost)

@@ -55,7 +55,7 @@ def closed_form(layout: LayerLayout, probability: ArrayLike) -> float:
     replicas, num_instances = layout.num_replicas, layout.num_instances
     movable = _poisson_binomial(active[replicas > 1])
     confined = [
-        _poisson_binomial(active[(replicas == 1) & (layout.hosts[:, 0] == instance)])
+        _poisson_binomial(active[(replicas == 1) & (layout.holders[:, 0] == instance)])
         for instance in range(num_instances)
     ]
     expected = 0.0
@@ -76,7 +76,7 @@ def paper_bound(layout: LayerLayout, probability: ArrayLike) -> int:
     """
     active = _as_probability(probability, layout)
     expected, slots = np.zeros(layout.num_instances), np.zeros(layout.num_instances)
-    for column in layout.hosts.T:
+    for column in layout.holders.T:
         here = column >= 0
         np.add.at(expected, column[here], (active / layout.num_replicas)[here])
         np.add.at(slots, column[here], 1)

@@ -115,8 +115,8 @@ def test_a_style_changes_steps_and_what_is_loaded(deployments: Deployments) -> N
 def test_sampled_a_max_is_what_the_scheduler_does_without_replicas() -> None:
     router = SyntheticRouter("uniform", 32, 4, seed=1)
     sampled = SampledMaxActivated(router.batch, 32, seed=3)
-    hosts = [[e % 4] for e in range(32)]
-    layout = LayerLayout(np.array(hosts, np.int32), 4)
+    holders = [[e % 4] for e in range(32)]
+    layout = LayerLayout(np.array(holders, np.int32), 4)
     for tokens in (1, 8, 64):
         assert sampled(4, 32, tokens) == pytest.approx(
             monte_carlo(router.batch, layout, tokens, num_samples=64), rel=0.25

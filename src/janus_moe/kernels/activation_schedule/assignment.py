@@ -64,10 +64,10 @@ def load_words(address):  # type: ignore[no-untyped-def]
 
 @device_function
 def assign_greedily(active, held_words, movable_words, WORDS: tl.constexpr, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Algorithm 1 of Janus (arXiv 2512.13525): single replicas, then the least loaded hosts.
+    """Algorithm 1 of Janus (arXiv 2512.13525): single replicas, then the least loaded holders.
 
     active: [WORDS] uint32, the activated experts. held_words: [WORDS, LANES] in memory, the experts
-    that each instance holds. movable_words: [WORDS] in memory, those with several hosts.
+    that each instance holds. movable_words: [WORDS] in memory, those with several holders.
 
     Returns assigned: [WORDS, LANES] uint32, and the largest number of experts that live on one
     instance only.

@@ -20,7 +20,7 @@ from janus_moe.policy.activation import LayerLayout
 class ReplicaTables:
     """One layer's replicas, on the host.
 
-    layout: the hosts of every expert.
+    layout: the holders of every expert.
     slot_of: [experts, instances] int32, the expert's slot on each instance, -1 where it has none.
     first_replica: [instances] int32, slots of all earlier instances. A replica's id is that plus
         its slot: its position instance by instance, EPLB's physical id.

@@ -52,7 +52,7 @@ def _mark_active(ids, num_experts, flags):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _path_to_lighter(source, num_movable, hosts, instance_of, load, by_expert, by_instance):  # type: ignore[no-untyped-def]
+def _path_to_lighter(source, num_movable, holders, instance_of, load, by_expert, by_instance):  # type: ignore[no-untyped-def]
     """Target of a shortest path from `source` to an instance with two fewer; -1 if none."""
     movable, following = by_expert[1], by_expert[2]
     first, arrival_expert, arrival_from, queue = by_instance
@@ -71,39 +71,41 @@ def _path_to_lighter(source, num_movable, hosts, instance_of, load, by_expert, b
         head += 1
         expert = first[instance]
         while expert >= 0:
-            for replica in range(hosts.shape[1]):
-                host = hosts[expert, replica]
-                if host < 0:
+            for replica in range(holders.shape[1]):
+                holder = holders[expert, replica]
+                if holder < 0:
                     break
-                if arrival_from[host] >= 0:
+                if arrival_from[holder] >= 0:
                     continue
-                arrival_expert[host] = expert
-                arrival_from[host] = instance
-                if load[host] <= load[source] - 2:
-                    return host
-                queue[tail] = host
+                arrival_expert[holder] = expert
+                arrival_from[holder] = instance
+                if load[holder] <= load[source] - 2:
+                    return holder
+                queue[tail] = holder
                 tail += 1
             expert = following[expert]
     return -1
 
 
 @compiled
-def _hashed(expert, hosts, seed):  # type: ignore[no-untyped-def]
+def _hashed(expert, holders, seed):  # type: ignore[no-untyped-def]
     num_replicas = 0
-    while num_replicas < hosts.shape[1] and hosts[expert, num_replicas] >= 0:
+    while num_replicas < holders.shape[1] and holders[expert, num_replicas] >= 0:
         num_replicas += 1
-    return hosts[expert, np.int64(finalize(seed + np.uint64(expert)) % np.uint64(num_replicas))]
+    return holders[expert, np.int64(finalize(seed + np.uint64(expert)) % np.uint64(num_replicas))]
 
 
 @compiled
 def run(  # type: ignore[no-untyped-def]
-    expert_ids, hosts, single_host, movable_experts, choice, max_repairs, seed,
+    expert_ids, holders, single_holder, movable_experts, choice, max_repairs, seed,
     instance_of, load, by_expert, by_instance,
 ):  # fmt: skip
-    """Fill `instance_of` and `load`; returns INVALID_ID, NOT_PROVED or OPTIMAL.
+    """Fills `instance_of` and `load`; returns INVALID_ID, NOT_PROVED or OPTIMAL.
 
-    expert_ids: [tokens, top_k] int32, -1 = padding. hosts: [experts, max_replicas] int32.
-    single_host: [experts] int32, the only host, or `instances` where there are more.
+    One long function: compiled code counts references of arrays at every call.
+
+    expert_ids: [tokens, top_k] int32, -1 = padding. holders: [experts, max_replicas] int32.
+    single_holder: [experts] int32, the only holder, or `instances` where there are more.
     movable_experts: [those] int32, ascending.
     choice: LEAST_LOADED_SINGLES_FIRST, LEAST_LOADED or HASHED.
     max_repairs: augmentations allowed after the first assignment; each lightens one instance.
@@ -111,7 +113,7 @@ def run(  # type: ignore[no-untyped-def]
     by_expert: [NUM_EXPERT_ROWS, 1 + experts] and by_instance: [NUM_INSTANCE_ROWS, instances + 1],
     int32, work space.
     """
-    num_experts, max_replicas = hosts.shape
+    num_experts, max_replicas = holders.shape
     num_instances = load.shape[0]
     flags, movable, single_load = by_expert[0], by_expert[1], by_instance[0]
     if not _mark_active(expert_ids.reshape(-1), num_experts, flags):
@@ -123,9 +125,9 @@ def run(  # type: ignore[no-untyped-def]
     for expert in range(num_experts):
         flag = flags[expert + 1]
         num_active += flag
-        instance_of[expert] = flag * (single_host[expert] + 1) - 1
+        instance_of[expert] = flag * (single_holder[expert] + 1) - 1
     for expert in range(num_experts):
-        single_load[np.uint64(single_host[expert])] += flags[expert + 1]
+        single_load[np.uint64(single_holder[expert])] += flags[expert + 1]
     for expert in movable_experts:
         movable[num_movable] = expert
         num_movable += flags[expert + 1]
@@ -145,16 +147,16 @@ def run(  # type: ignore[no-untyped-def]
         seed = finalize(seed)
     for index in range(num_movable):
         expert = movable[index]
-        best = hosts[expert, 0]
+        best = holders[expert, 0]
         if choice == HASHED:
-            best = _hashed(expert, hosts, seed)
+            best = _hashed(expert, holders, seed)
         else:  # spelled out: a call would count references of arrays, ten times the work
             for replica in range(1, max_replicas):
-                host = hosts[expert, replica]
-                if host < 0:
+                holder = holders[expert, replica]
+                if holder < 0:
                     break
-                if load[host] < load[best]:
-                    best = host
+                if load[holder] < load[best]:
+                    best = holder
         instance_of[expert] = best
         load[best] += 1
 
@@ -169,7 +171,7 @@ def run(  # type: ignore[no-untyped-def]
             return NOT_PROVED
         max_repairs -= 1
         target = _path_to_lighter(
-            source, num_movable, hosts, instance_of, load, by_expert, by_instance
+            source, num_movable, holders, instance_of, load, by_expert, by_instance
         )
         if target < 0:
             return OPTIMAL
@@ -182,25 +184,27 @@ def run(  # type: ignore[no-untyped-def]
 
 @compiled
 def run_and_rewrite(  # type: ignore[no-untyped-def]
-    expert_ids, hosts, single_host, movable_experts, choice, max_repairs, seed,
+    expert_ids, holders, single_holder, movable_experts, choice, max_repairs, seed,
     instance_of, load, by_expert, by_instance, labels, rewritten,
 ):  # fmt: skip
     """`run`, then the label of the chosen replica for every (token, k); -1 for padding.
 
-    labels: [experts, max_replicas] int32, columns as in `hosts`. rewritten: like expert_ids, out.
+    labels: [experts, max_replicas] int32, columns as in `holders`. rewritten: like expert_ids, out.
     """
     status = run(
-        expert_ids, hosts, single_host, movable_experts, choice, max_repairs, seed,
+        expert_ids, holders, single_holder, movable_experts, choice, max_repairs, seed,
         instance_of, load, by_expert, by_instance,
     )  # fmt: skip
     if status != INVALID_ID:
         label_of = by_expert[3]
         label_of[0] = -1
-        for expert in range(hosts.shape[0]):
+        for expert in range(holders.shape[0]):
             label_of[expert + 1] = labels[expert, 0]  # right for all but some movable ones
         for expert in movable_experts:
             replica = 0
-            while replica < hosts.shape[1] - 1 and hosts[expert, replica] != instance_of[expert]:
+            while (
+                replica < holders.shape[1] - 1 and holders[expert, replica] != instance_of[expert]
+            ):
                 replica += 1
             label_of[expert + 1] = labels[expert, replica]
         ids, flat = expert_ids.reshape(-1), rewritten.reshape(-1)
@@ -210,14 +214,14 @@ def run_and_rewrite(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def split_tokens(expert_ids, hosts, num_replicas, labels, load, rewritten):  # type: ignore[no-untyped-def]
+def split_tokens(expert_ids, holders, num_replicas, labels, load, rewritten):  # type: ignore[no-untyped-def]
     """Replica `position % replicas` for every (token, k); arrays and result as above."""
     ids, flat = expert_ids.reshape(-1), rewritten.reshape(-1)
-    active = np.zeros(hosts.shape[0] + 1, np.int32)
+    active = np.zeros(holders.shape[0] + 1, np.int32)
     load[:] = 0
-    if not _mark_active(ids, hosts.shape[0], active):
+    if not _mark_active(ids, holders.shape[0], active):
         return INVALID_ID
-    used = np.zeros(hosts.shape, np.bool_)
+    used = np.zeros(holders.shape, np.bool_)
     for position in range(ids.size):
         expert = ids[position]
         if expert < 0:
@@ -227,10 +231,10 @@ def split_tokens(expert_ids, hosts, num_replicas, labels, load, rewritten):  # t
         flat[position] = labels[expert, replica]
         if not used[expert, replica]:
             used[expert, replica] = True
-            load[hosts[expert, replica]] += 1
+            load[holders[expert, replica]] += 1
     single_load = np.zeros_like(load)
-    for expert in range(hosts.shape[0]):
+    for expert in range(holders.shape[0]):
         if active[expert + 1] != 0 and num_replicas[expert] == 1:
-            single_load[hosts[expert, 0]] += 1
+            single_load[holders[expert, 0]] += 1
     bound = max(single_load.max(), (active[1:].sum() + load.size - 1) // load.size)
     return OPTIMAL if load.max() == bound else NOT_PROVED

@@ -42,41 +42,42 @@ class Rewrite(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LayerLayout:
-    """The hosts of every expert of one layer; read-only.
+    """The holders of every expert of one layer; read-only.
 
-    hosts: [experts, max_replicas] int32, instance ids ascending, padded with -1 at the end.
+    holders: [experts, max_replicas] int32, instance ids ascending, padded with -1 at the end.
     """
 
-    hosts: NDArray[np.int32]
+    holders: NDArray[np.int32]
     num_instances: int
 
     def __post_init__(self) -> None:
-        hosts = np.array(self.hosts, dtype=np.int32, order="C", ndmin=2)
-        if hosts.ndim != 2 or 0 in hosts.shape:
-            raise ConfigError(f"hosts must be [experts, max_replicas], got shape {hosts.shape}")
-        homeless = np.flatnonzero((hosts == -1).all(axis=1))
-        if homeless.size:
-            raise ConfigError(f"expert {homeless[0]} has no host; give every expert a slot")
-        outside = hosts[(hosts < -1) | (hosts >= self.num_instances)]
+        holders = np.array(self.holders, dtype=np.int32, order="C", ndmin=2)
+        if holders.ndim != 2 or 0 in holders.shape:
+            raise ConfigError(f"holders must be [experts, max_replicas], got shape {holders.shape}")
+        unheld = np.flatnonzero((holders == -1).all(axis=1))
+        if unheld.size:
+            raise ConfigError(f"expert {unheld[0]} has no holder; give every expert a slot")
+        outside = holders[(holders < -1) | (holders >= self.num_instances)]
         if outside.size:
             raise ConfigError(
-                f"host {outside[0]} is not an instance; ids run from 0 to {self.num_instances - 1}"
+                f"holder {outside[0]} is not an instance; ids run from 0 to "
+                f"{self.num_instances - 1}"
             )
-        left, right = hosts[:, :-1], hosts[:, 1:]
+        left, right = holders[:, :-1], holders[:, 1:]
         disordered = np.flatnonzero(((right != -1) & ((left == -1) | (right <= left))).any(axis=1))
         if disordered.size:
             expert = disordered[0]
             raise ConfigError(
-                f"hosts of expert {expert} must ascend without repetition, padding (-1) last; "
-                f"got {hosts[expert].tolist()}"
+                f"holders of expert {expert} must ascend without repetition, padding (-1) last; "
+                f"got {holders[expert].tolist()}"
             )
-        hosts.setflags(write=False)
-        object.__setattr__(self, "hosts", hosts)
+        holders.setflags(write=False)
+        object.__setattr__(self, "holders", holders)
 
     @classmethod
     def from_slots(cls, slots: Sequence[Sequence[int]], num_experts: int) -> LayerLayout:
         """slots: per instance, the logical experts it holds; at most one replica of each."""
-        hosts: list[list[int]] = [[] for _ in range(num_experts)]
+        holders: list[list[int]] = [[] for _ in range(num_experts)]
         for instance, experts in enumerate(slots):
             for expert in experts:
                 if not 0 <= expert < num_experts:
@@ -84,17 +85,17 @@ class LayerLayout:
                         f"instance {instance} holds expert {expert}, but ids run from 0 to "
                         f"{num_experts - 1}"
                     )
-                hosts[expert].append(instance)
-        table = np.full((num_experts, max(1, max(map(len, hosts)))), -1, np.int32)
-        for expert, instances in enumerate(hosts):
+                holders[expert].append(instance)
+        table = np.full((num_experts, max(1, max(map(len, holders)))), -1, np.int32)
+        for expert, instances in enumerate(holders):
             table[expert, : len(instances)] = instances
         return cls(table, len(slots))
 
     @property
     def num_experts(self) -> int:
-        return int(self.hosts.shape[0])
+        return int(self.holders.shape[0])
 
     @property
     def num_replicas(self) -> NDArray[np.int32]:
         """[experts] int32, replicas of each expert."""
-        return np.asarray((self.hosts >= 0).sum(axis=1), np.int32)
+        return np.asarray((self.holders >= 0).sum(axis=1), np.int32)

@@ -18,7 +18,7 @@ from janus_moe.policy.activation.layout import Assignment, LayerLayout, Rewrite
 from janus_moe.policy.splitmix64 import finalize
 from janus_moe.spec import ExpertPolicy
 
-Hosts = list[list[int]]
+Holders = list[list[int]]
 MASK = 2**64 - 1
 
 
@@ -26,27 +26,27 @@ def schedule_reference(
     policy: ExpertPolicy, expert_ids: NDArray[np.int32], layout: LayerLayout, seed: int = 0
 ) -> Assignment:
     """expert_ids: [tokens, top_k] int32 logical ids, -1 = padding."""
-    hosts = _hosts(layout)
+    holders = _holders(layout)
     active = sorted(set(expert_ids.ravel().tolist()) - {-1})
     instance_of: dict[int, int] = {}
     load = [0] * layout.num_instances
-    singles = [expert for expert in active if len(hosts[expert]) == 1]
-    movable = [expert for expert in active if len(hosts[expert]) > 1]
-    bound = lower_bound(active, hosts, layout.num_instances)
+    singles = [expert for expert in active if len(holders[expert]) == 1]
+    movable = [expert for expert in active if len(holders[expert]) > 1]
+    bound = lower_bound(active, holders, layout.num_instances)
 
     if policy == "random":
         seed = _mix(seed + sum(_mix(expert + 1) for expert in active))
         for expert in active:
-            chosen = hosts[expert][_mix(seed + expert) % len(hosts[expert])]
+            chosen = holders[expert][_mix(seed + expert) % len(holders[expert])]
             _place(expert, chosen, instance_of, load)
     else:
         for expert in active if policy == "metro" else singles + movable:
-            _place(expert, min(hosts[expert], key=lambda i: (load[i], i)), instance_of, load)
+            _place(expert, min(holders[expert], key=lambda i: (load[i], i)), instance_of, load)
 
     optimal = max(load) == bound
     while policy == "exact" and not optimal:
         source = load.index(max(load))
-        path = _path_to_lighter(source, movable, hosts, instance_of, load)
+        path = _path_to_lighter(source, movable, holders, instance_of, load)
         optimal = path is None
         for expert, target in path or ():
             load[instance_of[expert]] -= 1
@@ -61,16 +61,16 @@ def schedule_reference(
 
 def split_reference(expert_ids: NDArray[np.int32], layout: LayerLayout) -> Rewrite:
     """`token-split`: the (token, k) at flat position p uses replica p modulo the replicas."""
-    hosts = _hosts(layout)
+    holders = _holders(layout)
     instances = np.full(expert_ids.size, -1, np.int32)
     used: set[tuple[int, int]] = set()
     for position, expert in enumerate(expert_ids.ravel().tolist()):
         if expert >= 0:
-            instance = hosts[expert][position % len(hosts[expert])]
+            instance = holders[expert][position % len(holders[expert])]
             instances[position] = instance
             used.add((expert, instance))
     load = np.bincount([i for _, i in used], minlength=layout.num_instances).astype(np.int32)
-    bound = lower_bound({expert for expert, _ in used}, hosts, layout.num_instances)
+    bound = lower_bound({expert for expert, _ in used}, holders, layout.num_instances)
     return Rewrite(instances.reshape(expert_ids.shape), load, bool(load.max() == bound))
 
 
@@ -80,14 +80,14 @@ def rewrite_reference(expert_ids: NDArray[np.int32], assignment: Assignment) -> 
     return np.asarray(table[expert_ids], np.int32)
 
 
-def lower_bound(active: Collection[int], hosts: Hosts, num_instances: int) -> int:
+def lower_bound(active: Collection[int], holders: Holders, num_instances: int) -> int:
     """No assignment has a smaller maximum: an even split, and experts that live in one place."""
-    singles = [hosts[expert][0] for expert in active if len(hosts[expert]) == 1]
+    singles = [holders[expert][0] for expert in active if len(holders[expert]) == 1]
     return max(-(-len(active) // num_instances), *map(singles.count, range(num_instances)))
 
 
-def _hosts(layout: LayerLayout) -> Hosts:
-    return [[host for host in row if host >= 0] for row in layout.hosts.tolist()]
+def _holders(layout: LayerLayout) -> Holders:
+    return [[holder for holder in row if holder >= 0] for row in layout.holders.tolist()]
 
 
 def _mix(value: int) -> int:
@@ -100,11 +100,15 @@ def _place(expert: int, instance: int, instance_of: dict[int, int], load: list[i
 
 
 def _path_to_lighter(
-    source: int, movable: Iterable[int], hosts: Hosts, instance_of: dict[int, int], load: list[int]
+    source: int,
+    movable: Iterable[int],
+    holders: Holders,
+    instance_of: dict[int, int],
+    load: list[int],
 ) -> list[tuple[int, int]] | None:
     """Moves (expert, new instance) that lighten `source` by one; None when there are none.
 
-    Breadth first over "an expert assigned to u also lives on v", experts ascending, then hosts
+    Breadth first over "an expert assigned to u also lives on v", experts ascending, then holders
     ascending, to the first instance with at least two fewer experts than `source`. If none is
     reached, the reached instances hold, on average, more than load[source] - 1 activated experts
     that live nowhere else: whatever the assignment, one of them has load[source].
@@ -115,13 +119,13 @@ def _path_to_lighter(
         for expert in movable:
             if instance_of[expert] != instance:
                 continue
-            for host in hosts[expert]:
-                if host in arrival:
+            for holder in holders[expert]:
+                if holder in arrival:
                     continue
-                arrival[host] = (expert, instance)
-                if load[host] <= load[source] - 2:
-                    return _trace(host, arrival)
-                queue.append(host)
+                arrival[holder] = (expert, instance)
+                if load[holder] <= load[source] - 2:
+                    return _trace(holder, arrival)
+                queue.append(holder)
     return None
 
 

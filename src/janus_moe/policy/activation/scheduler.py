@@ -25,7 +25,7 @@ class Scheduler:
 
     seed: of `random`; the other policies have no chance in them.
     labels: [experts, max_replicas] integers, what `rewrite` writes for each replica, columns as
-        in `layout.hosts`; without it the instance.
+        in `layout.holders`; without it the instance.
     max_repairs: of `exact`; with fewer than it needs the answer may say `optimal` False.
     """
 
@@ -50,8 +50,8 @@ class Scheduler:
         self._activated = np.empty(num_instances, np.int32)
         several = self._num_replicas > 1
         self._state = (  # what `fast.run` takes besides the ids
-            layout.hosts,
-            np.where(several, np.int32(num_instances), layout.hosts[:, 0]),
+            layout.holders,
+            np.where(several, np.int32(num_instances), layout.holders[:, 0]),
             np.flatnonzero(several).astype(np.int32),
             _CHOICE.get(policy, fast.LEAST_LOADED_SINGLES_FIRST),
             max_repairs if policy == "exact" else 0,
@@ -83,7 +83,7 @@ class Scheduler:
         if self.policy == "token-split":
             status = fast.split_tokens(
                 expert_ids,
-                self.layout.hosts,
+                self.layout.holders,
                 self._num_replicas,
                 self._labels,
                 self._activated,
@@ -114,13 +114,13 @@ def as_ids(expert_ids: NDArray[np.generic]) -> NDArray[np.int32]:
 
 def as_labels(labels: ArrayLike | None, layout: LayerLayout) -> NDArray[np.int32]:
     if labels is None:
-        return layout.hosts
+        return layout.holders
     table = np.array(labels, dtype=np.int32, order="C")
-    if table.shape != layout.hosts.shape:
+    if table.shape != layout.holders.shape:
         raise ConfigError(
-            f"labels must have the shape of hosts, {layout.hosts.shape}; got {table.shape}"
+            f"labels must have the shape of holders, {layout.holders.shape}; got {table.shape}"
         )
-    table.setflags(write=False)  # like hosts: one compiled signature
+    table.setflags(write=False)  # like holders: one compiled signature
     return table
 
 

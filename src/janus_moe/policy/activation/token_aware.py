@@ -2,8 +2,8 @@
 
 NP-hard in general. The rule: the exact assignment of activated experts; then moves of one expert,
 or of two in a chain, off the costliest instance while they help; then sharing an expert's tokens
-between two of its hosts where the second reading pays. With few tokens per expert nothing pays and
-the answer is the exact assignment, so the mode is safe at any batch size.
+between two of its holders where the second reading pays. With few tokens per expert nothing pays
+and the answer is the exact assignment, so the mode is safe at any batch size.
 
 It does not know what an expert or a token costs: a latency model does.
 """
@@ -71,14 +71,14 @@ class TokenAwareScheduler:
         self.cost = cost
         self._exact = Scheduler(layout)
         self._labels = as_labels(labels, layout)
-        self._shares = np.empty(layout.hosts.shape, np.int64)
+        self._shares = np.empty(layout.holders.shape, np.int64)
         self._activated = np.empty(layout.num_instances, np.int32)
         self._tokens = np.empty(layout.num_instances, np.int64)
 
     def rewrite(self, expert_ids: NDArray[np.int32]) -> TokenAwareRewrite:
         """expert_ids: [tokens, top_k] int32 logical ids, -1 = padding.
 
-        Tokens of a shared expert go to its hosts in order of appearance, so equal batches get
+        Tokens of a shared expert go to its holders in order of appearance, so equal batches get
         equal answers, and reordered ones equal counts.
         """
         expert_ids = as_ids(expert_ids)
@@ -86,7 +86,7 @@ class TokenAwareScheduler:
         labels = np.empty_like(expert_ids)
         token_aware_fast.share_tokens(
             expert_ids,
-            self.layout.hosts,
+            self.layout.holders,
             assignment.instance_of_expert,
             self.cost.expert_ns,
             self.cost.token_ns,

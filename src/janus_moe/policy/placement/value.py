@@ -90,11 +90,11 @@ class Placement:
         """[experts, max_replicas] int32, `labels` for a `Scheduler` that writes local slots.
 
         The slot of the replicas on that instance, -1 for those on others; columns as in
-        `layer_layout(layer).hosts`.
+        `layer_layout(layer).holders`.
         """
-        hosts = self.layer_layout(layer).hosts
+        holders = self.layer_layout(layer).holders
         slots = self.slot_table(layer, instance)
-        return np.where(hosts == instance, slots[:, None], np.int32(-1))
+        return np.where(holders == instance, slots[:, None], np.int32(-1))
 
     def replicas(self, layer: int) -> NDArray[np.int32]:
         """[experts] int32, copies of each expert."""
