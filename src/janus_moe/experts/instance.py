@@ -88,7 +88,9 @@ class ExpertInstance:
         ticket = work.ticket
         schedulers = self.epochs.of_step(ticket).schedulers
         layer = ticket.layer
-        return self.runner.compute(layer, work.hidden, schedulers[self._moe_layer[layer]])
+        return self.runner.compute(
+            layer, work.hidden, schedulers[self._moe_layer[layer]], work.sums
+        )
 
     def _answer(self, port: ExpertPort, work: Work) -> None:
         spans, layer = self.runner.spans, work.ticket.layer

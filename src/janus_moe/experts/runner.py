@@ -25,7 +25,7 @@ WARM_UP_TOKENS = (1, 4, 128)
 class LayerReply(NamedTuple):
     """What this instance's replicas contribute to one layer.
 
-    partial: [tokens, hidden] float32, sums over the instance's replicas.
+    partial: [tokens, hidden] float32 or float64, sums over the instance's replicas.
     metadata: what travels with them.
     expert_ids: [tokens, top_k] int32, logical ids that the rows were routed to.
     """
@@ -46,19 +46,22 @@ class ExpertRunner:
         self.model = model
         self.spans = spans or SpanLog()
 
-    def compute(self, layer: int, hidden: Tensor, scheduler: LayerScheduler) -> LayerReply:
+    def compute(
+        self, layer: int, hidden: Tensor, scheduler: LayerScheduler, sums: torch.dtype
+    ) -> LayerReply:
         """The reply to the rows of one layer.
 
         layer: model layer id.
         hidden: [tokens, hidden], rows of all participants.
         scheduler: of this layer, in the epoch of the step.
+        sums: float32 or float64, dtype of the partial sums.
         """
         model, mark = self.model, self.spans.mark
         expert_ids, weights = model.route(layer, hidden)
         mark("route", layer)
         slot_ids, metadata = scheduler.schedule(expert_ids)
         mark("schedule", layer)
-        partial = model.compute(layer, hidden, slot_ids, weights)
+        partial = model.compute(layer, hidden, slot_ids, weights, sums)
         mark("experts", layer)
         return LayerReply(partial, metadata, expert_ids)
 
@@ -74,4 +77,5 @@ class ExpertRunner:
         with torch.inference_mode():
             for num_tokens in WARM_UP_TOKENS:
                 hidden = torch.ones(num_tokens, spec.hidden_size, dtype=dtype, device=device)
-                self.compute(layer, hidden, scheduler)
+                for sums in (torch.float32, torch.float64):
+                    self.compute(layer, hidden, scheduler, sums)

@@ -111,15 +111,22 @@ class ExpertModel:
         weights = self.layers[layer]
         return route(hidden, weights.router, weights.router_bias, self.spec.moe.router)
 
-    def compute(self, layer: int, hidden: Tensor, slot_ids: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sums over this instance's slots, [tokens, hidden] float32.
+    def compute(
+        self,
+        layer: int,
+        hidden: Tensor,
+        slot_ids: Tensor,
+        weights: Tensor,
+        sums: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Weighted sums over this instance's slots, [tokens, hidden] of dtype `sums`.
 
         hidden: [tokens, hidden].
         slot_ids: [tokens, top_k] int32; -1 where another instance computes.
         weights: [tokens, top_k] float32.
         """
         experts = self.layers[layer]
-        return grouped_experts(hidden, experts.gate_up, experts.down, slot_ids, weights)
+        return grouped_experts(hidden, experts.gate_up, experts.down, slot_ids, weights, sums=sums)
 
 
 def _load_layer(

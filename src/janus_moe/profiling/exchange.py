@@ -98,7 +98,8 @@ def take_part(order: ExchangeOrder) -> ExchangeTimes | None:
 
 def _answer(end: NetworkExchange, rule: WaitRule) -> None:
     layout = end.layout
-    sums = torch.zeros(layout.shape.attention * layout.max_tokens, layout.hidden_size)
+    rows = layout.shape.attention * layout.max_tokens
+    sums = torch.zeros(rows, layout.hidden_size, dtype=layout.sum_dtype)
     port = end.expert_port(layout.membership.rank(end.instance), rule)
     with contextlib.suppress(ExchangeClosed):
         while True:

@@ -4,8 +4,9 @@ Lockstep: in step s all attention instances' tokens of one layer form one batch 
 Every attention instance announces the step with its token count, the same for all layers; with 0
 it takes no further part in that step. Per layer every participant dispatches its rows. Every
 expert instance sees their concatenation in ascending order of rank and replies with partial sums
-for all rows. Every participant combines its own rows: float32, ascending expert order, so the
-result does not depend on timing. An instance with nothing to do is blocked, not spinning.
+for all rows. Every participant combines its own rows in ascending expert order, so the result does
+not depend on timing; nor, with float32 rows, on which instance has which experts (`sum_dtype`). An
+instance with nothing to do is blocked, not spinning.
 
 This module does not know how bytes travel (`loopback`, `host_memory`, `network`) or what experts
 compute.
@@ -44,7 +45,7 @@ class ExchangeLayout(Spec, frozen=True):
 
     membership: who takes part, on which hosts, and the epoch of the first steps.
     hidden_size: elements of a row.
-    dtype: of the hidden states; sums are float32.
+    dtype: of the hidden states; that of partial sums follows, see `sum_dtype`.
     max_tokens: rows per attention instance and step.
     plan: which rows travel in which messages between hosts; auto is decided step by step.
     links: what a message costs, coefficients of `planner.latency.LinkModel`; {} is not measured.
@@ -82,8 +83,26 @@ class ExchangeLayout(Spec, frozen=True):
 
     @property
     def row_bytes(self) -> RowBytes:
-        there, back = DTYPE_BYTES[self.dtype], DTYPE_BYTES["float32"]
+        there, back = DTYPE_BYTES[self.dtype], self.sum_dtype.itemsize
         return RowBytes(dispatch=self.hidden_size * there, reply=self.hidden_size * back)
+
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """Of partial sums."""
+        return sum_dtype(self.torch_dtype, self.shape.expert)
+
+
+def sum_dtype(rows: torch.dtype, num_expert_instances: int) -> torch.dtype:
+    """What partial sums travel in; they are rounded to float32 once, in `combine`.
+
+    In float64 a sum of a token's few expert outputs is exact as long as their exponents differ by
+    less than some 26 bits. The result then does not depend on how placements group them. A single
+    instance has the whole sum and rounds it itself. Rows of bfloat16 are rounded anyway.
+
+    rows: dtype of the hidden states.
+    """
+    several = num_expert_instances > 1
+    return torch.float64 if several and rows == torch.float32 else torch.float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +158,13 @@ class Work:
 
     hidden: [total tokens, hidden], all participants' rows; read-only and valid until `reply`.
     num_tokens: [attention instances] rows of each, 0 for those that are idle in this step.
+    sums: dtype that partial sums travel in; others are converted.
     """
 
     ticket: Ticket
     hidden: Tensor
     num_tokens: tuple[int, ...]
+    sums: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +251,8 @@ class ExpertPort(Protocol):
     def reply(self, work: Work, partial: Tensor, metadata: ReplyMetadata) -> None:
         """Sends partial sums of all rows.
 
-        partial: [total tokens, hidden] float32; stays unchanged until `accept` returns new work.
+        partial: [total tokens, hidden] float32 or float64; stays unchanged until `accept` returns
+            new work.
         """
         ...
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from janus_moe.errors import ExchangeClosed, ExchangeError
 from janus_moe.spec import Membership, PoolShape
-from janus_moe.transport.base import ExpertPort, WaitRule
+from janus_moe.transport.base import ExpertPort, WaitRule, sum_dtype
 from janus_moe.transport.lockstep.batches import BatchSequence
 from janus_moe.transport.lockstep.control_block import ControlBlock, control_block_bytes
 from janus_moe.transport.lockstep.participant import Wiring
@@ -123,7 +123,7 @@ class _Tensors:
     """What is on its way.
 
     rows: [attention instances] each [tokens, hidden], what was dispatched.
-    partials: [expert instances] each [total tokens, hidden] float32, what was replied.
+    partials: [expert instances] each [total tokens, hidden] of `Work.sums`, what was replied.
     on_device: [expert instances] part of their metadata that lies on a device.
     counts: [attention instances] rows of each in the latest step.
     batch: [total tokens, hidden], all rows of the latest exchange.
@@ -180,7 +180,7 @@ class _AttentionTensors:
         total = first[self._rows] + others[0][self._rows]
         for partial in others[1:]:
             total += partial[self._rows]
-        return total
+        return total.float()
 
     def with_device_part(self, replies: ExchangeMetadata) -> ExchangeMetadata:
         if not self._tensors.uses_device:
@@ -200,7 +200,8 @@ class _ExpertTensors:
         return self._tensors.batch
 
     def put(self, partial: Tensor, on_device: Tensor | None) -> None:
-        self._tensors.partials[self._rank] = partial
+        sums = sum_dtype(self._tensors.batch.dtype, self._tensors.shape.expert)
+        self._tensors.partials[self._rank] = partial.to(sums)
         self._tensors.on_device[self._rank] = on_device
         if on_device is not None:
             self._tensors.uses_device = True

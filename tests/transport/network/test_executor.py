@@ -132,7 +132,7 @@ def check_an_exchange(
         WIDTH,
         topology.num_expert_instances,
         torch.float32,
-        torch.device(device),
+        device=torch.device(device),
     )
     seen: list[tuple[int, str, int]] = []
     ranks = range(topology.num_ranks)

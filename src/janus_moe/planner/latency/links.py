@@ -25,8 +25,6 @@ MESSAGE_S = 1e-6
 """Time a sender spends on each message beyond its bytes; an RDMA work request or a put."""
 METADATA_BYTES = 8
 """Of each routed row under AGate: an expert id and a weight."""
-PARTIAL_BYTES = 4
-"""Partial sums travel in float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +173,8 @@ def exchange_counts(
     """(dispatch, combine) of `tokens` in all, spread evenly over the attention instances.
 
     EGate: every expert instance gets every row. AGate: an instance gets the rows that are routed
-    to it, of uniform routing. The way back mirrors the way there, with partial sums in float32.
+    to it, of uniform routing. The way back mirrors the way there, with partial sums in float32,
+    or in float64 where several instances answer rows of float32.
     """
     if plan not in _COUNTS:
         raise ConfigError(f"no exchange plan {plan!r} has a price; {', '.join(_COUNTS)} have one")
@@ -188,7 +187,8 @@ def exchange_counts(
         there, extra = np.ones_like(n_e), 0
     counts = _COUNTS[plan]
     dispatch = counts(layout, n_a, n_e, rows * there, hidden_size * activation_bytes + extra, plan)
-    combine = counts(layout, n_a, n_e, rows * there, hidden_size * PARTIAL_BYTES, plan)
+    back = np.where((activation_bytes == 4) & (n_e > 1), 8, 4)
+    combine = counts(layout, n_a, n_e, rows * there, hidden_size * back, plan)
     return dispatch, combine
 
 
@@ -252,7 +252,7 @@ def _one_phase(
     n_a: Array,
     n_e: Array,
     rows: Array,
-    row_bytes: float,
+    row_bytes: Numbers,
     plan: ExchangePlanName,
 ) -> ExchangeCounts:
     """Every attention instance to every expert instance; both ends of the busiest link."""
@@ -279,7 +279,7 @@ def _two_phase(
     n_a: Array,
     n_e: Array,
     rows: Array,
-    row_bytes: float,
+    row_bytes: Numbers,
     plan: ExchangePlanName,
 ) -> ExchangeCounts:
     """Gather in the source node, between nodes, hand out in the destination node, one after

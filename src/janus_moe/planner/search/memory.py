@@ -21,7 +21,6 @@ from janus_moe.planner.latency.sizes import (
 )
 from janus_moe.spec import DTYPE_BYTES, ModelSpec
 
-PARTIAL_BYTES = 4
 BUFFERS = 2
 """Of each exchange direction: one is filled while the other is read."""
 
@@ -162,5 +161,6 @@ def _expert_row(model: ModelSpec) -> float:
 
 
 def _exchange_row(model: ModelSpec) -> float:
-    """A hidden state there and a partial sum back."""
-    return float(model.hidden_size * (DTYPE_BYTES[model.dtype] + PARTIAL_BYTES))
+    """A hidden state there and a partial sum back, of float64 for rows of float32."""
+    partial = 8 if model.dtype == "float32" else 4
+    return float(model.hidden_size * (DTYPE_BYTES[model.dtype] + partial))

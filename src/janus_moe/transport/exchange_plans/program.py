@@ -29,7 +29,7 @@ class RowBytes:
     """Bytes of a row in each direction; with gating on the attention side, ids and weights count.
 
     dispatch: of a hidden state.
-    reply: of float32 sums.
+    reply: of partial sums.
     """
 
     dispatch: int
@@ -108,7 +108,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """target[target_rows] += source[source_rows], in float32"""
+    """target[target_rows] += source[source_rows]"""
 
     target: Buffer
     target_rows: Index

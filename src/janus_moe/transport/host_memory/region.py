@@ -28,6 +28,9 @@ from janus_moe.transport.lockstep.reply_metadata import ExchangeMetadata
 
 _ALIGNMENT = 64
 
+Sums = NDArray[np.float32] | NDArray[np.float64]
+"""[rows, hidden] partial sums."""
+
 
 @dataclass(frozen=True)
 class RegionLayout:
@@ -47,7 +50,9 @@ class RegionLayout:
     def partial_offset(self, expert: int) -> int:
         elements = self.max_total * self.exchange.hidden_size
         batch = _align(elements * DTYPE_BYTES[self.exchange.dtype])
-        return self.batch_offset + batch + expert * _align(elements * DTYPE_BYTES["float32"])
+        return (
+            self.batch_offset + batch + expert * _align(elements * self.exchange.sum_dtype.itemsize)
+        )
 
     @property
     def total_bytes(self) -> int:
@@ -78,9 +83,13 @@ class AttentionRows:
         self._batch = _Batch(layout, memory)
         experts = range(exchange.shape.expert)
         self._all_partials = [_partial(layout, memory, expert) for expert in experts]
-        self._sum = np.empty((exchange.max_tokens, exchange.hidden_size), np.float32)
+        shape = (exchange.max_tokens, exchange.hidden_size)
+        self._sum = np.empty(shape, np.float32)
+        self._total = (
+            np.empty(shape, self._all_partials[0].dtype) if len(experts) > 2 else self._sum
+        )
         self._rows = self._batch.raw[:0]
-        self._partials: list[NDArray[np.float32]] = []
+        self._partials: list[Sums] = []
         self._result = torch.empty(0)
 
     def check(self, num_tokens: int) -> None:
@@ -108,10 +117,10 @@ class AttentionRows:
 
     def combined(self) -> Tensor:
         if len(self._partials) > 1:
-            total = self._result.numpy()
-            np.add(self._partials[0], self._partials[1], out=total)
-            for partial in self._partials[2:]:
-                np.add(total, partial, out=total)
+            first, *others, last = self._partials
+            for partial in others:
+                first = np.add(first, partial, out=self._total[: len(first)])
+            np.add(first, last, out=self._result.numpy())  # rounds once
         return self._result
 
     def with_device_part(self, replies: ExchangeMetadata) -> ExchangeMetadata:
@@ -137,15 +146,16 @@ class ExpertRows:
     def put(self, partial: Tensor, on_device: Tensor | None) -> None:
         if on_device is not None:
             raise ValueError("metadata that lies on a device cannot leave its process")
-        if partial.dtype != torch.float32:
-            raise ValueError(f"reply of {partial.dtype}, partial sums are float32")
         np.copyto(self._partial, partial.numpy())
 
 
-def _partial(layout: RegionLayout, memory: memoryview, expert: int) -> NDArray[np.float32]:
+def _partial(layout: RegionLayout, memory: memoryview, expert: int) -> Sums:
     shape = (layout.max_total, layout.exchange.hidden_size)
     offset = layout.partial_offset(expert)
-    return np.frombuffer(memory, np.float32, shape[0] * shape[1], offset).reshape(shape)
+    count = shape[0] * shape[1]
+    if layout.exchange.sum_dtype == torch.float64:
+        return np.frombuffer(memory, np.float64, count, offset).reshape(shape)
+    return np.frombuffer(memory, np.float32, count, offset).reshape(shape)
 
 
 def _raw(dtype: torch.dtype) -> type[np.float32] | type[np.int16]:

@@ -5,6 +5,7 @@ How rows travel is not known here; the ports that have a `BatchSequence` bring t
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from janus_moe.errors import ExchangeEnded, ExchangeTimeout
@@ -35,6 +36,8 @@ class BatchSequence:
                 f"{self.participant.instance}: reply of {tuple(partial.shape)} to "
                 f"{tuple(work.hidden.shape)}"
             )
+        if partial.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"reply of {partial.dtype}, partial sums are float32 or float64")
 
     def replied(self, work: Work, metadata: ReplyMetadata) -> int:
         """Says that the batch is answered; returns its key."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from janus_moe.transport.base import Combined, ReplyMetadata, Ticket, Work
+from janus_moe.transport.base import Combined, ReplyMetadata, Ticket, Work, sum_dtype
 from janus_moe.transport.lockstep.batches import BatchSequence
 from janus_moe.transport.lockstep.control_block import step_and_layer
 from janus_moe.transport.lockstep.reply_metadata import ExchangeMetadata, check_routing
@@ -102,6 +102,7 @@ class LockstepExpert:
         self._store = store
         self._participant = batches.participant
         self._control_block = batches.participant.control_block
+        self._num_expert_instances = self._control_block.membership.shape.expert
         self._ready: tuple[int, tuple[int, ...]] | None = None
         self.wake = batches.participant.wake
         self.close = batches.participant.close
@@ -116,7 +117,8 @@ class LockstepExpert:
         key, counts = self._ready
         step, layer = step_and_layer(key)
         ticket = Ticket(self._control_block.epoch(step), step, layer)
-        return Work(ticket, self._store.batch(counts), counts)
+        hidden = self._store.batch(counts)
+        return Work(ticket, hidden, counts, sum_dtype(hidden.dtype, self._num_expert_instances))
 
     def reply(self, work: Work, partial: Tensor, metadata: ReplyMetadata) -> None:
         self._batches.check_reply(work, partial)

@@ -66,7 +66,7 @@ class NetworkExchange:
         layout, endpoint = self.layout, self._endpoint
         member = self._own(layout.membership.attention[rank])
         steps = StepSequence(member, endpoint.control_block(), endpoint.wiring, rule)
-        result = torch.empty(layout.max_tokens, layout.hidden_size)
+        result = torch.empty(layout.max_tokens, layout.hidden_size, dtype=layout.sum_dtype)
         port = NetworkAttention(steps, endpoint, self.source, result, layout.torch_dtype)
         endpoint.start(rule)
         return port
@@ -77,7 +77,7 @@ class NetworkExchange:
         batches = BatchSequence(member, endpoint.control_block(), endpoint.wiring, rule)
         rows = layout.shape.attention * layout.max_tokens
         batch = torch.empty(rows, layout.hidden_size, dtype=layout.torch_dtype)
-        self._expert_port = NetworkExpert(batches, endpoint, batch)
+        self._expert_port = NetworkExpert(batches, endpoint, batch, layout.sum_dtype)
         endpoint.start(rule)
         return self._expert_port
 
@@ -134,7 +134,9 @@ def _row_format(layout: ExchangeLayout) -> RowFormat:
     rows, topology = layout.max_tokens, layout.topology
     if layout.plan == "auto" or layout.plan in NODE_MESSAGE_PLANS:
         rows *= max(len(topology.attention_on(node)) for node in topology.source_nodes)
-    return RowFormat(rows, layout.hidden_size, layout.shape.expert, layout.torch_dtype)
+    return RowFormat(
+        rows, layout.hidden_size, layout.shape.expert, layout.torch_dtype, layout.sum_dtype
+    )
 
 
 def _plan_source(layout: ExchangeLayout, instance: InstanceId) -> PlanSource:

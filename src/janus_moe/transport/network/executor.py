@@ -171,7 +171,7 @@ class Executor:
             return buffer.kind
         if self._scratch is None:
             shape = (self._format.max_rows, self._format.width)
-            self._scratch = torch.empty(shape, dtype=torch.float32, device=self._format.device)
+            self._scratch = torch.empty(shape, dtype=self._format.sums, device=self._format.device)
         return self._format.array(self._scratch)
 
     def _index(self, index: Index) -> Any:

@@ -30,7 +30,8 @@ class RowFormat:
     max_rows: of the largest message.
     width: elements of a row.
     num_expert_instances: whose metadata a reply's header has room for.
-    dispatch: dtype of the rows on their way to the experts; sums come back in float32.
+    dispatch: dtype of the rows on their way to the experts.
+    sums: dtype of the partial sums that come back.
     device: where buffers lie.
     """
 
@@ -38,10 +39,11 @@ class RowFormat:
     width: int
     num_expert_instances: int
     dispatch: torch.dtype
+    sums: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def dtype(self, direction: Direction) -> torch.dtype:
-        return self.dispatch if direction == "dispatch" else torch.float32
+        return self.dispatch if direction == "dispatch" else self.sums
 
     def array(self, rows: Tensor) -> Any:
         """What row ops work on: numpy on the CPU, where it is quicker; tensors elsewhere.

@@ -29,7 +29,7 @@ class NetworkAttention:
     """An `AttentionPort` over messages.
 
     source: of the plans; that of attention rank 0 counts.
-    result: [max tokens, hidden] float32, a buffer for the sums.
+    result: [max tokens, hidden] of the partial sums' dtype, a buffer for the sums.
     dtype: of the hidden states.
     """
 
@@ -47,6 +47,7 @@ class NetworkAttention:
         self._endpoint = endpoint
         self._executor = endpoint.executor
         self._result = result
+        self._rounded = result.float()
         self._dtype = dtype
         self._bound = ProgramCache(endpoint.executor, endpoint.topology)
         self._programs: Programs | None = None
@@ -105,7 +106,10 @@ class NetworkAttention:
         replies = unpack_metadata(self._metadata_words)
         check_routing(ticket, replies, self._experts)
         notice, self._notice = self._notice, ""
-        return Combined(self._result[: steps.num_tokens], replies, self._plan, notice)
+        total, rounded = self._result, self._rounded
+        if total is not rounded:
+            rounded[: steps.num_tokens] = total[: steps.num_tokens]
+        return Combined(rounded[: steps.num_tokens], replies, self._plan, notice)
 
     def close(self) -> None:
         self._steps.participant.close()
@@ -132,15 +136,19 @@ class NetworkExpert:
     """An `ExpertPort` over messages.
 
     batch: [max total tokens, hidden], a buffer for accepted rows.
+    sums: dtype that partial sums travel in.
     """
 
-    def __init__(self, batches: BatchSequence, endpoint: Endpoint, batch: Tensor) -> None:
+    def __init__(
+        self, batches: BatchSequence, endpoint: Endpoint, batch: Tensor, sums: torch.dtype
+    ) -> None:
         self._batches = batches
         self._participant = batches.participant
         self._control_block = batches.participant.control_block
         self._endpoint = endpoint
         self._executor = endpoint.executor
         self._batch = batch
+        self._sums = sums
         self._bound = ProgramCache(endpoint.executor, endpoint.topology)
         self._arrivals = MessageArrivals(endpoint.wakeup.notify)
         self._armed: tuple[int, tuple[int, ...], Programs] | None = None  # step, counts
@@ -162,12 +170,10 @@ class NetworkExpert:
         with self._endpoint.data_wait("dispatch", step, ticket.layer, self._late_now):
             self._executor.run(dispatch, ticket, {"batch": self._batch}, self._metadata_words)
             self._executor.post(reply)
-        return Work(ticket, self._batch[: sum(counts)], counts)
+        return Work(ticket, self._batch[: sum(counts)], counts, self._sums)
 
     def reply(self, work: Work, partial: Tensor, metadata: ReplyMetadata) -> None:
         self._batches.check_reply(work, partial)
-        if partial.dtype != torch.float32:
-            raise ValueError(f"reply of {partial.dtype}, partial sums are float32")
         assert self._armed is not None
         ticket = work.ticket
         dispatch, reply = self._armed[2]
@@ -177,7 +183,7 @@ class NetworkExpert:
         with self._endpoint.data_wait("reply", ticket.step, ticket.layer, self._late_peers):
             self._executor.post(dispatch)
             self._arrivals.watch(dispatch.receives[0][1])
-            local = {"partial": partial.contiguous()}
+            local = {"partial": partial.to(self._sums).contiguous()}
             self._executor.run(reply, ticket, local, self._metadata_words)
 
     def close(self) -> None:
