@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -307,3 +308,10 @@ def test_an_interrupt_while_modules_are_imported_is_one_line(
     monkeypatch.setattr(sys, "meta_path", [Impatient(), *sys.meta_path])
     assert main(["--version"]) == 130
     assert capsys.readouterr().err == "janus: interrupted\n"
+
+
+def test_flags_are_read_without_a_framework() -> None:
+    """Usage errors and help of every command stay quick."""
+    modules = [module_of(name) for name in COMMANDS]
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

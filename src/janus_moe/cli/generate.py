@@ -1,18 +1,22 @@
-"""`janus generate`: complete prompts and print them, without a server."""
+"""`janus generate`: complete prompts and print them, without a server.
+
+Flags are read before anything heavy is loaded.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from janus_moe.cli.flags import Command, flag
 from janus_moe.config import EngineConfig
-from janus_moe.engine.engine import Engine
-from janus_moe.llm import LLM, Completion, require_servable
-from janus_moe.startup_view import StartupView
+
+if TYPE_CHECKING:
+    from janus_moe.engine.engine import Engine
+    from janus_moe.llm import Completion
 
 
 class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,6 +45,9 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 def run(options: GenerateOptions, engine: EngineConfig) -> int:
     """Prints each completion after its prompt; everything else goes to standard error."""
+    from janus_moe.llm import LLM, require_servable
+    from janus_moe.startup_view import StartupView
+
     settings = msgspec.structs.asdict(engine)
     view = StartupView()
 

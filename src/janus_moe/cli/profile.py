@@ -14,7 +14,6 @@ from janus_moe.cli.flags import Command, flag
 from janus_moe.cli.outputs import ReportConsole
 from janus_moe.config import EngineConfig
 from janus_moe.planner.latency.profile import Profile, write_profile
-from janus_moe.profiling import plan_profile, run_profile
 
 
 class ProfileOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,6 +36,8 @@ class ProfileOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 def run(options: ProfileOptions) -> int:
     """Measures, writes and prints a summary."""
+    from janus_moe.profiling import plan_profile, run_profile
+
     console, start = ReportConsole(), time.perf_counter()
     config = EngineConfig(
         model=options.model,

@@ -17,11 +17,7 @@ from janus_moe.cli.flags import Command, flag
 from janus_moe.cli.outputs import ReportConsole
 from janus_moe.errors import ConfigError
 from janus_moe.planner.latency.link_profile import LinkProfile, write_link_profile
-from janus_moe.profiling.exchange_run import orders_of, run_orders
-from janus_moe.profiling.exchange_times import link_profile
-from janus_moe.profiling.run import machine
 from janus_moe.spec import Membership
-from janus_moe.transport import ExchangeLayout
 
 LIMIT_S = 600.0
 LARGEST_ROW, LARGEST_BATCH = 2**20, 2**20
@@ -55,6 +51,11 @@ class ProfileExchangeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_u
 
 def run(options: ProfileExchangeOptions) -> int:
     """Measures, and on the host of attention instance 0 writes and prints what it found."""
+    from janus_moe.profiling.exchange_run import orders_of, run_orders
+    from janus_moe.profiling.exchange_times import link_profile
+    from janus_moe.profiling.run import machine
+    from janus_moe.transport import ExchangeLayout
+
     layout = ExchangeLayout(
         membership=Membership.on_hosts(options.attention_nodes, options.expert_nodes),
         hidden_size=options.hidden_size,
