@@ -117,6 +117,25 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         float,
         Meta(description="seconds after which a worker that stands still is lost; 0: never"),
     ] = 60.0
+    max_attention_instances: Annotated[
+        int,
+        Meta(description="most attention instances after a change; 0: twice the start"),
+    ] = 0
+    max_expert_instances: Annotated[
+        int, Meta(description="most expert instances after a change; 0: twice the start")
+    ] = 0
+    standby_attention: Annotated[
+        int, Meta(description="attention instances held ready to replace lost ones")
+    ] = 0
+    standby_experts: Annotated[
+        int, Meta(description="expert instances held ready to replace lost ones")
+    ] = 0
+    max_restarts: Annotated[
+        int, Meta(description="lost instances that are started again within an hour")
+    ] = 10
+    recovery_timeout: Annotated[
+        float, Meta(description="seconds a fault may last before requests get 503")
+    ] = 30.0
     startup_timeout: Annotated[
         float, Meta(description="seconds all workers have to load, and then to warm up")
     ] = 1800.0
@@ -125,8 +144,18 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         positive = ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_queue")
         for name in (*positive, "rebalance_bytes_per_step", "record_routing_tokens"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for pool, at_start in (
+            ("attention", self.attention_instances),
+            ("expert", self.expert_instances),
+        ):
+            name = f"max_{pool}_instances"
+            most = getattr(self, name)
+            possible = most == 0 or most >= at_start
+            _require(possible, name, most, f"0 (twice the start) or at least {at_start}")
+        for name in ("standby_attention", "standby_experts", "max_restarts"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require_64_bits(self)
-        for name in ("exchange_timeout", "startup_timeout"):
+        for name in ("exchange_timeout", "startup_timeout", "recovery_timeout"):
             value = getattr(self, name)
             _require(0 < value <= LONGEST_S, name, value, f"above 0 and {MOST_SECONDS}")
         hang_timeout = self.hang_timeout

@@ -32,7 +32,7 @@ class Service:
         self.heard: list[FromWorker] = []
         self.failed: list[tuple[str, Failed]] = []
         self.foreign: list[tuple[bytes, bytes]] = []
-        self.unreachable: set[bytes] = set()
+        self.unreachable: dict[bytes, int] = {}
         self.router = MessageRouter(
             self.post,
             {ATTENTION: "a", EXPERT: "e"},
@@ -44,7 +44,7 @@ class Service:
 
     def post(self, identity: bytes, message: Message) -> None:
         if identity in self.unreachable:
-            raise zmq.ZMQError(zmq.EHOSTUNREACH)
+            raise zmq.ZMQError(self.unreachable[identity])
         self.sent.append((identity, message))
 
 
@@ -59,10 +59,40 @@ def test_a_message_goes_to_the_worker_that_hosts_the_instance(service: Service) 
     assert service.sent == [(b"e", message)]
 
 
+def test_a_worker_that_is_gone_gets_nothing(service: Service) -> None:
+    """The runtime tells that it is gone; a request that was on its way there is admitted again."""
+    service.unreachable[b"e"] = zmq.EHOSTUNREACH
+    service.router.send(AbortRequest(instance=EXPERT, request_id="r", admission=1))
+    service.router.remove("e")
+    service.router.send(AbortRequest(instance=EXPERT, request_id="r", admission=1))
+    assert not service.sent
+
+
 def test_a_worker_that_cannot_be_reached_is_named_with_its_host(service: Service) -> None:
-    service.unreachable.add(b"e")
+    service.unreachable[b"e"] = zmq.EAGAIN
     with pytest.raises(ServiceError, match="e on host b cannot be reached"):
         service.router.send(AbortRequest(instance=EXPERT, request_id="r", admission=1))
+
+
+def test_what_a_removed_worker_says_is_not_believed(service: Service) -> None:
+    service.router.remove("a")
+    service.router.route(b"a", encode(Progress(instance=ATTENTION, stage="load")))
+    assert not service.heard
+
+
+def test_a_worker_that_comes_later_gets_what_the_members_of_living_generations_put(
+    service: Service,
+) -> None:
+    for key in ("x#generation 1#micro-batch 0", "x#generation 10#micro-batch 0", "x"):
+        service.router.route(b"a", encode(StorePut(key=key, value=b"1")))
+    service.router.forget(1)
+    late = InstanceId(pool="expert", number=8)
+    service.router.add("late", "late", (late,))
+    service.router.greet("late", Stop())
+    service.router.send(AbortRequest(instance=late, request_id="r", admission=1))
+    keys = [message.key for _, message in service.sent if isinstance(message, StorePut)]
+    assert keys == ["x#generation 10#micro-batch 0", "x"]
+    assert isinstance(service.sent[-1][1], AbortRequest)
 
 
 def test_all_subscribers_get_every_message_in_their_order(service: Service) -> None:
@@ -115,7 +145,7 @@ def test_a_worker_that_is_gone_keeps_no_value_from_the_others(service: Service) 
     for worker in ("a", "e"):
         service.router.greet(worker, Stop())
     service.sent.clear()
-    service.unreachable.add(b"a")
+    service.unreachable[b"a"] = zmq.EHOSTUNREACH
     put = StorePut(key="k", value=b"v")
     service.router.route(b"x", encode(put))
     service.router.route(b"e", encode(put))

@@ -186,7 +186,7 @@ class ThreadWorkers:
 
     def _live(self, instance: HostedInstance) -> None:
         try:
-            instance.serve(lambda error: self._fail(instance, error))
+            instance.serve(lambda error, _: self._fail(instance, error))
         except Exception as error:
             self._fail(instance, error)
 

@@ -73,6 +73,14 @@ class ServerProcess:
             time.sleep(0.02)
         return self.workers()
 
+    def wait_for_worker(self, name: str) -> psutil.Process:
+        """The worker process of this name, as soon as there is one."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while name not in (workers := self.workers()):
+            assert time.monotonic() < deadline and self.process.poll() is None, self.output
+            time.sleep(0.05)
+        return workers[name]
+
     def terminate(self, timeout_s: float = 30.0) -> int:
         """SIGTERM, then the exit status."""
         self.process.send_signal(signal.SIGTERM)

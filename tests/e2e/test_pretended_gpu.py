@@ -189,7 +189,7 @@ def count_no_waits_of_the_experts(gpu: PretendedGpu, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(expert_block, "grouped_experts", uncounted)
 
 
-def _raise(error: Exception) -> None:
+def _raise(error: Exception, generation: int) -> None:
     raise error
 
 

@@ -114,7 +114,7 @@ class Life:
 
 
 def serve(instance: HostedInstance) -> None:
-    instance.serve(lambda error: None)
+    instance.serve(lambda error, generation: None)
 
 
 def test_one_build_serves_memberships_of_other_ranks_and_sizes(qwen3: Model) -> None:

@@ -8,7 +8,7 @@ requests.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -62,20 +62,45 @@ class MessageRouter:
     ) -> None:
         self.on_message: list[OnMessage] = []
         self._post = post
-        self._worker_of = worker_of
-        self._titles = titles
+        self._worker_of = dict(worker_of)
+        self._titles = dict(titles)
         self._on_failed = on_failed
         self._foreign = foreign
         self._greeted: list[str] = []
         self._store: dict[str, StorePut] = {}
 
     def send(self, message: ToInstance) -> None:
-        """Sends a message to the worker that hosts the instance it is for; raises ServiceError."""
-        worker = self._worker_of[message.instance]
+        """Sends a message to the worker that hosts the instance it is for; raises ServiceError.
+
+        A worker that is gone gets none: that it is gone is for others to notice.
+        """
+        worker = self._worker_of.get(message.instance)
+        if worker is None:
+            return
         try:
             self.post(worker, message)
         except zmq.ZMQError as error:
-            raise ServiceError(f"{self._titles[worker]} cannot be reached: {error}") from None
+            if error.errno != zmq.EHOSTUNREACH:
+                raise ServiceError(f"{self._titles[worker]} cannot be reached: {error}") from None
+
+    def add(self, worker: str, title: str, instances: Sequence[InstanceId]) -> None:
+        """Takes messages from a worker, and sends it those for its instances."""
+        self._titles[worker] = title
+        self._worker_of |= dict.fromkeys(instances, worker)
+
+    def remove(self, worker: str) -> None:
+        """Believes nothing that a worker says from now on, and sends it nothing."""
+        self._titles.pop(worker, None)
+        for instance in [i for i, home in self._worker_of.items() if home == worker]:
+            del self._worker_of[instance]
+        if worker in self._greeted:
+            self._greeted.remove(worker)
+
+    def forget(self, generation: int) -> None:
+        """Drops the values by which the members of a generation found each other."""
+        part = f"#generation {generation}#"
+        for key in [key for key in self._store if part in f"{key}#"]:
+            del self._store[key]
 
     def post(self, worker: str, message: ToWorker) -> None:
         """Sends a message to a worker; raises ZMQError when it cannot be reached."""

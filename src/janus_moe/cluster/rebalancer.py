@@ -43,7 +43,7 @@ from janus_moe.messages import (
 )
 from janus_moe.policy.placement import Placement, migration_steps
 from janus_moe.policy.rebalancing import ObservedRouting, Proposal, propose, requested
-from janus_moe.spec import InstanceId
+from janus_moe.spec import InstanceId, Membership
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Rebalancer:
         self.status = RebalanceStatus()
         self._capacity = [len(experts) for experts in plan.placement.slots[0]]
         self._spare = plan.spare_slots
+        self._stopped = False
         self._config = plan.config
         self._membership = plan.membership
         self._last_epoch = plan.placement.epoch  # ever handed out, also to epochs given up
@@ -96,6 +97,36 @@ class Rebalancer:
         except ConfigError as error:
             raise RequestError(str(error), "placement") from None
 
+    async def stop(self, *, at_once: bool) -> int:
+        """Refuses rebalances until `allow`; returns once none is under way.
+
+        at_once: drops the one under way; else it may end.
+
+        Returns the largest number that was ever given to an epoch.
+        """
+        self._stopped = True
+        if self._task is not None:
+            if at_once:
+                self._task.cancel()
+            await asyncio.wait({self._task})
+        if self.status.state != "idle":
+            dropped = "the pools change" if at_once else self.status.error
+            self.status = replace(self.status, state="idle", error=dropped)
+        return self._last_epoch
+
+    def allow(self, last_number: int) -> None:
+        """Takes rebalances again, with epochs above this number."""
+        self._stopped = False
+        self._last_epoch = max(self._last_epoch, last_number)
+
+    def use_generation(self, membership: Membership, placement: Placement) -> None:
+        """Moves experts among other instances from now on; none is being moved."""
+        self.placement = placement
+        self._membership = membership
+        self._capacity = [len(experts) for experts in placement.slots[0]]
+        self._last_epoch = max(self._last_epoch, placement.epoch)
+        self._used = dict.fromkeys(membership.attention, placement.epoch)
+
     def _propose(self) -> Proposal:
         if self.load is None:
             raise ConflictError("there are no statistics yet: no step has been reported")
@@ -112,6 +143,8 @@ class Rebalancer:
         """Plans in a thread and starts the task that carries the plan out."""
         if self._workers is None:
             raise ConflictError("the service is not running")
+        if self._stopped:
+            raise ConflictError("experts cannot move while the pools change; see GET /scale")
         if self._spare == 0:
             raise ConflictError(
                 "experts cannot move: there are 0 spare slots (--rebalance-spare-slots) or 1 "
@@ -226,7 +259,9 @@ class Rebalancer:
                 if message.changed:
                     self._changed.set()
                 return
-            case StepDone(instance=instance, epoch=epoch) if epoch > self._used[instance]:
+            case StepDone(instance=instance, epoch=epoch) if epoch > self._used.get(
+                instance, epoch
+            ):
                 self._used[instance] = epoch
             case EpochPrepared(instance=instance, epoch=epoch) if epoch == self._preparing:
                 self._prepared.add(instance)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from janus_moe.cluster.control_channel import ControlChannel
 from janus_moe.cluster.deployment_plan import DeploymentPlan, plan_deployment, this_host
+from janus_moe.cluster.generation_control import GenerationControl, generation_settings
+from janus_moe.cluster.generation_placer import KeepingPlacer
 from janus_moe.cluster.grace_periods import FAILED_GRACE_S
 from janus_moe.cluster.hosts.gathering import Gathered
 from janus_moe.cluster.hosts.pool import IDENTITY_PREFIX
@@ -85,7 +87,10 @@ class Service:
         try:
             await cluster.start(lambda progress: self._progress(progress, on_progress))
             self.pids = dict(cluster.pids)
-            await self.serve(cluster, ready)
+            if self._can_change:
+                await self._serve_changing(cluster, ready)
+            else:
+                await self.serve(cluster, ready)
         except JanusError as error:
             self.engine.mark_dead(str(error))
             await cluster.close(grace_s=FAILED_GRACE_S, error=str(error))
@@ -95,6 +100,11 @@ class Service:
             raise
         finally:
             await cluster.close()
+
+    @property
+    def _can_change(self) -> bool:
+        """Whether every instance has a worker of its own on this host."""
+        return self.gathered is None and self.plan.config.transport != "loopback"
 
     def _cluster(self) -> Cluster:
         plan = self.plan
@@ -113,3 +123,20 @@ class Service:
         self.tracer.use(workers)
         async with self.rebalancer.running(workers):
             await self.engine.run(workers, ready)
+
+    async def _serve_changing(self, cluster: Cluster, ready: asyncio.Event) -> None:
+        """The same with pools that change while they serve; workers may be lost."""
+        plan = self.plan
+        control = GenerationControl(
+            plan,
+            self.engine,
+            self.rebalancer,
+            generation_settings(plan.config, plan.membership.shape),
+            KeepingPlacer(plan.spec.moe.num_experts),
+        )
+        self.engine.scale_controller = control
+        control.begin(cluster)
+        try:
+            await self.serve(cluster, ready)
+        finally:
+            control.close()

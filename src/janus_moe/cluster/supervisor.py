@@ -18,16 +18,26 @@ from janus_moe import __version__
 from janus_moe.cluster.control_channel import ControlChannel
 from janus_moe.cluster.deployment_plan import DeploymentPlan
 from janus_moe.cluster.failure_report import FailureReport
+from janus_moe.cluster.generations.events import (
+    Event,
+    InstanceDied,
+    InstanceFailed,
+    InstanceReady,
+    LinkBroken,
+    MemberCommitted,
+    MemberOpened,
+    MemberRefused,
+)
 from janus_moe.cluster.grace_periods import FAILED_GRACE_S, STOP_GRACE_S
 from janus_moe.cluster.message_router import MessageRouter, OnForeign, OnMessage
-from janus_moe.cluster.runtime.base import Runtime, RuntimeEvent
+from janus_moe.cluster.runtime.base import Runtime, RuntimeEvent, WorkersLost
 from janus_moe.cluster.worker_layout import (
     WorkerLayout,
     open_message,
     setup_message,
     worker_layouts,
 )
-from janus_moe.errors import JanusError, ServiceError, WorkerFailed
+from janus_moe.errors import JanusError, ServiceError, WorkerDied, WorkerFailed
 from janus_moe.messages import (
     CommitGeneration,
     Failed,
@@ -39,13 +49,16 @@ from janus_moe.messages import (
     Hello,
     Progress,
     Ready,
+    Setup,
     Stop,
     ToInstance,
 )
+from janus_moe.spec import InstanceId
 
 logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[Progress], None]
+OnInstanceEvent = Callable[[Event], None]
 
 
 class Cluster:
@@ -76,8 +89,12 @@ class Cluster:
             foreign or {},
         )
         self._inbox: asyncio.Queue[FromWorker | ServiceError] = asyncio.Queue()
-        self._router.on_message.append(self._inbox.put_nowait)
+        self._setups: dict[str, Setup] = {}
+        self._building: set[str] = set()  # workers that were started while the service runs
+        self._router.on_message += [self._on_message, self._inbox.put_nowait]
         self._receiver: asyncio.Task[None] | None = None
+        self._on_instance_event: OnInstanceEvent | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._ended = False
         self._closing = False
 
@@ -118,6 +135,39 @@ class Cluster:
         """Sends a message to the worker that hosts the instance it is for."""
         self._router.send(message)
 
+    def tell(self, on_instance_event: OnInstanceEvent) -> None:
+        """From now on what happens to instances is told, and does not end the service.
+
+        Only where every worker has one instance and is on this host.
+        """
+        self._on_instance_event = on_instance_event
+
+    def start_instance(self, instance: InstanceId, setup: Setup) -> None:
+        """Starts a worker for one instance of this host; what comes of it is told."""
+        host = self._plan.hosts[0]
+        layout = WorkerLayout(str(instance), host, (instance,), setup.num_threads)
+        self._layouts[layout.name] = layout
+        self._setups[layout.name] = setup
+        self._building.add(layout.name)
+        self._router.add(layout.name, layout.title, layout.instances)
+        task = asyncio.create_task(self._start_worker(layout))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def kill_instance(self, instance: InstanceId) -> None:
+        """Kills the worker of one instance; nothing that it said is believed any more."""
+        self._router.remove(str(instance))
+        self._runtime.kill(str(instance))
+
+    def order(self, instance: InstanceId, order: GenerationOrder | Stop) -> None:
+        """Sends an order to the worker of one instance; one that is gone gets none."""
+        with contextlib.suppress(zmq.ZMQError):  # the runtime tells that it is gone
+            self._router.post(str(instance), order)
+
+    def forget_generation(self, generation: int) -> None:
+        """Drops what was kept so that the members of a generation could find each other."""
+        self._router.forget(generation)
+
     async def receive(self) -> FromWorker:
         """The next message; raises the ServiceError that ended the service, now and later."""
         event = await self._inbox.get()
@@ -138,6 +188,8 @@ class Cluster:
         for name in self._layouts:
             with contextlib.suppress(zmq.ZMQError):
                 self._router.post(name, Stop())
+        for name in self._building:  # it would finish that first, for nothing
+            self._runtime.kill(name)
         await self._runtime.stop(grace_s, error)
         if self._receiver is not None:
             self._receiver.cancel()
@@ -177,11 +229,67 @@ class Cluster:
                 case GenerationOpened(name=name) | GenerationCommitted(name=name):
                     missing.discard(name)
 
+    async def _start_worker(self, layout: WorkerLayout) -> None:
+        try:
+            await self._runtime.start([layout.spec], self._on_event)
+        except OSError as error:
+            lost = f"{layout.title} could not be started: {error}"
+            self._on_event(WorkersLost((layout.name,), WorkerDied, lost))
+
+    def _on_message(self, message: FromWorker) -> None:
+        """Sets up workers that come later, and tells what becomes of instances."""
+        if self._on_instance_event is None:
+            return
+        match message:
+            case Hello(name=name) if (setup := self._setups.pop(name, None)) is not None:
+                self._router.greet(name, setup)
+                return
+            case Ready(name=name):
+                self._building.discard(name)
+                event: Event = InstanceReady(self._instance(name))
+            case GenerationOpened(name=name, generation=generation):
+                event = MemberOpened(self._instance(name), generation)
+            case GenerationFailed(name=name, generation=generation, error=error):
+                event = MemberRefused(self._instance(name), generation, error)
+            case GenerationCommitted(name=name, generation=generation):
+                event = MemberCommitted(self._instance(name), generation)
+            case _:
+                return
+        self._on_instance_event(event)
+
+    def _instance(self, worker: str) -> InstanceId:
+        (instance,) = self._layouts[worker].instances
+        return instance
+
+    def _tell_failed(self, instance: InstanceId, failed: Failed) -> None:
+        assert self._on_instance_event is not None
+        if not failed.caused_by_peer or not failed.peers:
+            self._on_instance_event(InstanceFailed(instance, failed.error))
+            return
+        for peer in failed.peers:
+            reason = f"{instance} lost {peer}: {failed.error}"
+            self._on_instance_event(LinkBroken(instance, peer, failed.generation, reason))
+
+    def _tell_lost(self, lost: WorkersLost) -> None:
+        assert self._on_instance_event is not None
+        for worker in lost.workers:
+            if worker in self._layouts:
+                logger.warning("%s", lost.sentence)
+                self._router.remove(worker)
+                instance = self._instance(worker)
+                del self._layouts[worker]
+                self._building.discard(worker)
+                self._on_instance_event(InstanceDied(instance, lost.sentence))
+
     async def _receive_forever(self) -> None:
         while True:
             self._router.route(*await self._channel.receive())
 
     def _on_failed(self, worker: str, failed: Failed) -> None:
+        if self._on_instance_event is not None:
+            logger.warning("%s: %s", failed.name, failed.error)
+            self._tell_failed(self._instance(worker), failed)
+            return
         if self._ended:
             logger.warning("%s", self._report.later(failed))
             return
@@ -189,6 +297,9 @@ class Cluster:
         self._look()
 
     def _on_event(self, event: RuntimeEvent) -> None:
+        if self._on_instance_event is not None and isinstance(event, WorkersLost):
+            self._tell_lost(event)
+            return
         if self._ended:
             logger.warning("%s", self._report.later(event))
             return

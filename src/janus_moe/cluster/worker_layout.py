@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from janus_moe.cluster.deployment_plan import DeploymentPlan, Host
 from janus_moe.cluster.runtime.base import WorkerSpec
 from janus_moe.messages import OpenGeneration, Setup
-from janus_moe.spec import ONE_PROCESS, InstanceId
+from janus_moe.spec import ONE_PROCESS, InstanceId, Membership
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +54,35 @@ def worker_layouts(plan: DeploymentPlan) -> Sequence[WorkerLayout]:
 
 
 def setup_message(plan: DeploymentPlan, layout: WorkerLayout) -> Setup:
-    """What a worker needs to build its instances."""
+    """What a worker of the first generation needs to build its instances."""
+    return setup_for(
+        plan, plan.membership, plan.placement.slots, layout.instances, layout.num_threads
+    )
+
+
+def setup_for(
+    plan: DeploymentPlan,
+    membership: Membership,
+    slots: tuple[tuple[tuple[int, ...], ...], ...],
+    instances: tuple[InstanceId, ...],
+    num_threads: int,
+) -> Setup:
+    """What a worker needs to build instances of a membership.
+
+    slots: [moe layers][expert instances] logical expert ids, by rank.
+    instances: those of the worker.
+    num_threads: compute threads of each of them.
+    """
     return Setup(
-        instances=layout.instances,
+        instances=instances,
         spec=plan.spec,
         config=plan.config,
         checkpoint=str(plan.folder),
         num_kv_blocks=plan.num_kv_blocks,
-        num_threads=layout.num_threads,
-        num_cores=layout.host.facts.cores,
-        membership=plan.membership,
-        slots=plan.placement.slots,
+        num_threads=num_threads,
+        num_cores=plan.hosts[membership.host_of(instances[0])].facts.cores,
+        membership=membership,
+        slots=slots,
         spare_slots=plan.spare_slots,
         links=plan.links,
     )

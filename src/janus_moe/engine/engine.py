@@ -24,6 +24,7 @@ from janus_moe.engine.counters import EngineCounters
 from janus_moe.engine.load import InstanceLoads
 from janus_moe.engine.placement_controller import PlacementController
 from janus_moe.engine.request import RequestRecord
+from janus_moe.engine.scale_controller import ScaleController
 from janus_moe.engine.snapshot import EngineSnapshot
 from janus_moe.engine.text.detokenizer import Detokenizer
 from janus_moe.engine.text.stopping import StopStrings
@@ -77,6 +78,7 @@ class Engine:
     membership: the instances that those workers are; others follow with `use_membership`.
     limits: what a request may ask for.
     placement_controller: what moves experts between the instances.
+    scale_controller: what changes the instances; None where they stay.
 
     Before `run` the status is "loading" and requests are refused. When a worker is lost `run`
     raises, and the service that ran it marks the engine "dead".
@@ -97,6 +99,7 @@ class Engine:
         self.limits = limits
         self.membership = membership
         self.placement_controller = placement_controller
+        self.scale_controller: ScaleController | None = None
         self.status: Status = "loading"
         self.status_detail = "starting"
         self.refusal: Refusal | None = None

@@ -151,12 +151,17 @@ class Failed(Message, frozen=True):
 
     name: the worker, or the instance in it that failed.
     error: a sentence for people, without a stack trace.
-    caused_by_peer: it lost a peer, and what ended the peer is more telling.
+    caused_by_peer: it lost peers, and what ended them is more telling. The worker lives on and
+        serves the next generation that it is told to.
+    peers: those that it lost, if it knows them.
+    generation: in whose exchange it lost them.
     """
 
     name: str
     error: str
     caused_by_peer: bool = False
+    peers: tuple[InstanceId, ...] = ()
+    generation: int = 0
 
 
 FromExpert = ExpertLoad | EpochPrepared | EpochFailed

@@ -5,6 +5,7 @@ This module knows nothing of models, processes or messages.
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from janus_moe.errors import ConfigError
@@ -40,6 +41,12 @@ class InstanceId(Spec, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.pool} {self.number}"
+
+    @classmethod
+    def named_in(cls, text: str) -> tuple[InstanceId, ...]:
+        """The instances that a text names as `str` of them does, such as errors of exchanges."""
+        found = re.findall(r"\b(attention|expert) (\d+)\b", text)
+        return tuple(cls(pool=pool, number=int(number)) for pool, number in found)
 
 
 class Membership(Spec, frozen=True):

@@ -64,7 +64,14 @@ class Runtime(Protocol):
         ...
 
     async def start(self, workers: Sequence[WorkerSpec], on_event: OnRuntimeEvent) -> None:
-        """Starts all workers; `on_event` is called with what happens to them from then on."""
+        """Starts workers; `on_event` is called with what happens to them from then on.
+
+        May be called again, for further workers.
+        """
+        ...
+
+    def kill(self, worker: str) -> None:
+        """Ends one worker at once, whatever it is doing; its end is told as an event."""
         ...
 
     async def stop(self, grace_s: float, error: str | None) -> None:

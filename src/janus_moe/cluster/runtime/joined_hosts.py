@@ -60,6 +60,10 @@ class JoinedHostsRuntime:
             self._pool.start(host, part)
         await self._local.start(own, on_event)
 
+    def kill(self, worker: str) -> None:
+        """See `Runtime`; only for workers of this host."""
+        self._local.kill(worker)
+
     async def stop(self, grace_s: float, error: str | None) -> None:
         """See `Runtime`."""
         await asyncio.gather(

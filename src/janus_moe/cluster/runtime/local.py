@@ -55,6 +55,12 @@ class LocalRuntime:
             self._workers.append(worker)
             self._watchers.append(asyncio.create_task(self._watch(worker, on_event)))
 
+    def kill(self, worker: str) -> None:
+        """See `Runtime`."""
+        for one in self._workers:
+            if one.name == worker and one.process.returncode is None:
+                one.process.kill()
+
     async def stop(self, grace_s: float, error: str | None) -> None:
         """See `Runtime`."""
         self._stopping = True
@@ -70,4 +76,5 @@ class LocalRuntime:
         if not self._stopping:
             sentence = f"{worker.title} {worker.how_it_ended()}"
             spoke = worker.exited_by_itself
+            self._workers.remove(worker)
             on_event(WorkersLost((worker.name,), WorkerDied, sentence, spoke))

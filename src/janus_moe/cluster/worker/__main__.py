@@ -12,6 +12,7 @@ import queue
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
@@ -36,6 +37,7 @@ from janus_moe.messages import (
     StorePut,
     ToWorker,
 )
+from janus_moe.spec import InstanceId
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ def _serve(
 
     def live(instance: HostedInstance) -> None:
         try:
-            instance.serve(lambda error: _report(f"{instance.id}", error, channel))
+            instance.serve(partial(_report_lost, instance.id, channel))
         # A last resort: the end of the thread; without a word the engine would wait for it.
         except Exception as error:
             _report(f"{instance.id}", error, channel)
@@ -124,6 +126,20 @@ def _report(name: str, error: Exception, channel: WorkerChannel) -> None:
     kind = "" if isinstance(error, JanusError) else f"{type(error).__name__}: "
     caused_by_peer = isinstance(error, ExchangeError) and not isinstance(error, RoutingDivergence)
     channel.send(Failed(name=name, error=f"{kind}{error}", caused_by_peer=caused_by_peer))
+
+
+def _report_lost(
+    instance: InstanceId, channel: WorkerChannel, error: ExchangeError, generation: int
+) -> None:
+    peers = InstanceId.named_in(getattr(error, "peer", str(error)))
+    lost = Failed(
+        name=f"{instance}",
+        error=f"{error}",
+        caused_by_peer=True,
+        peers=tuple(peer for peer in dict.fromkeys(peers) if peer != instance),
+        generation=generation,
+    )
+    channel.send(lost)
 
 
 def _leave_at_once() -> None:

@@ -32,6 +32,7 @@ from janus_moe.transport.network.exchange import NetworkExchange
 logger = logging.getLogger(__name__)
 
 Send = Callable[[FromWorker], None]
+OnLost = Callable[[ExchangeError, int], None]
 ThreadBody = Callable[[queue.SimpleQueue[ToWorker]], None]
 MESSAGE_ROWS = {"send": "sent", "receive": "received"}
 
@@ -126,10 +127,11 @@ class HostedInstance:
         if self._connection is not None:
             self._connection.wake()
 
-    def serve(self, on_lost: Callable[[ExchangeError], None]) -> None:
+    def serve(self, on_lost: OnLost) -> None:
         """The work of the instance's thread, until `stop`: one connection after the other.
 
-        on_lost: told of an error of the exchanges that a peer has caused; it serves the next ones.
+        on_lost: told of an error that a peer has caused in the exchanges of a generation; the next
+            one is served.
         """
         while (following := self._next.get()) is not None:
             self._connection, on_begun = following
@@ -142,7 +144,7 @@ class HostedInstance:
             except RoutingDivergence:
                 raise
             except ExchangeError as error:
-                on_lost(error)
+                on_lost(error, self._connection.generation)
 
     def _forget_orders(self, generation: int) -> None:
         """Drops orders to leave an earlier generation, whose exchanges ended by themselves."""
