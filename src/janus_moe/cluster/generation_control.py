@@ -21,7 +21,6 @@ from janus_moe.cluster.generations import (
     GenerationMachine,
     GenerationSettings,
     Placer,
-    Unplaceable,
 )
 from janus_moe.cluster.generations import actions as act
 from janus_moe.cluster.generations.events import (
@@ -41,6 +40,7 @@ from janus_moe.engine.engine import Engine
 from janus_moe.errors import ConflictError
 from janus_moe.messages import CommitGeneration, DropGeneration, OpenGeneration, Setup, Stop
 from janus_moe.policy.placement import Placement
+from janus_moe.policy.placement.adaptation import NoPlacement
 from janus_moe.spec import InstanceId, Membership, Pool, PoolShape
 
 logger = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ class GenerationControl:
         starting = (*self._machine.status(self._now_s()).starting, instance)
         membership = _with(self._serving.membership, starting)
         placement = self._placer.place(membership, self._serving, "resize")
-        if isinstance(placement, Unplaceable):  # it takes what it needs when it is a member
+        if isinstance(placement, NoPlacement):  # it takes what it needs when it is a member
             membership, placement = self._serving.membership, self._serving.placement
         threads = self._threads(instance.pool, membership)
         return setup_for(self._plan, membership, placement.slots, (instance,), threads)

@@ -1,69 +1,41 @@
-"""Where experts go when the pools change: members keep what they hold as far as possible.
+"""Where the experts of one service go when its pools change: a `Placer` of the generation machine.
 
-A `Placer` of the generation machine; pure.
+The decision itself is `policy.placement.adapt_placement`; this module knows how many slots the
+instances may have.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
-from janus_moe.cluster.generations import Generation, Unplaceable
-from janus_moe.policy.placement import Placement
+from janus_moe.cluster.generations.placer import Generation
+from janus_moe.policy.placement import Placement, adapt_placement
+from janus_moe.policy.placement.adaptation import NoPlacement, Purpose
 from janus_moe.spec import Membership
 
 
-class KeepingPlacer:
-    """Loads experts only where they are missing, or where instances would be uneven.
+@dataclass(frozen=True, slots=True)
+class AdaptingPlacer:
+    """Keeps experts where they are as far as possible.
 
-    num_experts: of every MoE layer.
+    num_slots: experts per layer that an instance can hold at most.
+    redundant_experts: replicas per layer that are wanted beyond one of each expert.
     """
 
-    def __init__(self, num_experts: int) -> None:
-        self._num_experts = num_experts
+    num_slots: int
+    redundant_experts: int
 
     def place(
-        self,
-        membership: Membership,
-        serving: Generation,
-        purpose: Literal["recover", "resize"],
-    ) -> Placement | Unplaceable:
+        self, membership: Membership, serving: Generation, purpose: Purpose
+    ) -> Placement | NoPlacement:
         """See `Placer`."""
-        if len(membership.expert) > self._num_experts:
-            return Unplaceable(
-                f"{len(membership.expert)} expert instances cannot share {self._num_experts} "
-                "experts; use at most one instance for each"
-            )
-        before = serving.membership
-        held = [before.rank(one) if one in before.expert else None for one in membership.expert]
-        layers = tuple(
-            self._layer([() if rank is None else layer[rank] for rank in held])
-            for layer in serving.placement.slots
+        return adapt_placement(
+            serving.placement,
+            serving.membership.expert,
+            membership.expert,
+            [self.num_slots] * len(membership.expert),
+            None,
+            purpose,
+            redundant_experts=self.redundant_experts,
+            epoch=membership.placement_epoch,
         )
-        return Placement(
-            epoch=membership.placement_epoch, num_experts=self._num_experts, slots=layers
-        )
-
-    def _layer(self, held: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-        """[expert instances] experts of each, from what each holds."""
-        slots = [list(experts) for experts in held]
-        copies = Counter(expert for experts in slots for expert in experts)
-        limit = max(-(-self._num_experts // len(slots)), 1)
-        spare: list[int] = []
-        for experts in slots:
-            for expert in sorted(experts, key=lambda e: -copies[e]):
-                if len(experts) <= limit:
-                    break
-                experts.remove(expert)
-                copies[expert] -= 1
-                if not copies[expert]:
-                    spare.append(expert)
-        missing = [e for e in range(self._num_experts) if not copies[e] and e not in spare]
-        for expert in (*spare, *missing):
-            min(slots, key=len).append(expert)
-        for experts in slots:
-            while not experts or len(experts) < self._num_experts // len(slots):
-                largest = max(slots, key=len)
-                experts.append(largest.pop())
-        return tuple(tuple(sorted(experts)) for experts in slots)

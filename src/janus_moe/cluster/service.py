@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from janus_moe.cluster.control_channel import ControlChannel
 from janus_moe.cluster.deployment_plan import DeploymentPlan, plan_deployment, this_host
 from janus_moe.cluster.generation_control import GenerationControl, generation_settings
-from janus_moe.cluster.generation_placer import KeepingPlacer
+from janus_moe.cluster.generation_placer import AdaptingPlacer
 from janus_moe.cluster.grace_periods import FAILED_GRACE_S
 from janus_moe.cluster.hosts.gathering import Gathered
 from janus_moe.cluster.hosts.pool import IDENTITY_PREFIX
@@ -127,12 +127,14 @@ class Service:
     async def _serve_changing(self, cluster: Cluster, ready: asyncio.Event) -> None:
         """The same with pools that change while they serve; workers may be lost."""
         plan = self.plan
+        redundant = plan.config.redundant_experts
+        assert redundant != "auto", "the plan decides it"
         control = GenerationControl(
             plan,
             self.engine,
             self.rebalancer,
             generation_settings(plan.config, plan.membership.shape),
-            KeepingPlacer(plan.spec.moe.num_experts),
+            AdaptingPlacer(plan.spec.moe.num_experts, redundant),
         )
         self.engine.scale_controller = control
         control.begin(cluster)
