@@ -177,7 +177,8 @@ class GenerationControl:
                 if (timer := self._timers.pop(name, None)) is not None:
                     timer.cancel()
             case act.ReportChange(record):
-                logger.info(
+                logger.log(
+                    logging.WARNING if record.reason else logging.INFO,
                     "%s of the pools from %s to %s %s after %.2f s%s",
                     record.kind,
                     record.before,
