@@ -51,8 +51,8 @@ POOL_SIZE_READERS = (
     "cli/simulate_routing.py",  # its own arguments
 )
 
-# The rooms of a package and its single modules; so many pairs of them may import each other.
-MAX_ROOM_IMPORTS = {"transport": 20}
+# The folders and single modules of a package are its parts; so many pairs may import each other.
+MAX_PART_IMPORTS = {"transport": 20}
 
 MAX_LINES = 400
 MAX_MEDIAN_LINES = 150
@@ -253,13 +253,13 @@ def test_files_stay_small() -> None:
     assert statistics.median(n for n in lines.values() if n) < MAX_MEDIAN_LINES
 
 
-@pytest.mark.parametrize("package", MAX_ROOM_IMPORTS)
-def test_rooms_of_a_package_keep_to_themselves(package: str) -> None:
+@pytest.mark.parametrize("package", MAX_PART_IMPORTS)
+def test_parts_of_a_package_keep_to_themselves(package: str) -> None:
     pairs = set()
     for path in (SOURCE / package).rglob("*.py"):
-        room = path.relative_to(SOURCE / package).with_suffix("").parts[0]
+        part = path.relative_to(SOURCE / package).with_suffix("").parts[0]
         for _, name in imports(path):
             parts = name.split(".")
-            if parts[:2] == [PACKAGE, package] and len(parts) > 3 and parts[2] != room:
-                pairs.add((room, parts[2]))
-    assert len(pairs) <= MAX_ROOM_IMPORTS[package], sorted(pairs)
+            if parts[:2] == [PACKAGE, package] and len(parts) > 3 and parts[2] != part:
+                pairs.add((part, parts[2]))
+    assert len(pairs) <= MAX_PART_IMPORTS[package], sorted(pairs)

@@ -40,7 +40,7 @@ class ExchangeLog:
 
     @property
     def scheduler_seconds(self) -> float:
-        """Time of the slowest instance's scheduler, summed over the exchanges."""
+        """Time of the slowest instance's scheduler, summed over the layers."""
         return 1e-9 * sum(max(one.scheduler_ns for one in replies) for replies in self.replies)
 
     def activity(self, experts: Sequence[InstanceId]) -> ExpertActivity | None:

@@ -131,7 +131,7 @@ class _MicroBatch:
     step: its tokens.
     port: its own exchange with the expert pool.
     hidden: [tokens, hidden] after the layers before `next_layer`; less its experts while in flight.
-    ticket: of the exchange in flight; None when there is none.
+    ticket: of the layer pass in flight; None when there is none.
     shared: [tokens, hidden] the shared expert of the layer in flight; None where there is none.
     next_layer: the layers before it are done or in flight.
     """

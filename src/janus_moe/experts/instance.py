@@ -57,7 +57,7 @@ class ExpertInstance:
         observer.forget_unfinished()
 
     def move_layer(self, layer: int, weights: ExpertLayer, table: Table) -> None:
-        """Serves one layer from other memory and other slots, from the next exchange on.
+        """Serves one layer from other memory and other slots, from the next layer pass on.
 
         layer: MoE layer number.
         weights: hold the same experts as before.

@@ -232,7 +232,7 @@ class _Driver:
         return int(self._meeting.get(key, SYNC_S))
 
     def _step(self, source: PlanSource, tokens: int) -> list[float]:
-        """Seconds of its exchanges but the first, which also waits for the peers."""
+        """Seconds of its layer passes but the first, which also waits for the peers."""
         mine = spread(tokens, self._layout.shape.attention)[self.rank]
         self._switch.source = source
         self.port.begin_step(mine)

@@ -30,10 +30,10 @@ class PoolShape(Spec, frozen=True):
 
 
 class InstanceId(Spec, frozen=True):
-    """Permanent name of one worker of a pool, e.g. `expert 2`.
+    """Permanent name of one member of a pool, e.g. `expert 2`.
 
     pool: the pool it belongs to.
-    number: told apart by it within the pool; never used again for another, and no rank.
+    number: its number in the pool, which no other instance ever gets; it says nothing of its rank.
     """
 
     pool: Pool

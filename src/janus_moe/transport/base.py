@@ -107,7 +107,7 @@ def sum_dtype(rows: torch.dtype, num_expert_instances: int) -> torch.dtype:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """The name of one exchange.
+    """The name of one layer pass: an MoE layer of a step.
 
     epoch: placement of the step.
     """
@@ -241,7 +241,7 @@ class ExpertPort(Protocol):
     """One expert instance's end. One thread uses it; `wake` and `close` may come from others."""
 
     def accept(self) -> Work | None:
-        """Blocks until all participants of an exchange have dispatched; None after `wake`.
+        """Blocks until all participants of a layer pass have dispatched; None after `wake`.
 
         Raises ExchangeTimeout naming the missing ones once any of them has dispatched, and
         ExchangeEnded once all attention instances have left.

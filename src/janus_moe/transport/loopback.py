@@ -126,7 +126,7 @@ class _Tensors:
     partials: [expert instances] each [total tokens, hidden] of `Work.sums`, what was replied.
     on_device: [expert instances] part of their metadata that lies on a device.
     counts: [attention instances] rows of each in the latest step.
-    batch: [total tokens, hidden], all rows of the latest exchange.
+    batch: [total tokens, hidden], all rows of the latest layer pass.
     inline: every expert runs before the last dispatch returns.
     uses_device: some metadata was on a device.
     """

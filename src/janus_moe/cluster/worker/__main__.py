@@ -155,7 +155,7 @@ def main() -> None:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # all is closed; threads of gloo that still run would abort a slow farewell
+    os._exit(status)  # all is closed; threads of gloo that still run would abort a slow exit
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What an exchange between the pools costs: hops, messages and bytes over two kinds of links.
 
-`ExchangeCounts` says what happens on the busiest link; whoever knows a plan exactly fills it in.
-`exchange_counts` has closed forms for instances that fill nodes in order, for searches over shapes.
+An exchange is here what one layer pass sends: rows there and partial sums back. `ExchangeCounts`
+says what happens on the busiest link; code that knows a plan exactly fills it in. `exchange_counts`
+has closed forms for instances that fill nodes in order, for searches over shapes.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class RowMessage:
     """One message between two instances.
 
     stage, name: of the exchange.
-    source, target: ranks among all instances.
+    source, target: global ranks.
     rows: global rows that it holds, packed; all of one group.
     lane: number of the message among those that `source` sends `target` in this direction.
     group: number of the group.

@@ -12,7 +12,7 @@ from janus_moe.spec import PoolShape
 
 @dataclass(frozen=True)
 class Topology:
-    """The nodes of all instances, by rank: attention instances 0..m-1, then expert instances.
+    """The nodes of all instances, by global rank: attention instances first, then experts.
 
     Nodes are any numbers in any order; a node may host instances of both pools.
 

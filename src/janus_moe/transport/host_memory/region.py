@@ -2,13 +2,16 @@
 
     control block | batch [attention instances * max_tokens, hidden] | partial sums of expert 0 | ..
 
-One buffer of each kind is enough. Rows are written at their offset in the batch, which is thus
-the concatenation already. Row block i of exchange x+1 is written after attention instance i has
-combined x, so every expert has replied to x and no longer reads its batch; and where i was idle
-in the step of x, after every participant of that step has announced the next one, so combined x.
-An expert writes its sums of x+1 after all participants of x+1 have dispatched, each of which had
-combined x or had seen all announcements that follow it; so no instance reads its sums of x any
-more. This module does not know how processes get hold of the region (`shared_memory`).
+Rows are written at their offset in the batch, which is thus the concatenation already. One buffer
+of each kind is enough. Let x be a layer pass and y the next one, be it of the same step or a later:
+
+- The rows of attention instance i for y overwrite those for x. If i took part in x, it has
+  combined x: every expert has replied, so none reads the batch of x any more. If i was idle in the
+  step of x, all participants of that step have announced the next one by now, so have combined x.
+- The sums of an expert for y overwrite those for x. It computes y once all participants of y have
+  dispatched. Each of them has combined x, or has seen the announcements of all that did.
+
+This module does not know how processes get hold of the region (`shared_memory`).
 """
 
 from __future__ import annotations

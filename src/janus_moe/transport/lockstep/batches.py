@@ -11,14 +11,14 @@ from torch import Tensor
 from janus_moe.errors import ExchangeEnded, ExchangeTimeout
 from janus_moe.spec import InstanceId
 from janus_moe.transport.base import ReplyMetadata, WaitRule, Work
-from janus_moe.transport.lockstep.control_block import ControlBlock, exchange_key, step_and_layer
+from janus_moe.transport.lockstep.control_block import ControlBlock, layer_pass_key, step_and_layer
 from janus_moe.transport.lockstep.participant import Participant, Wiring
 
 
 class BatchSequence:
     """The lockstep state machine of an expert instance.
 
-    answered: `exchange_key` of the latest batch that it has replied to.
+    answered: `layer_pass_key` of the latest batch that it has replied to.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class BatchSequence:
 
     def replied(self, work: Work, metadata: ReplyMetadata) -> int:
         """Says that the batch is answered; returns its key."""
-        self.answered = key = exchange_key(work.ticket.step, work.ticket.layer)
+        self.answered = key = layer_pass_key(work.ticket.step, work.ticket.layer)
         self._control_block.reply(self.rank, key, metadata)
         return key
 

@@ -11,8 +11,8 @@ lines m+1..m+n   replied    digest       activated   scheduler ns  pid
 
 announced: steps announced so far (step + 1); ABSENT of an instance that has left.
 tokens, epoch even, odd: of the latest even and odd step.
-dispatched, replied: `exchange_key` of the latest exchange.
-plans: exchange plans of the latest even (low half) and odd step, see `network.plan_selection`.
+dispatched, replied: `layer_pass_key` of the latest layer pass.
+plans: the exchange plans of the latest even (low half) and odd step, see `network.plan_selection`.
 All words start at 0, below any key.
 
 Two counts and epochs per attention instance are enough: step s+2 is only announced once every
@@ -43,8 +43,8 @@ def control_block_bytes(shape: PoolShape) -> int:
     return (1 + shape.attention + shape.expert) * LINE_WORDS * WORD_BYTES
 
 
-def exchange_key(step: int, layer: int) -> int:
-    """One ordered number per exchange, above 0."""
+def layer_pass_key(step: int, layer: int) -> int:
+    """One ordered number per layer pass, above 0."""
     return (step + 1) * MAX_LAYERS + layer
 
 
@@ -189,7 +189,7 @@ class ControlBlock:
         return int(max(self._dispatched.tolist()))
 
     def latest_reply(self, rank: int) -> int:
-        """Key of the latest exchange that an expert instance has replied to."""
+        """Key of the latest layer pass that an expert instance has replied to."""
         return self._replied[rank]
 
     def all_dispatched(self, key: int, counts: Iterable[int]) -> bool:

@@ -30,7 +30,7 @@ class Wiring:
 
     attention_wakeups: [attention instances] wake-up of each.
     expert_wakeups: [expert instances] wake-up of each.
-    start_experts: makes the experts look at the exchange with this key.
+    start_experts: makes the experts look at the layer pass with this key.
     why_closed: the error that ends all waits once the control block is closed.
     epoch: placement of the first steps.
     on_timeout: told of a wait that ended at its deadline.

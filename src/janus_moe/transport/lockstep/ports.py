@@ -131,7 +131,7 @@ class LockstepExpert:
                     wakeup.notify()
 
     def _woken_or_complete(self) -> bool:
-        """Whether `accept` may return; an exchange counts when all participants are there."""
+        """Whether `accept` may return; a layer pass counts when all participants are there."""
         if self._participant.woken:
             return True
         key = self._control_block.latest_dispatched()

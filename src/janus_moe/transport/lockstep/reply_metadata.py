@@ -12,7 +12,7 @@ from janus_moe.spec import InstanceId
 from janus_moe.transport.base import ReplyMetadata, Ticket
 
 ExchangeMetadata = tuple[ReplyMetadata, ...]
-"""[expert instances] metadata of the replies of one exchange."""
+"""[expert instances] metadata of the replies of one layer pass."""
 
 
 def check_routing(
@@ -38,7 +38,7 @@ def check_routing(
 def read_metadata(
     tickets: Sequence[Ticket], replies: Sequence[ExchangeMetadata]
 ) -> list[ExchangeMetadata]:
-    """The metadata of a step's exchanges with nothing left on a device: one copy, one wait.
+    """The metadata of a step's layer passes with nothing left on a device: one copy, one wait.
 
     Raises RoutingDivergence, or ExchangeError where an expert id was out of range. Until it
     returns, no result of the step may leave the process.

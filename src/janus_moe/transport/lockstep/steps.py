@@ -13,7 +13,7 @@ from janus_moe.transport.base import Ticket, WaitRule
 from janus_moe.transport.lockstep.control_block import (
     MAX_LAYERS,
     ControlBlock,
-    exchange_key,
+    layer_pass_key,
     step_and_layer,
 )
 from janus_moe.transport.lockstep.participant import Participant, Wiring
@@ -25,8 +25,8 @@ class StepSequence:
     step: the latest that this instance has announced, -1 for none.
     num_tokens: rows that it announced for this step.
     counts: [attention instances] rows of each in this step; None until the first dispatch.
-    key: `exchange_key` of the latest dispatch.
-    in_flight: that exchange is not combined yet.
+    key: `layer_pass_key` of the latest dispatch.
+    in_flight: that layer pass is not combined yet.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class StepSequence:
         self._step_epoch = wiring.epoch
 
     def begin(self, num_tokens: int, plans: int = 0) -> int:
-        """Announces the next step and returns its number; plans: of the exchanges, packed."""
+        """Announces the next step and returns its number; plans: exchange plans, packed."""
         instance = self.participant.instance
         if self.in_flight:
             raise ValueError(f"{instance}: begin_step between dispatch and combine")
@@ -90,7 +90,7 @@ class StepSequence:
 
     def next_key(self, layer: int, hidden: Tensor) -> int:
         """The key of this instance's next dispatch; ValueError where the contract forbids it."""
-        key = exchange_key(self.step, layer)
+        key = layer_pass_key(self.step, layer)
         if self.in_flight or key <= self.key or not 0 <= layer < MAX_LAYERS:
             raise ValueError(
                 f"{self.participant.instance}: dispatch of layer {layer} of step {self.step}: "
@@ -112,7 +112,7 @@ class StepSequence:
         return counts
 
     def dispatched(self, key: int, layer: int) -> Ticket:
-        """The exchange with this key is in flight."""
+        """The layer pass with this key is in flight."""
         self.key = key
         self.in_flight = True
         self._control_block.dispatch(self.rank, key)
@@ -120,7 +120,7 @@ class StepSequence:
 
     def check_in_flight(self, ticket: Ticket) -> int:
         """The key of a ticket that is in flight; ValueError for any other."""
-        key = exchange_key(ticket.step, ticket.layer)
+        key = layer_pass_key(ticket.step, ticket.layer)
         if not self.in_flight or key != self.key:
             raise ValueError(f"{self.participant.instance}: {ticket} is not in flight")
         return key

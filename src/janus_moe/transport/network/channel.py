@@ -1,6 +1,6 @@
 """Point-to-point messages between instances: the contract that a network implements.
 
-A channel carries whole buffers between ranks (attention instances first, then expert instances).
+A channel carries whole buffers between instances, by global rank (attention instances first).
 Messages of one pair and tag arrive in the order they were sent. It knows nothing of plans, steps
 or layers. Errors are those of the standard library, because only the caller knows what a message
 was for: TimeoutError, ConnectionError for a peer that is gone, `ChannelAborted` for one's own end.

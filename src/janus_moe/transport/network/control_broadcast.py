@@ -99,8 +99,8 @@ class ControlBroadcast:
 
     words: the control block of this process.
     on_line: called after a peer's line has changed.
-    on_peer_left: called with rank and notice when a peer leaves.
-    on_peer_lost: called with the rank when a connection ends without a notice.
+    on_peer_left: called with global rank and notice when a peer leaves.
+    on_peer_lost: called with the global rank when a connection ends without a notice.
     """
 
     def __init__(

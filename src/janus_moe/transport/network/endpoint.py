@@ -86,7 +86,7 @@ class Endpoint:
         return ControlBlock(self._membership, self._words)
 
     def name(self, rank: int) -> str:
-        """`expert 0 (pid 12)`; rank: among all members."""
+        """`expert 0 (pid 12)`; rank: global."""
         return self.control_block().name(self._membership.instances[rank])
 
     def start(self, rule: WaitRule) -> None:

@@ -96,7 +96,7 @@ class BoundProgram:
 class Executor:
     """The executor of one instance.
 
-    rank: of the instance among all members.
+    rank: global rank of the instance.
     members: [ranks] all instances, for errors.
     timeout_s: limit of each wait; None means no limit.
     record: told of every message as (peer, "send" or "receive", bytes, stage, start ns, end ns) by

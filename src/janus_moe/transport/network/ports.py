@@ -1,9 +1,9 @@
 """The ends of an exchange whose instances are processes: lockstep by broadcast, rows by programs.
 
 An attention instance runs the dispatch program of a plan in `dispatch` and the reply program in
-`combine`; an expert instance in `accept` and `reply`. Receives for the next exchange are posted as
-soon as their buffers are free, while the other pool computes. How peers are connected is not known
-here.
+`combine`; an expert instance in `accept` and `reply`. Receives for the next layer pass are posted
+as soon as their buffers are free, while the other pool computes. How peers are connected is not
+known here.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class NetworkExpert:
         return self._arrivals.has(slot) and slot.buffer.read_ticket().step == step
 
     def _arm(self, step: int) -> None:
-        """Gets ready for the exchanges of a step that all instances have announced."""
+        """Gets ready for the layer passes of a step that all instances have announced."""
         self._armed_step = step
         counts = self._control_block.counts(step)
         self._armed = None

@@ -1,4 +1,4 @@
-"""The programs of one instance, kept by plan and batch, and how long their exchanges take.
+"""The programs of one instance, kept by plan and batch, and how long they take.
 
 When they run is not known here (`ports`), nor which plan a step has (`plan_selection`).
 """
@@ -37,7 +37,7 @@ class ProgramCache:
 
 
 class StepClock:
-    """Times the exchanges of a step, for the choice of the next plans."""
+    """Times the layer passes of a step, for the choice of the next plans."""
 
     def __init__(self) -> None:
         self._started = 0.0
@@ -50,6 +50,6 @@ class StepClock:
         self._seconds.append(time.perf_counter() - self._started)
 
     def pop(self) -> float:
-        """Of the step's exchanges, 0 for none; the first one also waits for the peers."""
+        """Of the step's layer passes, 0 for none; the first one also waits for the peers."""
         seconds, self._seconds = self._seconds, []
         return lower_quartile(seconds[1:] or seconds) if seconds else 0.0
