@@ -110,3 +110,18 @@ def test_a_missing_package_is_noticed_before_the_work(
     assert main([*arguments, "--plot", "picture.png"]) == 1
     error = capsys.readouterr().err
     assert "pip install 'janus-moe[bench]'" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [PLAN, TRACE])
+def test_plots_that_are_left_out_are_said_with_what_to_install(
+    command: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    find: Callable[..., Any] = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else find(name)
+    )
+    assert main([*command, "--save-dir", str(tmp_path)]) == 0
+    assert "no plots: pip install 'janus-moe[bench]'\n" in capsys.readouterr().out

@@ -34,7 +34,7 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     sampling_seed: Annotated[int | None, flag("same seed, same tokens: any number of 64 bits")] = (
         None
     )
-    json: Annotated[bool, flag("one JSON object per prompt")] = False
+    json: Annotated[bool, flag("print one JSON object per prompt; no file")] = False
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 
 from janus_moe.cli import plan_report
+from janus_moe.cli.extras import note_missing_plots
 from janus_moe.cli.flags import Command, flag
 from janus_moe.cli.outputs import ReportConsole, write_text
 from janus_moe.cli.prices import priced
@@ -158,6 +159,8 @@ def run(question: PlanQuestion, details: PlanDetails, output: PlanOutput) -> int
     if output.save_dir:
         for path in report.save(output.save_dir):
             print(f"wrote {path}")
+        if missing := note_missing_plots():
+            print(missing)
     return 1 if output.strict_sla and report.plan.best is None else 0
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 
 import msgspec
 
-from janus_moe.cli.extras import require_extra
+from janus_moe.cli.extras import note_missing_plots, require_extra
 from janus_moe.cli.flags import Command, flag
 from janus_moe.cli.outputs import ReportConsole
 from janus_moe.cli.simulate_report import Comparison
@@ -198,6 +198,8 @@ def run(requests: Requests, deployed: Deployed, scaling: Scaling, output: Simula
         written.append(output.trace_out)
     for path in written:
         print(f"wrote {path}")
+    if output.save_dir and (missing := note_missing_plots()):
+        print(missing)
     if not written:
         print("--save-dir DIR writes this as report.html with plots, and all figures as JSON")
     return 0
