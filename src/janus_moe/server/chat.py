@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from janus_moe.errors import RequestError
 from janus_moe.server.app_state import AppState, new_id
 from janus_moe.server.backend import TokenChunk
-from janus_moe.server.generation import GenerationJob
+from janus_moe.server.jobs import EngineJob
 from janus_moe.server.logprobs import chat_logprobs
 from janus_moe.server.parsing import parse, read_body
 from janus_moe.server.prompts import chat_prompt, check_logprobs, check_sampling, make_jobs
@@ -64,7 +64,7 @@ def _num_logprobs(body: ChatBody) -> int | None:
 class ChatChoice:
     """One choice: its first streamed delta carries the role."""
 
-    def __init__(self, job: GenerationJob, body: ChatBody, state: AppState) -> None:
+    def __init__(self, job: EngineJob, body: ChatBody, state: AppState) -> None:
         self._index = job.index
         self._body = body
         self._tokenizer = state.backend.tokenizer

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from janus_moe.server.app_state import AppState, new_id
 from janus_moe.server.backend import TokenChunk
-from janus_moe.server.generation import GenerationJob
+from janus_moe.server.jobs import EngineJob
 from janus_moe.server.logprobs import CompletionLogprobs
 from janus_moe.server.parsing import parse, read_body
 from janus_moe.server.prompts import (
@@ -61,7 +61,7 @@ class CompletionChoice:
     """One choice: the echoed prompt comes with its first delta."""
 
     def __init__(
-        self, job: GenerationJob, prompt: TokenizedPrompt, body: CompletionBody, state: AppState
+        self, job: EngineJob, prompt: TokenizedPrompt, body: CompletionBody, state: AppState
     ) -> None:
         self._job = job
         self._prompt = prompt

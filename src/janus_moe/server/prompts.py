@@ -14,7 +14,7 @@ from janus_moe.errors import RequestError
 from janus_moe.messages import SamplingParams
 from janus_moe.server.app_state import AppState
 from janus_moe.server.backend import EngineBackend
-from janus_moe.server.generation import GenerationJob
+from janus_moe.server.jobs import EngineJob
 from janus_moe.server.requests import ChatBody, CompletionBody, SamplingBody, TokenizeBody
 
 MAX_SEQUENCES = 1024
@@ -100,9 +100,9 @@ def make_jobs(
     default_max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
-) -> tuple[GenerationJob, ...]:
+) -> tuple[EngineJob, ...]:
     """One job per prompt and sample. `default_max_tokens` None means the rest of the context."""
-    jobs: list[GenerationJob] = []
+    jobs: list[EngineJob] = []
     asked, most = len(prompts) * body.n, backend.config.max_queue
     if asked > most:
         raise RequestError(
@@ -114,7 +114,7 @@ def make_jobs(
             len(prompt.ids), body.token_limit, default_max_tokens, backend.max_model_len
         )
         for sample in range(body.n):
-            job = GenerationJob(
+            job = EngineJob(
                 index=len(jobs),
                 prompt_index=prompt_index,
                 sample=sample,

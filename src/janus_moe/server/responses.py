@@ -18,8 +18,8 @@ from fastapi.responses import Response
 
 from janus_moe.server.app_state import AppState
 from janus_moe.server.backend import TokenChunk
-from janus_moe.server.generation import GenerationJob, Usage, run_jobs
 from janus_moe.server.inflight import while_connected
+from janus_moe.server.jobs import EngineJob, Usage, run_jobs
 from janus_moe.server.requests import SamplingBody, StreamOptions
 from janus_moe.server.streaming import EventStream
 
@@ -53,7 +53,7 @@ class GenerationResponse:
     arrival_s: float
     head: Json
     stream_object: str
-    jobs: Sequence[GenerationJob]
+    jobs: Sequence[EngineJob]
     choices: Sequence[ChoiceFormatter]
 
     async def whole(self) -> Json:
@@ -84,7 +84,7 @@ class GenerationResponse:
             yield msgspec.json.encode({**head, "choices": [], "usage": usage.as_dict()})
         yield b"[DONE]"
 
-    def _run(self) -> AsyncGenerator[tuple[GenerationJob, TokenChunk]]:
+    def _run(self) -> AsyncGenerator[tuple[EngineJob, TokenChunk]]:
         return run_jobs(self.state, self.request_id, self.jobs, self.arrival_s)
 
 

@@ -1,7 +1,7 @@
 """How several threads of an instance wait until a host peer does something, at one wake-up.
 
 The wake-up is an eventfd that host peers notify too. One thread polls it, the others sleep until it
-wakes them; `generation` grows with every notification, so that no thread misses one. A host peer
+wakes them; `notifications` grows with every notification, so that no thread misses one. A host peer
 that ends, however it does, closes its connection, which wakes all threads as well. What the
 notifications are about is not known here.
 """
@@ -41,7 +41,7 @@ class EventWaiter:
         self._sockets = dict(sockets)
         self._peers = {link.fileno(): peer for peer, link in sockets.items()}
         self._changed = threading.Condition()  # of all that follows
-        self._generation = 0
+        self._notifications = 0
         self._polling = False  # one thread polls, and the others wait for it
         self._open = True
         self._poll = select.poll()
@@ -66,7 +66,7 @@ class EventWaiter:
             return
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            generation = self._generation
+            notifications = self._notifications
             if ready():
                 return
             if self.aborted:
@@ -76,19 +76,19 @@ class EventWaiter:
             left_s = None if end is None else end - time.monotonic()
             if left_s is not None and left_s <= 0:
                 raise TimeoutError(f"no message within {timeout_s} s")
-            self.wait_for_event(generation, left_s)
+            self.wait_for_event(notifications, left_s)
 
-    def wait_for_event(self, generation: int, timeout_s: float | None) -> int:
+    def wait_for_event(self, notifications: int, timeout_s: float | None) -> int:
         """Sleeps until a notification, the end of a host peer or the timeout.
 
-        Returns the generation that follows; at once if it is not `generation` any more.
+        Returns how many there were by then; at once if that is not `notifications` any more.
         """
         with self._changed:
-            if self._generation != generation or not self._open:
-                return self._generation
+            if self._notifications != notifications or not self._open:
+                return self._notifications
             if self._polling:
                 self._changed.wait(timeout_s)
-                return self._generation
+                return self._notifications
             self._polling = True
         found: list[tuple[int, int]] = []
         try:
@@ -98,9 +98,9 @@ class EventWaiter:
                 for descriptor, _ in found:
                     self._on_event(descriptor)
                 self._polling = False
-                self._generation = generation + 1
+                self._notifications = notifications + 1
                 self._changed.notify_all()
-        return generation + 1
+        return notifications + 1
 
     def wakeup(self) -> WaiterWakeup:
         return WaiterWakeup(self)
@@ -148,10 +148,10 @@ class WaiterWakeup:
 
     def __init__(self, waiter: EventWaiter) -> None:
         self._waiter = waiter
-        self._generation = 0
+        self._notifications = 0
 
     def notify(self) -> None:
         self._waiter.notify()
 
     def wait(self, timeout_s: float | None) -> None:
-        self._generation = self._waiter.wait_for_event(self._generation, timeout_s)
+        self._notifications = self._waiter.wait_for_event(self._notifications, timeout_s)

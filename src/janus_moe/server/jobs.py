@@ -18,7 +18,7 @@ from janus_moe.server.metrics import RequestTimer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationJob:
+class EngineJob:
     """One engine request.
 
     index: of the choice that it fills
@@ -38,12 +38,12 @@ class GenerationJob:
 class Usage:
     """Token counts of one HTTP request; a prompt counts once however often it is sampled."""
 
-    def __init__(self, jobs: Sequence[GenerationJob]) -> None:
+    def __init__(self, jobs: Sequence[EngineJob]) -> None:
         self._prompt_tokens = sum(len(job.prompt_ids) for job in jobs if job.sample == 0)
         self._completion_tokens = 0
         self._cached: dict[int, int] = {}
 
-    def add(self, job: GenerationJob, chunk: TokenChunk) -> None:
+    def add(self, job: EngineJob, chunk: TokenChunk) -> None:
         self._completion_tokens += len(chunk.token_ids)
         if job.sample == 0:
             known = self._cached.get(job.prompt_index, 0)
@@ -59,8 +59,8 @@ class Usage:
 
 
 async def run_jobs(
-    state: AppState, request_id: str, jobs: Sequence[GenerationJob], arrival_s: float
-) -> AsyncGenerator[tuple[GenerationJob, TokenChunk]]:
+    state: AppState, request_id: str, jobs: Sequence[EngineJob], arrival_s: float
+) -> AsyncGenerator[tuple[EngineJob, TokenChunk]]:
     """Chunks of all jobs as they arrive. Closing it, or any error, aborts what is unfinished."""
     async with AsyncExitStack() as stack:
         streams = []
@@ -83,7 +83,7 @@ async def run_jobs(
             raise
 
 
-def _submit(state: AppState, request_id: str, job: GenerationJob) -> TokenStream:
+def _submit(state: AppState, request_id: str, job: EngineJob) -> TokenStream:
     return state.backend.submit(f"{request_id}-{job.index}", job.prompt_ids, job.sampling, job.stop)
 
 

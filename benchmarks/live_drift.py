@@ -1,6 +1,6 @@
 """How fast live rebalancing follows a change of topic.
 
-    python -m benchmarks.drift [--before 300 --after 1000] [--json FILE.json]
+    python -m benchmarks.live_drift [--before 300 --after 1000] [--json FILE.json]
 
 The model is synthetic (`benchmarks.support.topical_model`): its two topics have other favourite
 experts in every layer. 2 attention and 4 expert instances in processes of their own, 80 slots for
