@@ -138,7 +138,6 @@ class Sequences:
         return list(torch.split(out, [end - first for _, first, end in chunks]))
 
 
-@pytest.mark.xfail(strict=True, reason="beyond 8 queries of a sequence SDPA takes over")
 @pytest.mark.parametrize("heads", [(1, 1), (4, 2), (8, 1), (7, 1), (12, 1)])
 @pytest.mark.parametrize("dims", [(16, 16), (24, 20), (40, 33)])
 def test_attention_of_chunks(heads: tuple[int, int], dims: tuple[int, int]) -> None:

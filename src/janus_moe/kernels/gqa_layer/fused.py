@@ -3,7 +3,7 @@
 A decode step of a few tokens spends as long on starting operations as in them, because between two
 layers the weights of all others have passed through the caches. Here the threads meet between the
 phases and the interpreter is left alone. The phases are those of the kernels that they come from,
-so every number has the bits of the operations one by one.
+so every number has the bits of the operations one by one, and of the same tokens in a chunk.
 """
 
 from typing import Any

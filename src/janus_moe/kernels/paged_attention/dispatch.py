@@ -3,6 +3,7 @@
 import torch
 
 from janus_moe.kernels.paged_attention.batch import AttentionBatch
+from janus_moe.kernels.paged_attention.chunk import attend_chunk_streaming
 from janus_moe.kernels.paged_attention.padded import paged_attention_padded
 from janus_moe.kernels.paged_attention.prefill import attend_chunk
 from janus_moe.kernels.paged_attention.reference import paged_attention_reference
@@ -28,7 +29,8 @@ def paged_attention(
     scale: factor of the scores before the softmax
 
     Returns [tokens, heads, value_dim] in query's dtype; all arithmetic is float32. Decode (one
-    token) and prefill chunks mix freely, and there may be no sequence at all.
+    token) and prefill chunks mix freely, and there may be no sequence at all. In float32 on a CPU a
+    token's result depends neither on other sequences nor on how its own is cut into chunks.
     """
     if query.shape[0] == 0:
         return query.new_empty((*query.shape[:2], value_dim))
@@ -40,12 +42,7 @@ def paged_attention(
 
 
 def streams(queries: int) -> bool:
-    """Whether a sequence's new tokens go to the streaming kernel rather than to torch's SDPA.
-
-    The kernel reads a sequence's keys once for each of them and SDPA copies the keys first:
-    measured 2.3x, 1.7x, 1.3x, 1.0x in favour of the kernel for 2, 4, 8, 16 queries of 16 heads
-    over 130 keys, 0.75x for 64 over 512.
-    """
+    """Whether a sequence's new tokens are attended one by one rather than as a chunk."""
     return queries <= STREAMING_MAX_QUERIES
 
 
@@ -57,7 +54,11 @@ def _attend_cpu(
     scale: float,
     value_dim: int,
 ) -> torch.Tensor:
-    """Chunks one by one through SDPA, all other query tokens in one streaming call."""
+    """Chunks one by one, all other query tokens in one streaming call.
+
+    In float32 both have the same bits; chunks of bfloat16 go through torch's SDPA.
+    """
+    attend = attend_chunk_streaming if query.dtype == torch.float32 else attend_chunk
     caches = (key_cache, value_cache)
     sequences = batch.context_lens.shape[0]
     if query.shape[0] == sequences:
@@ -72,7 +73,7 @@ def _attend_cpu(
             single += [(t, sequence, context - last + t + 1) for t in range(first, last)]
             continue
         table = batch.block_tables[sequence]
-        chunk = attend_chunk(query[first:last], *caches, table, context, scale, value_dim)
+        chunk = attend(query[first:last], *caches, table, context, scale, value_dim)
         out[first:last] = chunk
     if single:
         tokens, sequences_of, visible = torch.tensor(single).T

@@ -20,6 +20,7 @@ from janus_moe.kernels.cpu.rows import SUMS_SIZE, dot_row, dot_rows, new_counter
 from janus_moe.kernels.cpu.tiles import claim, max_columns, out_of_line, pointer
 
 RANGE_KEYS = 256  # keys of a unit
+LANES = 16
 
 
 def attend_streaming(
@@ -107,12 +108,12 @@ def attend_units(
         head = kv_head * group
         for h in range(group):
             starts[h] = (token * heads + head + h) * key_dim
-        _scores(query, keys, tables[token], kv_head, begin, end, starts, scores, sums)
+        score_keys(query, keys, tables[token], kv_head, begin, end, starts, scores, sums)
         for h in range(group):
-            peaks[part, head + h], totals[part, head + h] = _softmax(
-                scores[h, : end - begin], scale
+            peaks[part, head + h], totals[part, head + h] = softmax(
+                scores[h, : end - begin], scale, sums
             )
-        _mix(values, tables[token], kv_head, begin, end, scores, mixed[part, head:])
+        mix_values(values, tables[token], kv_head, begin, end, scores, mixed[part, head:])
         unit = claim(pointer(counter))
 
 
@@ -127,7 +128,7 @@ def merge_units(
     while unit < tokens * heads:
         token, head = unit // heads, unit % heads
         begin, end = first_range[token], first_range[token + 1]
-        _merge(
+        merge_ranges(
             peaks[begin:end, head], totals[begin:end, head], mixed[begin:end, head],
             out[token, head],
         )  # fmt: skip
@@ -164,7 +165,7 @@ def _key_scores(
 
 
 @helper
-def _scores(
+def score_keys(
     query: Any, keys: Any, table: Any, kv_head: int, begin: int, end: int, starts: Any,
     scores: Any, sums: Any,
 ) -> None:  # fmt: skip
@@ -192,21 +193,39 @@ def _scores(
 
 
 @helper
-def _softmax(scores: Any, scale: Any) -> Any:
-    """Replace scores by exp(scale * (score - peak)); returns (scale * peak, their sum)."""
-    peak = scores[0]
-    for i in range(scores.size):
+def softmax(scores: Any, scale: Any, sums: Any) -> Any:
+    """Replace scores by exp(scale * (score - peak)); returns (scale * peak, their sum).
+
+    Maximum and sum are taken in LANES parts, whatever registers the processor has.
+    """
+    whole = scores.size // LANES * LANES
+    for lane in range(LANES):
+        sums[lane] = scores[0]
+    for i in range(0, whole, LANES):
+        for lane in range(LANES):
+            sums[lane] = max(sums[lane], scores[i + lane])
+    peak = sums[0]
+    for lane in range(1, LANES):
+        peak = max(peak, sums[lane])
+    for i in range(whole, scores.size):
         peak = max(peak, scores[i])
     for i in range(scores.size):
         scores[i] = exp((scores[i] - peak) * scale)
+    for lane in range(LANES):
+        sums[lane] = np.float32(0)
+    for i in range(0, whole, LANES):
+        for lane in range(LANES):
+            sums[lane] += scores[i + lane]
     total = np.float32(0)
-    for i in range(scores.size):
+    for lane in range(LANES):
+        total += sums[lane]
+    for i in range(whole, scores.size):
         total += scores[i]
     return peak * scale, total
 
 
 @helper
-def _mix(
+def mix_values(
     values: Any, table: Any, kv_head: int, begin: int, end: int, weights: Any, out: Any
 ) -> None:
     """out[h] = sum over keys begin..end of weights[h, key - begin] * value row."""
@@ -245,7 +264,7 @@ def _mix_heads(
     heads: int, values: Any, start: int, step: int, rows: int, ahead: int, weights: Any,
     weight_stride: int, out: Any, dim: int,
 ) -> None:  # fmt: skip
-    """One, two or four heads of `_mix` over consecutive rows, see `mix_tile`."""
+    """One, two or four heads of `mix_values` over consecutive rows, see `mix_tile`."""
     v, w, o = pointer(values), pointer(weights), pointer(out)
     if heads == 4:
         mix_tile(4, v, start, step, rows, ahead, w, weight_stride, o, dim)
@@ -256,7 +275,7 @@ def _mix_heads(
 
 
 @helper
-def _merge(peaks: Any, totals: Any, mixed: Any, out: Any) -> None:
+def merge_ranges(peaks: Any, totals: Any, mixed: Any, out: Any) -> None:
     """Softmax-weighted mean of the ranges of one head: [ranges], [ranges], [ranges, dim]."""
     peak = peaks[0]
     for r in range(1, peaks.size):
