@@ -113,6 +113,18 @@ def test_architecture_md_has_the_same_table() -> None:
     assert same_row == SAME_ROW
 
 
+def test_architecture_md_names_every_control_message() -> None:
+    page = (SOURCE.parent.parent / "ARCHITECTURE.md").read_text()
+    messages = {
+        node.name
+        for path in (SOURCE / "messages").glob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and "Message" in map(ast.unparse, node.bases)
+    }
+    assert len(messages) > 20
+    assert not sorted(name for name in messages if f"`{name}`" not in page)
+
+
 def test_rows_import_only_rows_above() -> None:
     wrong = []
     for path in modules():

@@ -108,7 +108,7 @@ class PeerLost(ExchangeError):
 
 
 class ExchangeClosed(ExchangeError):
-    """The transport was closed while somebody waited on it."""
+    """The transport was closed while an instance waited on it."""
 
 
 class ExchangeEnded(ExchangeClosed):

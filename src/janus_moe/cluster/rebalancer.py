@@ -190,7 +190,7 @@ class Rebalancer:
         except JanusError as failure:
             error = str(failure)
             logger.warning("epoch %d serves on: %s", self.placement.epoch, error)
-        # A last resort: nobody awaits this task, and a bug here must not stop the service.
+        # A last resort: nothing awaits this task, and a bug here must not stop the service.
         except Exception:
             error = "internal error"
             logger.exception("epoch %d serves on", self.placement.epoch)

@@ -3,7 +3,7 @@
 events      what it is told
 actions     what it wants done
 machine     `GenerationMachine`: an event in, actions out; what always holds
-planned     changes that wait until everybody is prepared
+planned     changes that wait until all members are prepared
 faults      what the loss of instances does
 survivors   which instances a generation after a fault has
 upkeep      how many instances are kept

@@ -46,7 +46,7 @@ class NextGeneration:
 
 @dataclass
 class PlannedChange:
-    """A change that waits until everybody is prepared; before commit it can be given up.
+    """A change that waits until all members are prepared; before commit it can be given up.
 
     before: sizes at its begin.
     target: sizes that the service is to have afterwards.

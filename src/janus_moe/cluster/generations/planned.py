@@ -1,4 +1,4 @@
-"""Changes that wait until everybody is prepared: grow, shrink, replace, and lost capacity again.
+"""Changes that wait for all members: grow, shrink, replace, and lost capacity again.
 
 ```
 starting -> draining -> stopping rebalancing -> opening -> committing -> (completed)

@@ -211,8 +211,8 @@ class MachineState:
         new = self._the_next()
         if not new.is_committing:
             return tuple(i for i in new.members if i not in new.opened)
-        everybody = self.roster.ready_among((*new.members, *new.leaving))
-        return tuple(i for i in everybody if i not in new.committed)
+        present = self.roster.ready_among((*new.members, *new.leaving))
+        return tuple(i for i in present if i not in new.committed)
 
     def finish(self) -> None:
         """All have committed."""

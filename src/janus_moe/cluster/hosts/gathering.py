@@ -37,7 +37,7 @@ async def gather_hosts(
 ) -> Gathered | None:
     """Waits until every host has joined; None where this one is the only one.
 
-    Raises ConfigError or CheckpointError before it waits for anybody, HostLost naming those that
+    Raises ConfigError or CheckpointError before it waits for any host, HostLost naming those that
     have not joined within the startup timeout.
     """
     if cluster.hosts is None:
@@ -85,7 +85,7 @@ def _listening(cluster: ClusterConfig) -> tuple[Address, bytes]:
 
 def _bind_host(address: Address, shares: Sequence[HostShare]) -> str:
     if not any(share.is_local for share in shares):
-        return address.host  # nobody will
+        return address.host  # no host will
     return require_own(address.host, "--cluster-listen")
 
 

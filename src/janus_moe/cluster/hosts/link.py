@@ -36,7 +36,7 @@ class EngineLink:
 
     heartbeat_timeout_s: silence of the engine after which it is gone. The limit that its own
     heartbeats carry (their TTL) is not enough: ZeroMQ drops it with the next message that comes.
-    connected: whether anybody has taken the connection.
+    connected: whether the other end has taken the connection.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class EngineLink:
         """One attempt; why it failed, or None."""
         try:
             self._socket.connect(self.endpoint)
-        except zmq.ZMQError as error:  # such as a name that nobody knows
+        except zmq.ZMQError as error:  # such as a name that no server knows
             return f"{UNREACHABLE} ({error.strerror})"
         refused, silent = False, False
         while True:

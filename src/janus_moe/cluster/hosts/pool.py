@@ -133,7 +133,7 @@ class HostPool:
         self._send(host, part)
 
     def handle(self, identity: bytes, content: bytes) -> None:
-        """Acts on a message from a host, or from somebody who wants to be one."""
+        """Acts on a message from a host, or from an agent that wants to join."""
         try:
             message = decode_from_host(content)
         except msgspec.DecodeError as error:
@@ -240,7 +240,7 @@ class HostPool:
                 self.handle(identity, content)
 
     async def _ping_forever(self) -> None:
-        """A connection that is gone refuses a message; nobody else would notice it."""
+        """A connection that is gone refuses a message; nothing else would notice it."""
         lost: set[bytes] = set()
         while True:
             await asyncio.sleep(self._timeout_s / PINGS_PER_TIMEOUT)

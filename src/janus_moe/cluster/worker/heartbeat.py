@@ -31,7 +31,7 @@ UNSEEN = ThreadActivity(Phase.OUTSIDE, -1, 0, 0, 0)
 class Heartbeat:
     """Beats from `start` on, until the process ends.
 
-    descriptor: of the page, owned from here on; -1 means that nobody reads one.
+    descriptor: of the page, owned from here on; -1 means that there is none.
     """
 
     def __init__(self, descriptor: int) -> None:

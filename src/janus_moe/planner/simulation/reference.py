@@ -108,7 +108,7 @@ class PolicyPool:
         self._count(chosen, batcher)
 
     def _prompt(self, request: int) -> list[int]:
-        """Ids, equal where prompts are known to be; without prefixes nobody looks at them."""
+        """Ids, equal where prompts are known to be; without prefixes they are not looked at."""
         length, prefix = int(self._workload.prompt_tokens[request]), self._workload.prefix
         if prefix is None:
             return [0] * length

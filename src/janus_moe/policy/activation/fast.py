@@ -119,7 +119,7 @@ def run(  # type: ignore[no-untyped-def]
     if not _mark_active(expert_ids.reshape(-1), num_experts, flags):
         return INVALID_ID
 
-    # No branches here: which experts are active is anybody's guess, a branch predictor's too.
+    # No branches here: which experts are active cannot be guessed, by a branch predictor neither.
     single_load[:] = 0
     num_active, num_movable = 0, 0
     for expert in range(num_experts):
@@ -137,7 +137,7 @@ def run(  # type: ignore[no-untyped-def]
         bound = max(bound, single_load[instance])
 
     if choice != LEAST_LOADED_SINGLES_FIRST:
-        num_movable = 0  # everybody takes part in the order of ids
+        num_movable = 0  # all take part in the order of ids
         for expert in range(num_experts):
             movable[num_movable] = expert
             num_movable += flags[expert + 1]
