@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from janus_moe.kernels.grouped_experts import grouped_experts
-from janus_moe.kernels.linear import linear
+from janus_moe.kernels.linear import head_linear, linear
 from janus_moe.kernels.paged_attention import AttentionBatch, paged_attention
 from janus_moe.kernels.rms_norm import rms_norm
 from janus_moe.kernels.rotate_and_cache import rotate_and_cache
 from janus_moe.kernels.route import route
+from janus_moe.kernels.swiglu import swiglu, swiglu_reference
 from janus_moe.spec import RouterSpec
 
 Compute = Callable[[Tensor], Tensor]
@@ -49,6 +50,19 @@ def test_linear(size: int, sizes: list[int]) -> None:
     x, weight = torch.randn(num_rows, size), torch.randn(37, size)
     bias = torch.randn(37)
     assert_company_does_not_matter(lambda rows: linear(x[rows], weight, bias), num_rows, sizes)
+
+
+def test_head_linear() -> None:
+    x, weight = torch.randn(300, 3, 20), torch.randn(3, 30, 20).transpose(1, 2)
+    want = torch.bmm(x.transpose(0, 1), weight).transpose(0, 1)
+    torch.testing.assert_close(head_linear(x, weight), want, rtol=1e-5, atol=1e-5)
+    assert_company_does_not_matter(lambda rows: head_linear(x[rows], weight), 300, [1, 4, 5, 250])
+
+
+def test_swiglu() -> None:
+    gate_up = torch.randn(900, 2 * 501)  # so many that threads of torch would share a row
+    torch.testing.assert_close(swiglu(gate_up), swiglu_reference(gate_up), rtol=1e-5, atol=1e-6)
+    assert_company_does_not_matter(lambda rows: swiglu(gate_up[rows]), 900, [1, 2, 65, 66, 800])
 
 
 def test_rms_norm() -> None:

@@ -36,10 +36,10 @@ def moe(
     ids, weights = experts[0].route(layer, normed)
     tables = _slot_tables(experts, layer, ids.device)
     partial_sums = [
-        expert.compute(layer, normed, table[ids.long()], weights)
+        expert.compute(layer, normed, table[ids.long()], weights, torch.float64)
         for expert, table in zip(experts, tables, strict=True)
     ]
-    routed = torch.stack(partial_sums).sum(dim=0).to(normed.dtype)
+    routed = torch.stack(partial_sums).sum(dim=0).float().to(normed.dtype)
     shared = model.shared(layer, normed)
     return routed if shared is None else routed + shared
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from janus_moe.kernels.linear import linear
+from janus_moe.kernels.linear import head_linear, linear
 from janus_moe.kernels.paged_attention import paged_attention, write_kv
 from janus_moe.kernels.rms_norm import rms_norm
 from janus_moe.kernels.rotate_and_cache import rotate_
@@ -107,10 +107,10 @@ class MlaAttention:
         latent = rms_norm(latent, self.latent_norm, kind.lora_norm_eps).unsqueeze(1)
         query_rotary, key_rotary = torch.split(rotary, [kind.num_heads, 1], dim=1)
         write_kv(latents, torch.cat((latent, key_rotary), dim=-1), step.slot_mapping)
-        nope_in_latent = torch.bmm(nope.transpose(0, 1), self.up_key).transpose(0, 1)
+        nope_in_latent = head_linear(nope, self.up_key)
         query = torch.cat((nope_in_latent, query_rotary), dim=-1)
         out = paged_attention(query, latents, latents, step.batch, kind.scale, kind.kv_lora_rank)
-        values = torch.bmm(out.transpose(0, 1), self.up_value).transpose(0, 1)
+        values = head_linear(out, self.up_value)
         return linear(values.reshape(tokens, -1), self.o, self.o_bias)
 
     def _project(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,8 +160,13 @@ def _down_bias(loader: Loader, kind: MlaSpec, key_order: Tensor, layer: int) -> 
 
 
 def _up_projections(loader: Loader, kind: MlaSpec, layer: int) -> tuple[Tensor, Tensor]:
-    """The two halves of kv_b, laid out so that batched products read both along memory: with
-    bfloat16 on a CPU the stored layout takes up to twelve times as long."""
+    """The two halves of kv_b, laid out as their products read them: the kernel of float32 along the
+    rows of the result, torch along memory. In the stored layout its bfloat16 takes up to twelve
+    times as long on a CPU."""
     kv_b = loader.tensor("kv_b", layer).view(kind.num_heads, -1, kind.kv_lora_rank).transpose(1, 2)
     key, value = torch.split(kv_b, [kind.nope_head_dim, kind.value_head_dim], dim=2)
-    return key.contiguous().transpose(1, 2), value.contiguous()
+    if value.dtype == torch.float32:
+        value = value.transpose(1, 2).contiguous().transpose(1, 2)
+    else:
+        value = value.contiguous()
+    return key.contiguous().transpose(1, 2), value

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from janus_moe.kernels.linear import linear
+from janus_moe.kernels.swiglu import swiglu
 from janus_moe.model.loading import Loader
 
 
@@ -35,5 +35,4 @@ class SwigluMlp:
         return cls(gate_up, loader.tensor(f"{kind}_down", layer))
 
     def __call__(self, x: Tensor) -> Tensor:
-        gate, up = linear(x, self.gate_up).chunk(2, dim=-1)
-        return linear(F.silu(gate).mul_(up), self.down)
+        return linear(swiglu(linear(x, self.gate_up)), self.down)

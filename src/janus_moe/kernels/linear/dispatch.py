@@ -4,7 +4,7 @@ import torch
 
 from janus_moe.kernels.cpu.ir import has_bfloat16_products
 from janus_moe.kernels.linear.reference import linear_reference
-from janus_moe.kernels.linear.streaming import linear_streaming
+from janus_moe.kernels.linear.streaming import head_linear_streaming, linear_streaming
 
 NATIVE_BFLOAT16_MAX_TOKENS = 8
 
@@ -26,6 +26,18 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     ):
         return linear_streaming(x, weight, bias)
     return linear_reference(x, weight, bias)
+
+
+def head_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A product for each head.
+
+    x: [tokens, heads, in]; weight: [heads, in, out]. Returns [tokens, heads, out]. In float32 on a
+    CPU a token's result does not depend on the others.
+    """
+    rows = weight.transpose(1, 2)
+    if x.device.type == "cpu" and x.dtype == torch.float32 and rows.is_contiguous():
+        return head_linear_streaming(x, rows)
+    return torch.bmm(x.transpose(0, 1), weight).transpose(0, 1)
 
 
 def streams(tokens: int, dtype: torch.dtype, native_bfloat16: bool) -> bool:

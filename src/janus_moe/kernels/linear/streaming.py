@@ -71,6 +71,45 @@ def project_units(x: Any, weight: Any, out: Any, counter: Any, workers: int) -> 
         unit = claim(pointer(counter))
 
 
+def head_linear_streaming(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Contract of `head_linear` for float32 CPU tensors.
+
+    weight: [heads, out, in], contiguous.
+    """
+    out = torch.empty(*x.shape[:2], weight.shape[1])
+    workers = num_workers(x.shape[0] * weight.numel())
+    with parallel_region():
+        _run_heads(floats(x), elements(weight), out.numpy(), workers)
+    return out
+
+
+@kernel
+def _run_heads(x: Any, weight: Any, out: Any, workers: int) -> None:
+    counter = new_counters(1)
+    if workers == 1:
+        _project_heads(x, weight, out, counter)
+        return
+    for _ in numba.prange(workers):
+        _project_heads(x, weight, out, counter)
+
+
+@helper
+def _project_heads(x: Any, weight: Any, out: Any, counter: Any) -> None:
+    """One worker: take heads until there are none left."""
+    out_of_line()
+    tokens, heads, length = x.shape
+    rows = x.reshape((tokens * heads, length))
+    starts = np.empty(tokens, np.int64)
+    sums = np.empty(SUMS_SIZE, np.float32)
+    head = claim(pointer(counter))
+    while head < heads:
+        for token in range(tokens):
+            starts[token] = (token * heads + head) * length
+        own = out[:, head]
+        _project(rows, weight[head], starts, 0, tokens, 0, weight.shape[1], own, sums)
+        head = claim(pointer(counter))
+
+
 @helper
 def _project(
     x: Any, weight: Any, starts: Any, first: int, last: int, begin: int, end: int, out: Any,
