@@ -189,12 +189,14 @@ class GenerationControl:
                 )
 
     def _open(self, membership: Membership, placement: Placement) -> None:
-        assert self._cluster is not None
+        assert self._cluster is not None and self._machine is not None
+        is_fault = self._machine.status(self._now_s()).kind == "fault"
         for member in membership.instances:
             order = OpenGeneration(
                 membership=membership,
                 slots=placement.slots,
                 num_threads=self._threads(member.pool, membership),
+                is_urgent=is_fault,
             )
             self._cluster.order(member, order)
 

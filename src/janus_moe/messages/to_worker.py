@@ -43,11 +43,13 @@ class OpenGeneration(Message, frozen=True):
     membership: the pools of the generation, in which an instance of the worker is.
     slots: [moe layers][expert instances] logical expert ids of its first placement, by rank.
     num_threads: compute threads of each of the worker's instances, from the commit on.
+    is_urgent: experts are loaded at full speed, because steps wait for it; else beside steps.
     """
 
     membership: Membership
     slots: tuple[tuple[tuple[int, ...], ...], ...]
     num_threads: int
+    is_urgent: bool = False
 
 
 class CommitGeneration(Message, frozen=True):

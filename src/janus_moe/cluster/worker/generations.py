@@ -19,6 +19,7 @@ from janus_moe.cluster.worker.hosted_instance import Connection, HostedInstance
 from janus_moe.cluster.worker.worker_channel import WorkerChannel
 from janus_moe.cluster.worker.worker_instances import wait_rule
 from janus_moe.errors import JanusError
+from janus_moe.experts.pacing import PaceName
 from janus_moe.messages import (
     CommitGeneration,
     GenerationCommitted,
@@ -138,8 +139,10 @@ class Generations:
         exchanges = open_exchanges(setup, self._channel, self._bind_host)
         try:
             rule = wait_rule(setup)
+            pace: PaceName = "full" if order.is_urgent else "steps"
             return _Opened(
-                exchanges, {i: self._instances[i].connect(setup, exchanges, rule) for i in present}
+                exchanges,
+                {i: self._instances[i].connect(setup, exchanges, rule, pace) for i in present},
             )
         except BaseException:
             for exchange in exchanges:
@@ -177,3 +180,5 @@ class Generations:
             opened = self._opened.pop(generation, None)
         if opened is not None:
             opened.close()
+        for instance in self._instances.values():
+            instance.drop(generation)

@@ -15,6 +15,7 @@ import numba
 import torch
 
 from janus_moe.errors import ExchangeClosed, ExchangeError, RoutingDivergence
+from janus_moe.experts.pacing import PaceName
 from janus_moe.messages import (
     CommitGeneration,
     FromWorker,
@@ -61,18 +62,21 @@ class HostedInstance:
     spans: what it does when.
     send: takes its answers to `Trace`.
     release: gives back what it holds besides memory.
+    drop: gives back what it holds for a generation that is not served, or not any more.
     """
 
     def __init__(
         self,
         instance_id: InstanceId,
-        connect: Callable[[Setup, Sequence[Exchange], WaitRule], Connection],
+        connect: Callable[[Setup, Sequence[Exchange], WaitRule, PaceName], Connection],
         spans: SpanLog,
         send: Send,
         release: Callable[[], None] = lambda: None,
+        drop: Callable[[int], None] = lambda generation: None,
     ) -> None:
         self.id = instance_id
         self.release = release
+        self.drop = drop
         self._connect = connect
         self.spans = spans
         self._send = send
@@ -82,12 +86,20 @@ class HostedInstance:
             queue.SimpleQueue()
         )
 
-    def connect(self, setup: Setup, exchanges: Sequence[Exchange], rule: WaitRule) -> Connection:
+    def connect(
+        self,
+        setup: Setup,
+        exchanges: Sequence[Exchange],
+        rule: WaitRule,
+        pace: PaceName = "full",
+    ) -> Connection:
         """Gets ready to serve with these exchanges, beside those that it serves with now.
 
-        Raises ConfigError when an expert instance does not hold what the placement gives it.
+        pace: at which an expert instance loads what it lacks.
+
+        Raises CheckpointError, and ConflictError when the generation was dropped meanwhile.
         """
-        connection = self._connect(setup, exchanges, rule)
+        connection = self._connect(setup, exchanges, rule, pace)
 
         def body(inbox: queue.SimpleQueue[ToWorker]) -> None:
             use_threads(setup.num_threads)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +32,7 @@ from janus_moe.experts.epoch import first_tables, make_epoch
 from janus_moe.experts.epoch_loader import EpochLoader
 from janus_moe.experts.instance import ExpertInstance
 from janus_moe.experts.loop import serve as serve_experts
+from janus_moe.experts.pacing import PaceName
 from janus_moe.experts.recording import RoutingRecorder
 from janus_moe.experts.routing_observer import RoutingObserver
 from janus_moe.experts.runner import ExpertRunner
@@ -137,7 +140,9 @@ class _Builder:
         runner = AttentionRunner(model, cache, limits, spans)
         instance = AttentionInstance(instance_id, runner, blocks, limits)
 
-        def connect(setup: Setup, exchanges: Sequence[Exchange], rule: WaitRule) -> Connection:
+        def connect(
+            setup: Setup, exchanges: Sequence[Exchange], rule: WaitRule, pace: PaceName
+        ) -> Connection:
             membership = setup.membership
             rank = membership.rank(instance_id)
             ports = [exchange.attention_port(rank, rule) for exchange in exchanges]
@@ -186,11 +191,13 @@ class _Builder:
         self._send(Progress(instance=instance_id, stage="warm up"))
         instance.warm_up()
 
-        def connect(setup: Setup, exchanges: Sequence[Exchange], wait: WaitRule) -> Connection:
+        def connect(
+            setup: Setup, exchanges: Sequence[Exchange], wait: WaitRule, pace: PaceName
+        ) -> Connection:
             rank, placement = setup.membership.rank(instance_id), placement_of(setup)
             epochs, observer = instance.epochs, instance.observer
             if (rank, placement.epoch) != (epochs.rank, epochs.current.number):
-                epochs = loader.stage(placement, rank, "full")
+                epochs = loader.stage(placement, rank, pace)
                 observer = self._observer(rank, recorder)
 
             def serve_once(port: ExpertPort) -> None:
@@ -214,7 +221,13 @@ class _Builder:
             wake = ports[0].wake if ports else lambda: None
             return Connection(setup.membership.generation, wake, body, closing_all(ports))
 
-        return HostedInstance(instance_id, connect, spans, self._send, closing.close)
+        def drop(generation: int) -> None:
+            loader.unstage(generation)
+            if generation < instance.epochs.latest.number:  # it was served before: memory is free
+                settle = partial(loader.settle, setup.spare_slots)
+                threading.Thread(target=settle, name="settle", daemon=True).start()
+
+        return HostedInstance(instance_id, connect, spans, self._send, closing.close, drop)
 
     def _observer(self, rank: int, recorder: RoutingRecorder | None) -> RoutingObserver:
         """All expert instances see the same routing; the one of rank 0 reports it."""
