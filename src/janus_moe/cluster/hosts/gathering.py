@@ -85,7 +85,7 @@ def _listening(cluster: ClusterConfig) -> tuple[Address, bytes]:
 
 def _bind_host(address: Address, shares: Sequence[HostShare]) -> str:
     if not any(share.is_local for share in shares):
-        return address.host  # no host will
+        return address.host  # no instance of this host listens
     return require_own(address.host, "--cluster-listen")
 
 
