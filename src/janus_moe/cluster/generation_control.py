@@ -34,6 +34,7 @@ from janus_moe.cluster.generations.events import (
 )
 from janus_moe.cluster.rebalancer import Rebalancer
 from janus_moe.cluster.supervisor import Cluster
+from janus_moe.cluster.tracing import Tracer
 from janus_moe.cluster.worker_layout import setup_for
 from janus_moe.config import EngineConfig
 from janus_moe.engine.engine import Engine
@@ -59,12 +60,14 @@ class GenerationControl:
         plan: DeploymentPlan,
         engine: Engine,
         rebalancer: Rebalancer,
+        tracer: Tracer,
         settings: GenerationSettings,
         placer: Placer,
     ) -> None:
         self._plan = plan
         self._engine = engine
         self._rebalancer = rebalancer
+        self._tracer = tracer
         self._settings = settings
         self._placer = placer
         self._serving = Generation(plan.membership, plan.placement)
@@ -204,6 +207,7 @@ class GenerationControl:
         assert self._cluster is not None
         self._serving = Generation(action.membership, action.placement)
         self._rebalancer.use_generation(action.membership, action.placement)
+        self._tracer.use_membership(action.membership)
         self._engine.use_membership(action.membership)
         for generation in action.retired:
             for member in action.membership.instances:

@@ -133,6 +133,7 @@ class Service:
             plan,
             self.engine,
             self.rebalancer,
+            self.tracer,
             generation_settings(plan.config, plan.membership.shape),
             AdaptingPlacer(plan.spec.moe.num_experts, redundant),
         )

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from janus_moe.cluster.deployment_plan import DeploymentPlan
+from janus_moe.cluster.deployment_plan import DeploymentPlan, Host
 from janus_moe.cluster.message_router import ObservableWorkers
 from janus_moe.engine.engine import Engine, Workers
 from janus_moe.errors import ConfigError, ServiceError
 from janus_moe.messages import FromWorker, SamplingParams, Trace, Traced
-from janus_moe.spec import InstanceId
+from janus_moe.spec import InstanceId, Membership
 from janus_moe.tracing import Span
 
 PINGS = 5
@@ -45,7 +45,8 @@ class Tracer:
 
     def __init__(self, plan: DeploymentPlan) -> None:
         self._plan = plan
-        self._instances = plan.membership.instances
+        self._membership = plan.membership
+        self._recorded: tuple[InstanceId, ...] = ()
         self._workers: Workers | None = None
         self._waiting: dict[InstanceId, asyncio.Future[Traced]] = {}
         self._offsets: dict[InstanceId, int] = {}
@@ -55,9 +56,14 @@ class Tracer:
         self._workers = workers
         workers.on_message.append(self._on_message)
 
+    def use_membership(self, membership: Membership) -> None:
+        """Records these instances from the next `start` on."""
+        self._membership = membership
+
     async def start(self) -> None:
         """Returns once every instance records. Raises ServiceError when one does not answer."""
-        for instance in self._instances:
+        self._recorded = self._membership.instances
+        for instance in self._recorded:
             best_ns = None
             for _ in range(PINGS):
                 before_ns = time.perf_counter_ns()
@@ -66,19 +72,24 @@ class Tracer:
                 if best_ns is None or after_ns - before_ns < best_ns:
                     best_ns = after_ns - before_ns
                     self._offsets[instance] = answer.now_ns - (before_ns + after_ns) // 2
-            if self._plan.host_of(instance).share.is_local:
+            if self._host_of(instance).share.is_local:
                 self._offsets[instance] = 0  # one clock; a ping would only add its own error
 
     async def stop(self) -> list[InstanceTrace]:
-        """What every instance recorded since `start`."""
+        """What the instances that are still there recorded since `start`."""
         traces = []
-        for instance in self._instances:
+        for instance in self._recorded:
+            if instance not in self._membership.instances:
+                continue
             spans = (await self._ask(instance, recording=False)).spans
             offset = self._offsets[instance]
             shifted = tuple(_shifted(span, -offset) for span in spans) if offset else spans
-            host = self._plan.host_of(instance).share.name
+            host = self._host_of(instance).share.name
             traces.append(InstanceTrace(instance, host, shifted))
         return traces
+
+    def _host_of(self, instance: InstanceId) -> Host:
+        return self._plan.hosts[self._membership.host_of(instance)]
 
     async def _ask(self, instance: InstanceId, *, recording: bool) -> Traced:
         if self._workers is None:
