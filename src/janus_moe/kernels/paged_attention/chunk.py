@@ -23,7 +23,7 @@ from janus_moe.kernels.paged_attention.streaming import (
     softmax,
 )
 
-TILE_COLUMNS = 24  # query heads that share a read of the keys
+TILE_COLUMNS = 96  # query heads that share a read of the keys
 
 
 def attend_chunk_streaming(
