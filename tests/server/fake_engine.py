@@ -6,10 +6,12 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from janus_moe.config import EngineConfig
 from janus_moe.engine.chunks import Status, TokenChunk
 from janus_moe.engine.placement_controller import RebalanceStatus
+from janus_moe.engine.refusal import Refusal
 from janus_moe.engine.text.detokenizer import Detokenizer
 from janus_moe.engine.text.stopping import StopStrings
 from janus_moe.engine.text.tokenizer import Tokenizer
@@ -84,6 +86,35 @@ class FakePlacementController:
         return self.status
 
 
+class FakeScaleController:
+    """Notes what it is asked for. refusal: raised by everything that changes something."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int, float] | str] = []
+        self.degraded = ""
+        self.refusal: Exception | None = None
+
+    def scale(self, attention: int, expert: int, drain_timeout_s: float) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.asked.append((attention, expert, drain_timeout_s))
+
+    def abort(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.asked.append("abort")
+
+    def status(self) -> dict[str, Any]:
+        one = [{"pool": "attention", "number": 3}]
+        return {
+            "generation": 7,
+            "attention": one,
+            "expert": [{"pool": "expert", "number": 4}, {"pool": "expert", "number": 6}],
+            "phase": "serving",
+            "degraded": self.degraded,
+        }
+
+
 @dataclass
 class FakeEngine:
     """Serves `reply` where given, otherwise text drawn from prompt and seed.
@@ -109,6 +140,8 @@ class FakeEngine:
 
     def __post_init__(self) -> None:
         self.placement_controller = FakePlacementController()
+        self.scale_controller: FakeScaleController | None = None
+        self.refusal: Refusal | None = None
         self.config = EngineConfig(model="tiny-moe")
         self.spec = tiny_spec(self.tokenizer.vocab_size, self.max_model_len)
 

@@ -11,7 +11,6 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -23,6 +22,7 @@ from janus_moe.engine.chunks import Status, TokenChunk
 from janus_moe.engine.counters import EngineCounters
 from janus_moe.engine.load import InstanceLoads
 from janus_moe.engine.placement_controller import PlacementController
+from janus_moe.engine.refusal import Refusal
 from janus_moe.engine.request import RequestRecord
 from janus_moe.engine.scale_controller import ScaleController
 from janus_moe.engine.snapshot import EngineSnapshot
@@ -58,18 +58,6 @@ class Workers(Protocol):
 
     async def close(self) -> None:
         """Stops all workers; returns when none is left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why new requests are refused for now.
-
-    reason: a sentence for people.
-    retry_after_s: when it may be different, seconds.
-    """
-
-    reason: str
-    retry_after_s: float
 
 
 class Engine:

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from janus_moe import __version__
 from janus_moe.config import ServerConfig
 from janus_moe.engine.text.chat import load_chat_template
-from janus_moe.server import experts, service, tokenization
+from janus_moe.server import experts, scaling, service, tokenization
 from janus_moe.server.app_state import AppState, served_name
 from janus_moe.server.auth import ApiKeyMiddleware
 from janus_moe.server.backend import EngineBackend
@@ -26,7 +26,7 @@ Handler = Callable[[Request, AppState], Awaitable[Response]]
 
 _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/health", service.health),
-    ("GET", "/ready", service.health),
+    ("GET", "/ready", service.ready),
     ("GET", "/ping", service.health),
     ("GET", "/version", service.version),
     ("GET", "/metrics", service.metrics),
@@ -40,6 +40,9 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/expert_load", experts.expert_load),
     ("GET", "/expert_placement", experts.expert_placement),
     ("POST", "/rebalance", experts.rebalance),
+    ("GET", "/scale", scaling.scale_status),
+    ("POST", "/scale", scaling.scale),
+    ("DELETE", "/scale", scaling.abort_scale),
 )
 
 

@@ -8,6 +8,8 @@ from typing import Protocol
 from janus_moe.config import EngineConfig
 from janus_moe.engine.chunks import FinishReason, Status, TokenChunk
 from janus_moe.engine.placement_controller import PlacementController
+from janus_moe.engine.refusal import Refusal
+from janus_moe.engine.scale_controller import ScaleController
 from janus_moe.engine.snapshot import DurationTotal, EngineSnapshot
 from janus_moe.engine.text.tokenizer import Tokenizer
 from janus_moe.messages import SamplingParams
@@ -57,6 +59,12 @@ class EngineBackend(Protocol):
 
     @property
     def placement_controller(self) -> PlacementController: ...
+
+    @property
+    def scale_controller(self) -> ScaleController | None: ...
+
+    @property
+    def refusal(self) -> Refusal | None: ...
 
     def submit(
         self,

@@ -12,6 +12,7 @@ from janus_moe.server.requests import (
     CompletionBody,
     DetokenizeBody,
     RebalanceBody,
+    ScaleBody,
     TokenizeBody,
 )
 
@@ -21,6 +22,7 @@ _BODIES: dict[str, type] = {
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
     "/rebalance": RebalanceBody,
+    "/scale": ScaleBody,
 }
 
 

@@ -132,7 +132,7 @@ def _reason(error: Exception) -> str:
 
 def check_fields(given: Mapping[str, Any], kind: type) -> dict[str, Any]:
     """The fields `kind` knows; null means not given, as clients send it for every default."""
-    known = {field.name for field in msgspec.structs.fields(kind)}
+    known = {field.encode_name for field in msgspec.structs.fields(kind)}
     kept = {}
     for name, value in given.items():
         if value is None or (name in IGNORED and name not in known):

@@ -105,6 +105,18 @@ class RebalanceBody(Body, frozen=True, kw_only=True):
     placement: list[list[list[Count]]] | None = None
 
 
+class ScaleBody(Body, frozen=True, kw_only=True):
+    """POST /scale.
+
+    attention, expert: wanted sizes of the pools; None means the present one.
+    drain_timeout: seconds that attention instances which leave may finish their requests.
+    """
+
+    attention: Count | None = msgspec.field(default=None, name="attention_instances")
+    expert: Count | None = msgspec.field(default=None, name="expert_instances")
+    drain_timeout: float = 30.0
+
+
 class DetokenizeBody(Body, frozen=True, kw_only=True):
     """POST /detokenize."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fastapi import Request
@@ -10,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from janus_moe import __version__
 from janus_moe.server.app_state import AppState
+from janus_moe.server.scaling import degraded
 
 
 async def health(request: Request, state: AppState) -> Response:
@@ -18,7 +20,18 @@ async def health(request: Request, state: AppState) -> Response:
     answer: dict[str, str] = {"status": status}
     if status == "loading":
         answer["detail"] = state.backend.status_detail
+    if why := degraded(state):
+        answer["degraded"] = why
     return JSONResponse(answer, 200 if status == "ready" else 503)
+
+
+async def ready(request: Request, state: AppState) -> Response:
+    """200 when requests are taken, also 503 while a fault lasts so long that they are refused."""
+    refusal = state.backend.refusal
+    if state.lifecycle.status != "ready" or refusal is None:
+        return await health(request, state)
+    wait = {"Retry-After": str(max(1, math.ceil(refusal.retry_after_s)))}
+    return JSONResponse({"status": "refusing", "detail": refusal.reason}, 503, wait)
 
 
 async def version(request: Request, state: AppState) -> Response:
