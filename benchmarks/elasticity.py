@@ -105,8 +105,11 @@ class Trial:
         kind = self._kind(name)
         self.events.append(Event(kind, phase, time.monotonic()))
         os.kill(pid, signal_number)
-        if signal_number == signal.SIGSTOP:
-            await self._detected(pid)
+        since = time.monotonic()
+        if not await self._until(lambda: pid not in self._pids.values(), LATE_S):
+            self._hang(f"the end of {name} (process {pid}) was not noticed")
+        elif signal_number == signal.SIGSTOP:
+            self.detections.append(time.monotonic() - since)
         await self._whole_again()
         await self.resize(*self._shape)
 
@@ -159,14 +162,6 @@ class Trial:
     def _prefilling(self) -> bool:
         """Whether a request has no token yet."""
         return any(not request.token_ids for request in self.service.engine._requests.values())
-
-    async def _detected(self, pid: int) -> None:
-        since = time.monotonic()
-        if await self._until(lambda: pid not in self._pids.values(), LATE_S):
-            self.detections.append(time.monotonic() - since)
-        else:
-            self._hang(f"process {pid} is stopped and was not noticed")
-            os.kill(pid, signal.SIGKILL)
 
     async def _whole_again(self) -> None:
         def is_whole() -> bool:
