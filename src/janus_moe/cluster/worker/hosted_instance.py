@@ -82,6 +82,7 @@ class HostedInstance:
         self._send = send
         self._inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
         self._connection: Connection | None = None
+        self._abandoned_before = 0
         self._next: queue.SimpleQueue[tuple[Connection, Callable[[], None]] | None] = (
             queue.SimpleQueue()
         )
@@ -114,10 +115,12 @@ class HostedInstance:
 
     def leave(self, order: CommitGeneration) -> None:
         """Makes its thread leave what it serves with, which belongs to an earlier generation."""
-        if order.abandon and self._connection is not None:
-            self._connection.close()
-        else:
+        if not order.abandon:
             self.post(order)
+            return
+        self._abandoned_before = order.generation  # first, for `serve` looks at it last
+        if self._connection is not None:
+            self._connection.close()
 
     def finish(self) -> None:
         """Ends the work of its thread with the connection that it has begun."""
@@ -147,6 +150,8 @@ class HostedInstance:
         """
         while (following := self._next.get()) is not None:
             self._connection, on_begun = following
+            if self._connection.generation < self._abandoned_before:
+                continue  # a fault came between the order to begin with it and now
             self._forget_orders(self._connection.generation)
             on_begun()
             try:
