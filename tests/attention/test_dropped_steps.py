@@ -200,6 +200,7 @@ def assert_equal(one: Run, other: Run) -> None:
         assert without_times(seen) == without_times(expected)
 
 
+@pytest.mark.timeout(400)  # the first one compiles nearly all kernels
 @pytest.mark.parametrize("num_ports", [1, 2])
 def test_failures_at_every_place_of_every_step_change_nothing(
     weights: Weights, num_ports: int

@@ -90,11 +90,11 @@ class FakeScaleController:
     """Notes what it is asked for. refusal: raised by everything that changes something."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, int, float] | str] = []
+        self.asked: list[tuple[int | None, int | None, float] | str] = []
         self.degraded = ""
         self.refusal: Exception | None = None
 
-    def scale(self, attention: int, expert: int, drain_timeout_s: float) -> None:
+    def scale(self, attention: int | None, expert: int | None, drain_timeout_s: float) -> None:
         if self.refusal is not None:
             raise self.refusal
         self.asked.append((attention, expert, drain_timeout_s))

@@ -25,7 +25,7 @@ async def test_sizes_that_are_left_out_stay(
         answer = await client.post("/scale", json=body)
         assert answer.status_code == 202
         assert answer.json()["generation"] == 7
-    assert controller.asked == [(2, 5, 1.5), (4, 2, 30.0), (1, 2, 30.0)]
+    assert controller.asked == [(2, 5, 1.5), (4, None, 30.0), (None, None, 30.0)]
 
 
 async def test_status_and_abort(client: httpx.AsyncClient, controller: FakeScaleController) -> None:
@@ -43,7 +43,12 @@ async def test_refusals_say_why(client: httpx.AsyncClient, controller: FakeScale
     answer = await client.post("/scale", json={"attention_instances": 9})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "attention_instances"
-    for body in ({"attention_instances": -1}, {"expert_instances": "2"}, {"attention": 2}):
+    for body in (
+        {"attention_instances": -1},
+        {"expert_instances": "2"},
+        {"attention": 2},
+        {"drain_timeout": -1},
+    ):
         assert (await client.post("/scale", json=body)).status_code == 400
 
 

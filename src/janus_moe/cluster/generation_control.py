@@ -93,19 +93,25 @@ class GenerationControl:
         for task in self._tasks:
             task.cancel()
 
-    def scale(self, attention: int, expert: int, drain_timeout_s: float) -> None:
+    def scale(self, attention: int | None, expert: int | None, drain_timeout_s: float) -> None:
         """See `engine.ScaleController`."""
-        self._ask(ScaleRequested(attention, expert, drain_timeout_s))
+        target = self._running.state.target
+        self.handle(
+            ScaleRequested(
+                target.attention if attention is None else attention,
+                target.expert if expert is None else expert,
+                drain_timeout_s,
+            )
+        )
 
     def abort(self) -> None:
         """See `engine.ScaleController`."""
-        self._ask(AbortRequested())
+        _ = self._running
+        self.handle(AbortRequested())
 
     def status(self) -> dict[str, Any]:
         """See `engine.ScaleController`."""
-        if self._machine is None:
-            raise ConflictError("the pools of this service cannot change: it is not running")
-        fields: dict[str, Any] = msgspec.to_builtins(self._machine.status(self._now_s()))
+        fields: dict[str, Any] = msgspec.to_builtins(self._running.status(self._now_s()))
         return fields
 
     def handle(self, event: Event) -> None:
@@ -115,10 +121,11 @@ class GenerationControl:
         if self._machine is not None:
             self._carry_out(self._machine.handle(event, self._now_s()))
 
-    def _ask(self, event: Event) -> None:
+    @property
+    def _running(self) -> GenerationMachine:
         if self._machine is None:
             raise ConflictError("the pools of this service cannot change: it is not running")
-        self.handle(event)
+        return self._machine
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 class ScaleController(Protocol):
     """Changes the pools of a running service."""
 
-    def scale(self, attention: int, expert: int, drain_timeout_s: float) -> None:
+    def scale(self, attention: int | None, expert: int | None, drain_timeout_s: float) -> None:
         """Begins a change to these pool sizes; it goes on in the background.
 
+        attention, expert: None leaves the size as it should be, also while an instance is missing.
         drain_timeout_s: how long attention instances that leave may finish their requests, seconds.
 
         Raises RequestError for impossible sizes, and ConflictError, which names the phase, while

@@ -12,6 +12,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 StopText = Annotated[str, Meta(min_length=1, max_length=1024)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 
@@ -108,13 +109,13 @@ class RebalanceBody(Body, frozen=True, kw_only=True):
 class ScaleBody(Body, frozen=True, kw_only=True):
     """POST /scale.
 
-    attention, expert: wanted sizes of the pools; None means the present one.
+    attention, expert: wanted sizes of the pools; None means that it stays as it should be.
     drain_timeout: seconds that attention instances which leave may finish their requests.
     """
 
     attention: Count | None = msgspec.field(default=None, name="attention_instances")
     expert: Count | None = msgspec.field(default=None, name="expert_instances")
-    drain_timeout: float = 30.0
+    drain_timeout: Seconds = 30.0
 
 
 class DetokenizeBody(Body, frozen=True, kw_only=True):

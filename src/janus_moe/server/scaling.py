@@ -22,16 +22,11 @@ async def scale_status(request: Request, state: AppState) -> Response:
 
 
 async def scale(request: Request, state: AppState) -> Response:
-    """Begins a change to other pool sizes; sizes that are left out stay."""
+    """Begins a change to other pool sizes; sizes that are left out stay as they should be."""
     state.lifecycle.require_ready()
     body = parse(await read_body(request, state.config.max_body_bytes), ScaleBody)
     controller = _controller(state)
-    present = controller.status()
-    controller.scale(
-        body.attention or len(present["attention"]),
-        body.expert or len(present["expert"]),
-        body.drain_timeout,
-    )
+    controller.scale(body.attention, body.expert, body.drain_timeout)
     return json_response(controller.status(), 202)
 
 

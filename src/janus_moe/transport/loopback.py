@@ -126,7 +126,8 @@ class _Tensors:
     partials: [expert instances] each [total tokens, hidden] of `Work.sums`, what was replied.
     on_device: [expert instances] part of their metadata that lies on a device.
     counts: [attention instances] rows of each in the latest step.
-    batch: [total tokens, hidden], all rows of the latest layer pass.
+    batch: [total tokens, hidden], all rows of the latest layer pass that was gathered.
+    is_gathered: no rows came since then.
     inline: every expert runs before the last dispatch returns.
     uses_device: some metadata was on a device.
     """
@@ -135,6 +136,7 @@ class _Tensors:
         self.shape = shape
         self.counts: tuple[int, ...] = ()
         self.inline = False
+        self._gathering = threading.Lock()
         self.uses_device = False
         self.forget()
 
@@ -144,10 +146,25 @@ class _Tensors:
         self.partials = [empty] * self.shape.expert
         self.on_device: list[Tensor | None] = [None] * self.shape.expert
         self.batch = empty
+        self.is_gathered = True
 
-    def gather(self) -> None:
-        parts = [rows for rows, count in zip(self.rows, self.counts, strict=True) if count]
-        self.batch = parts[0] if len(parts) == 1 else torch.cat(parts)
+    def put(self, rank: int, rows: Tensor) -> None:
+        """Takes the rows of one attention instance for the next layer pass."""
+        self.rows[rank] = rows
+        self.is_gathered = False
+
+    def gather(self) -> Tensor:
+        """The batch of a layer pass that all have dispatched.
+
+        An expert instance that happens to look may be here before the last one to dispatch.
+        """
+        with self._gathering:
+            if not self.is_gathered:
+                rows = zip(self.rows, self.counts, strict=True)
+                parts = [one for one, count in rows if count]
+                self.batch = parts[0] if len(parts) == 1 else torch.cat(parts)
+                self.is_gathered = True
+            return self.batch
 
 
 class _AttentionTensors:
@@ -171,7 +188,7 @@ class _AttentionTensors:
     def put(self, hidden: Tensor) -> None:
         # Alone, the experts are done with `hidden` when dispatch returns; otherwise its owner may
         # overwrite it before the last instance has arrived.
-        self._tensors.rows[self._rank] = hidden if self._alone else hidden.clone()
+        self._tensors.put(self._rank, hidden if self._alone else hidden.clone())
 
     def combined(self) -> Tensor:
         first, *others = self._tensors.partials
@@ -197,7 +214,7 @@ class _ExpertTensors:
         self._rank = rank
 
     def batch(self, counts: tuple[int, ...]) -> Tensor:
-        return self._tensors.batch
+        return self._tensors.gather()
 
     def put(self, partial: Tensor, on_device: Tensor | None) -> None:
         sums = sum_dtype(self._tensors.batch.dtype, self._tensors.shape.expert)

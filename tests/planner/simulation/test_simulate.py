@@ -186,9 +186,9 @@ def test_command_prints_a_table_and_writes_reports(
     [
         (["nowhere.csv"], "nowhere.csv: No such file"),
         (["synthetic:weekly"], "poisson, gamma, diurnal"),
-        (["synthetic:poisson", "--rate", "0"], "0.0 requests/s"),
+        (["synthetic:poisson", "--rate", "0"], "--rate must be above 0, got 0"),
         (["synthetic:poisson", "--model", "gpt-9"], "no facts about model 'gpt-9'"),
-        (["synthetic:poisson", "--max-gpus", "0"], "at least 1 GPU, got 0"),
+        (["synthetic:poisson", "--max-gpus", "0"], "--max-gpus must be at least 1"),
         (["synthetic:poisson", "--policy", "janus", "--max-gpus", "4"], "but there are 4"),
         (
             ["synthetic:poisson", "--policy", "sglang", "--system", "l40s", "--max-gpus", "8"],
@@ -196,13 +196,16 @@ def test_command_prints_a_table_and_writes_reports(
         ),
         (["synthetic:poisson", "--policy", "static:2X"], "a size is written 2A6E, EP16 or"),
         (["synthetic:poisson", "--policy", "static:1A2E"], "use more instances"),
-        (["synthetic:poisson", "--ttft", "0"], "the TTFT objective must be above 0"),
-        (["synthetic:poisson", "--headroom", "-1"], "headroom above 0"),
+        (["synthetic:poisson", "--ttft", "0"], "--ttft must be above 0"),
+        (["synthetic:poisson", "--headroom", "-1"], "--headroom must be above 0"),
         (["synthetic:poisson", "--tpot", "-5"], "above 0"),
         (["synthetic:poisson", "--routing", "somehow"], "neither a file nor one of"),
         (["synthetic:poisson", "--max-num-seqs", "9999"], "max_num_seqs from 1"),
         (["synthetic:poisson", "--policy", "fastest"], "known are"),
-        (["synthetic:poisson", "--json", "/nowhere/x.json", "--duration", "9"], "cannot write"),
+        (
+            ["synthetic:poisson", "--json", "/nowhere/x.json", "--duration", "9"],
+            "cannot be written",
+        ),
     ],
 )
 def test_command_answers_bad_input_in_one_line(
