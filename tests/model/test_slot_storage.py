@@ -3,6 +3,8 @@ used cost nothing, and what is given up goes back to the operating system."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,8 +80,15 @@ def resident_mib() -> float:
     return pages * 4096 / 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux")
 def test_memory_is_taken_when_it_is_filled_and_goes_back_after_shrinking() -> None:
+    """In a process of its own: what other tests have left in the heap keeps pages."""
+    check = "from tests.model.test_slot_storage import check_memory; check_memory()"
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=Path(__file__).parents[2])
+
+
+def check_memory() -> None:
     """Twelve layers of 16 slots, 54 MiB, of 64, and of 16 again."""
     layer(1, 96, 256)
     release_free_memory()
