@@ -36,6 +36,10 @@ def peer_lost(worker: str, peer: str) -> Failed:
     return Failed(name=worker, error=error, caused_by_peer=True)
 
 
+def seen(peer: str) -> str:
+    return f"attention 0 saw: {peer} is gone: its connection closed (stage reply, step 3, layer 1)"
+
+
 def end(made: FailureReport, now_s: float = 0.0) -> tuple[ServiceError, float]:
     """The verdict and when it comes, asking only when the report says so."""
     for _ in range(5):
@@ -94,16 +98,14 @@ def test_the_killed_worker_is_named_whatever_is_heard_first() -> None:
             tell(made)
         error, at_s = end(made)
         assert at_s == 0.0
-        assert str(error) == "expert 1 was killed by SIGKILL while serving"
+        assert str(error) == f"expert 1 was killed by SIGKILL while serving; {seen('expert 1')}"
 
 
 def test_what_is_heard_after_the_verdict_is_told() -> None:
     made = report()
     made.on_event(killed("expert 1"), 0.0)
     assert end(made)[1] == 0.0
-    assert made.later(peer_lost("attention 0", "expert 1")) == (
-        "attention 0 saw: expert 1 is gone: its connection closed (stage reply, step 3, layer 1)"
-    )
+    assert made.later(peer_lost("attention 0", "expert 1")) == seen("expert 1")
     assert made.later(Failed(name="expert 1", error="no memory")) == "expert 1 said: no memory"
     assert made.later(killed("expert 0")) == "expert 0 was killed by SIGKILL"
 
@@ -115,7 +117,7 @@ def test_a_lost_host_is_named_rather_than_the_workers_that_lost_its_instances() 
     made.on_event(WorkersLost(("expert 0", "expert 1"), HostLost, "host b closed it"), 0.04)
     error, at_s = end(made, 0.04)
     assert (type(error), at_s) == (HostLost, 0.04)
-    assert str(error) == "host b closed it while serving"
+    assert str(error) == f"host b closed it while serving; {seen('expert 0')}"
 
 
 def test_a_lost_peer_of_which_nothing_more_is_heard_is_told_by_who_lost_it() -> None:

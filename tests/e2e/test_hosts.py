@@ -133,7 +133,6 @@ def test_two_hosts_give_the_tokens_of_one_and_end_with_the_engine(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="what a peer says may come first and name the instance alone")
 def test_a_killed_host_is_named_with_its_instances(secret: Path, expected: list[str]) -> None:
     binds = {"a": "127.0.0.2", "b": "127.0.0.3"}
     with cluster(secret, "a,b", **binds) as (server, (first, second)):

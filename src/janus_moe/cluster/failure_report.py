@@ -3,8 +3,8 @@
 The verdict comes at once, with what is known: a worker's own error, or its loss. Two things are not
 the cause until a moment has passed. A worker that exited by itself has said why before it did, and
 its words are only to be read. A failure that a lost peer caused is told by the worker that lost it
-only if the loss itself is not noticed at about the same time. What is heard after the verdict goes
-to the log.
+only if the loss itself is not noticed soon; a loss is told with what a peer has seen by then. What
+is heard after the verdict goes to the log.
 
 This module is pure: times are arguments in seconds of any one clock. It does not know how failures
 are noticed or what is done about them.
@@ -68,7 +68,7 @@ class FailureReport:
         if self._own_error is not None:
             return self._own_error
         if (loss := self._unexplained_loss()) is not None:
-            return loss.error if now_s >= loss.due_s else None
+            return self._with_witness(loss) if now_s >= loss.due_s else None
         for failed, heard_s in self._lost_a_peer.values():
             if now_s >= heard_s + PEER_EVENT_S or not self._silent():
                 return self._failed(failed)
@@ -98,6 +98,14 @@ class FailureReport:
     def _silent(self) -> frozenset[str]:
         """Workers of which nothing was heard yet."""
         return self._workers - self._spoke
+
+    def _with_witness(self, loss: _Loss) -> ServiceError:
+        """The error, with what the first of the others saw if that was heard before."""
+        for worker, (failed, _) in self._lost_a_peer.items():
+            if worker not in loss.workers:
+                seen = failed.error.partition(";")[0]
+                return type(loss.error)(f"{loss.error}; {failed.name} saw: {seen}")
+        return loss.error
 
     def _failed(self, failed: Failed) -> WorkerFailed:
         what = "failed" if self.stage == "serving" else "could not start"

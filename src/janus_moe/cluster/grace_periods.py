@@ -10,7 +10,7 @@ HOST_REPORT_S = 1.0
 """What other hosts get beyond the grace of their workers to say that these are gone."""
 LAST_WORDS_S = 0.05
 """How long the words of a worker that has exited by itself may take to be read; they left first."""
-PEER_EVENT_S = 0.5
+PEER_EVENT_S = 1.0
 """How long a failure that a lost peer caused waits for what became of the peer, also on another
 host. Only services that a loss ends wait for it."""
 HOST_VERDICT_S = 10.0
