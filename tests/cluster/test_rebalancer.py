@@ -186,6 +186,21 @@ async def test_an_attention_instance_that_does_not_switch_is_named_and_waited_fo
         assert (await rebalancer.rebalance(SWAPPED)).state == "loading"
 
 
+async def test_what_was_being_planned_when_the_pools_change_is_not_begun() -> None:
+    async with rebalancing() as (rebalancer, workers):
+        asked = asyncio.create_task(rebalancer.rebalance(SWAPPED))
+        await asyncio.sleep(0)  # it plans in a thread
+        assert await rebalancer.stop(at_once=True) == 0
+        with pytest.raises(ConflictError, match="the pools have changed"):
+            await asked
+        await workers.expect(0)
+        assert rebalancer.status.state == "idle"
+        with pytest.raises(ConflictError, match="while the pools change"):
+            await rebalancer.rebalance(SWAPPED)
+        rebalancer.allow(6)
+        assert (await rebalancer.rebalance(SWAPPED)).target_epoch == 8
+
+
 async def test_without_statistics_there_is_nothing_to_go_by() -> None:
     async with rebalancing() as (rebalancer, workers):
         with pytest.raises(ConflictError, match="no statistics"):

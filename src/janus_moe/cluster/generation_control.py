@@ -16,6 +16,7 @@ import msgspec
 
 from janus_moe.cluster.deployment.thread_counts import computing_with, threads_each
 from janus_moe.cluster.deployment_plan import DeploymentPlan
+from janus_moe.cluster.generation_placer import pools_to_join
 from janus_moe.cluster.generations import (
     Generation,
     GenerationMachine,
@@ -41,7 +42,6 @@ from janus_moe.engine.engine import Engine
 from janus_moe.errors import ConflictError
 from janus_moe.messages import CommitGeneration, DropGeneration, OpenGeneration, Setup, Stop
 from janus_moe.policy.placement import Placement
-from janus_moe.policy.placement.adaptation import NoPlacement
 from janus_moe.spec import InstanceId, Membership, Pool, PoolShape
 
 logger = logging.getLogger(__name__)
@@ -224,13 +224,10 @@ class GenerationControl:
     def _setup(self, instance: InstanceId) -> Setup:
         """What a new instance builds itself by: the pools that it is to be in, as they look now."""
         assert self._machine is not None
-        starting = (*self._machine.status(self._now_s()).starting, instance)
-        membership = _with(self._serving.membership, starting)
-        placement = self._placer.place(membership, self._serving, "resize")
-        if isinstance(placement, NoPlacement):  # it takes what it needs when it is a member
-            membership, placement = self._serving.membership, self._serving.placement
+        starting = self._machine.status(self._now_s()).starting
+        membership, slots = pools_to_join(self._placer, self._serving, starting, instance)
         threads = self._threads(instance.pool, membership)
-        return setup_for(self._plan, membership, placement.slots, (instance,), threads)
+        return setup_for(self._plan, membership, slots, (instance,), threads)
 
     def _threads(self, pool: Pool, membership: Membership) -> int:
         """Compute threads of each instance of a pool on this host."""
@@ -276,18 +273,4 @@ def generation_settings(config: EngineConfig, at_start: PoolShape) -> Generation
         max_restarts=config.max_restarts,
         recovery_timeout_s=config.recovery_timeout,
         start_timeout_s=config.startup_timeout,
-    )
-
-
-def _with(membership: Membership, joining: Sequence[InstanceId]) -> Membership:
-    """The same pools with these instances of the first host too."""
-    new = [instance for instance in dict.fromkeys(joining) if instance not in membership.instances]
-    attention = tuple(instance for instance in new if instance.pool == "attention")
-    expert = tuple(instance for instance in new if instance.pool == "expert")
-    return msgspec.structs.replace(
-        membership,
-        attention=(*membership.attention, *attention),
-        expert=(*membership.expert, *expert),
-        attention_hosts=(*membership.attention_hosts, *(0 for _ in attention)),
-        expert_hosts=(*membership.expert_hosts, *(0 for _ in expert)),
     )

@@ -159,13 +159,16 @@ class Rebalancer:
             raise ConflictError(
                 f"{late} may still compute with an epoch before {self.placement.epoch}; wait for it"
             )
-        first_epoch = self._last_epoch + 1
+        first_epoch, before = self._last_epoch + 1, self.placement
         self.status = RebalanceStatus(state="planning", target_epoch=first_epoch)
         steps: Sequence[Placement] = ()
         try:
             steps = await asyncio.to_thread(
-                lambda: migration_steps(self.placement, choose(), self._spare, first_epoch)
+                lambda: migration_steps(before, choose(), self._spare, first_epoch)
             )
+            if self._stopped or self.placement is not before:
+                steps = ()
+                raise ConflictError("the pools have changed meanwhile; ask again")
         finally:
             self.status = RebalanceStatus(
                 state="loading" if steps else "idle",

@@ -188,6 +188,9 @@ class Cluster:
         for name in self._layouts:
             with contextlib.suppress(zmq.ZMQError):
                 self._router.post(name, Stop())
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for name in self._building:  # it would finish that first, for nothing
             self._runtime.kill(name)
         await self._runtime.stop(grace_s, error)
@@ -282,8 +285,14 @@ class Cluster:
                 self._on_instance_event(InstanceDied(instance, lost.sentence))
 
     async def _receive_forever(self) -> None:
-        while True:
-            self._router.route(*await self._channel.receive())
+        try:
+            while True:
+                self._router.route(*await self._channel.receive())
+        # A last resort: nothing would be heard any more, and the service would hang.
+        except Exception as error:
+            logger.exception("a message of a worker could not be handled")
+            what = f"a message of a worker could not be handled: {type(error).__name__}"
+            self._inbox.put_nowait(WorkerFailed(what))
 
     def _on_failed(self, worker: str, failed: Failed) -> None:
         if self._on_instance_event is not None:
