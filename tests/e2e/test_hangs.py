@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,10 +42,14 @@ def test_a_thread_that_stands_still_is_noticed(
         workers = server.wait_until_ready().workers()
         expected = stream(server.url)
         with ThreadPoolExecutor(1) as client:
-            under_way = client.submit(streams, server.url, 4)
+            noticed = threading.Event()
+            under_way = client.submit(streams, server.url, noticed)
             time.sleep(1.5)  # so that what a step takes is known
             stop.touch()
-            server.wait_for(rf"{name} \(pid {workers[name].pid}\) stood still for [\d.]+ s")
+            try:
+                server.wait_for(rf"{name} \(pid {workers[name].pid}\) stood still for [\d.]+ s")
+            finally:
+                noticed.set()
             _, alive = psutil.wait_procs([workers[name]], timeout=ENDS_WITHIN_S)
             assert not alive
             assert set(under_way.result(60)) == {expected}
@@ -52,9 +57,12 @@ def test_a_thread_that_stands_still_is_noticed(
         assert server.ended(ENDS_WITHIN_S) == 0
 
 
-def streams(url: str, count: int) -> list[str]:
-    """One after the other."""
-    return [stream(url) for _ in range(count)]
+def streams(url: str, until: threading.Event) -> list[str]:
+    """One after the other, and at least one after the event."""
+    texts = []
+    while not until.is_set():
+        texts.append(stream(url))
+    return [*texts, stream(url)]
 
 
 def wake_ups(pid: int) -> int:
