@@ -121,7 +121,9 @@ def test_any_instance_may_be_killed_under_load(qwen3: Model, transport: str) -> 
         shapes = {"attention_instances": 2, "expert_instances": 2}
         async with loaded(qwen3, transport=transport, **shapes) as (service, control):
             for victim in ("expert 1", "attention 0", "expert 0", "attention 1"):
-                os.kill(service.pids[victim], signal.SIGKILL)
+                # gloo may crash a process whose peer dies; then it is lost like any other.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(service.pids[victim], signal.SIGKILL)
                 await until(control, partial(is_without, victim=victim))
                 await until(control, partial(is_quiet, wanted="2A2E"))
 

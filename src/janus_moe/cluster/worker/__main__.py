@@ -6,6 +6,7 @@ in any instance ends the whole worker after its sentence has reached the engine.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import queue
@@ -149,6 +150,7 @@ def _leave_at_once() -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
+    faulthandler.enable()  # a crash in compiled code says where
     bootstrap = msgspec.json.decode(sys.argv[1], type=Bootstrap)
     die_with(bootstrap.parent_pid)
     status = run(bootstrap)
